@@ -32,6 +32,15 @@ class Prefix:
         """Number of tokens."""
         return len(self.columns)
 
+    def alone(self) -> Prefix:
+        """A copy that does not keep the other rows of its batch alive."""
+        row = slice(self.row, self.row + 1)
+        layers = tuple(
+            (keys[row].index_select(2, self.columns), values[row].index_select(2, self.columns))
+            for keys, values in self.layers
+        )
+        return Prefix(layers, 0, torch.arange(len(self), device=self.columns.device))
+
 
 class GrowingBatch:
     """Rows that are sampled together. Columns: [past | new tokens | room], left-padded both."""

@@ -13,6 +13,9 @@ from igsearch_env.credit import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.information_gain import InformationGain
 
+HELD_TOKENS = 32_768
+"""Tokens of finished episodes whose keys and values are kept until their searches are judged."""
+
 
 class GRPOAgent:
     """Acts, judges its own searches, and turns episodes into token-level advantages.
@@ -34,6 +37,8 @@ class GRPOAgent:
         self.information_gain = information_gain
         self.credit = credit
         self.scorer = policy.scorer()
+        if self.uses_information_gain:
+            policy.memory.finished_tokens = HELD_TOKENS
 
     @property
     def uses_information_gain(self) -> bool:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from agents.growing_batch import Prefix
+
 
 class KVPool:
     """Storage for the keys and values of a number of tokens, by slot.
@@ -56,6 +58,20 @@ class KVPool:
                 new[1 : 1 + len(sources)] = old.index_select(0, sources)
             pool.layers[number] = (fresh[0], fresh[1])
         return pool
+
+    def load(self, slots: Tensor, prefix: Prefix, columns: Tensor) -> None:
+        """Copy keys and values that were computed elsewhere.
+
+        Args:
+            slots: Where to store them, shape (tokens,).
+            prefix: Where they are.
+            columns: Which of its tokens are copied, shape (tokens,).
+        """
+        taken = prefix.columns[columns]
+        for number, sources in enumerate(prefix.layers):
+            stored = self.layer(number, sources[0])
+            for new, old in zip(stored, sources, strict=True):
+                new[slots] = old[prefix.row].index_select(1, taken).transpose(0, 1)
 
     def cache(self, past: Tensor, kept: Tensor, slots: Tensor) -> Cache:
         """A cache for one forward pass that reads and writes this pool.

@@ -21,6 +21,10 @@ class PrefixMemory:
         model: The model that the keys and values belong to. If it has a sliding window nothing is
             remembered: continued rows have gaps between columns, which would shift the window.
 
+    Attributes:
+        finished_tokens: At most so many tokens are kept of sequences that were not continued, the
+            latest ones, for a scorer that starts from them. 0 keeps none.
+
     Raises:
         ValueError: If the model has layers that are not attention.
     """
@@ -28,21 +32,34 @@ class PrefixMemory:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._enabled = sliding_window(model) is None
+        self.finished_tokens = 0
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._continued: set[tuple[int, ...]] = set()
+        self._finished: dict[tuple[int, ...], Prefix] = {}  # oldest first
         self._weights: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
-        """Number of sequences remembered."""
+        """Number of sequences remembered from the last call."""
         return len(self._prefixes)
 
     def recall(self, sequences: Sequence[Sequence[int]]) -> list[Prefix | None]:
         """For each sequence of ids, its keys and values (those of the last token missing)."""
-        if self._weights != self._version():
-            self.clear()
+        self._check_weights()
+        self._continued = {tuple(ids) for ids in sequences}
         return [self._prefixes.get(tuple(ids)) for ids in sequences]
 
+    def held(self) -> list[tuple[tuple[int, ...], Prefix]]:
+        """Every sequence of ids whose keys and values are held, and these; one per token of them.
+
+        They are those of the last call, and the finished ones that were kept.
+        """
+        self._check_weights()
+        everything = {**self._finished, **self._prefixes}
+        return [(ids[: len(prefix)], prefix) for ids, prefix in everything.items()]
+
     def replace(self, contexts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> None:
-        """Remember what was sampled after each context, and nothing else."""
+        """Remember what was sampled after each context, and what was finished before."""
+        self._keep_finished()
         self._weights = self._version()
         self._prefixes = {
             (*context, *sample.ids): sample.prefix
@@ -52,7 +69,24 @@ class PrefixMemory:
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._prefixes = {}
+        self._prefixes, self._continued, self._finished = {}, set(), {}
+
+    def _keep_finished(self) -> None:
+        """Keep what the call before remembered and this one did not continue."""
+        if not self.finished_tokens:
+            return
+        for ids, prefix in self._prefixes.items():
+            if ids not in self._continued:
+                self._finished[ids] = prefix.alone()
+        excess = sum(map(len, self._finished.values())) - self.finished_tokens
+        for ids in list(self._finished):
+            if excess <= 0:
+                break
+            excess -= len(self._finished.pop(ids))
+
+    def _check_weights(self) -> None:
+        if self._weights != self._version():
+            self.clear()
 
     def _version(self) -> tuple[tuple[int, int], ...]:
         return tuple(

@@ -137,8 +137,11 @@ class TransformersPolicy:
         CheckpointSettings(self.protocol, self.max_new_tokens).save(Path(path))
 
     def scorer(self) -> TrieScorer:
-        """A scorer over the same weights, which sees every later change of them."""
-        return TrieScorer(self.model, self.tokenizer)
+        """A scorer over the same weights, which sees every later change of them.
+
+        It starts from the keys and values that :attr:`memory` holds.
+        """
+        return TrieScorer(self.model, self.tokenizer, memory=self.memory)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the weights to go on sampling alike."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,10 @@ class Trie:
         lengths: Number of tokens of each node that another token follows, shape (nodes,). A last
             token predicts nothing, so it need not be run; a node can be left with 0.
         depths: Position of each node's first token in its sequences, shape (nodes,).
-        waves: Number of nodes above each node, shape (nodes,).
+        held: Whether the node's keys and values are there already, shape (nodes,).
+        waves: Number of nodes to be run above each node, shape (nodes,).
         owners: A sequence that passes through each node, shape (nodes,).
-        inner: Whether a node that is to be run lies below, shape (nodes,).
+        inner: Whether a node lies below whose tokens need these, shape (nodes,).
     """
 
     ids: Ints
@@ -36,9 +38,15 @@ class Trie:
     starts: Ints
     lengths: Ints
     depths: Ints
+    held: NDArray[np.bool_]
     waves: Ints
     owners: Ints
     inner: NDArray[np.bool_]
+
+    @property
+    def run(self) -> NDArray[np.bool_]:
+        """Which nodes are to be run, shape (nodes,)."""
+        return ~self.held & (self.lengths > 0)
 
     def ancestors(self, node: int) -> Ints:
         """Numbers of the tokens above a node, in reading order, shape (depth,)."""
@@ -46,13 +54,43 @@ class Trie:
         return path[: int(self.depths[node])]
 
 
-def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
+def build_trie(
+    sequences: Sequence[Sequence[int]],
+    held: Sequence[Sequence[int]] = (),
+    scored: Sequence[int] = (),
+) -> Trie:
     """Build the trie of token sequences.
 
     Args:
         sequences: Token ids, each sequence at least one token long. Duplicates and prefixes of
             one another are welcome.
+        held: Further sequences, whose keys and values are there already; their paths come last.
+        scored: How many tokens at the end of each of ``sequences`` are to be scored. What precedes
+            one of them has to be run: nothing of a held sequence counts from there on.
     """
+    numbered = _number([*sequences, *held])
+    size = len(numbered.ids)
+    used, predicts, known = (np.zeros(size, np.bool_) for _ in range(3))
+    for path in numbered.paths[: len(sequences)]:
+        used[path] = True
+    for path, count in zip(numbered.paths, scored, strict=False):
+        predicts[path[-count - 1 : -1]] = True
+    for path in numbered.paths[len(sequences) :]:
+        known[path[np.cumsum(predicts[path]) == 0]] = True
+    return _with_nodes(numbered, known, used | known)
+
+
+class _Numbered(NamedTuple):
+    """The unique tokens; see :class:`Trie`. ``creators`` names a sequence that has the token."""
+
+    ids: Ints
+    parents: Ints
+    creators: Ints
+    paths: list[Ints]
+
+
+def _number(sequences: Sequence[Sequence[int]]) -> _Numbered:
+    """Number the unique tokens of sequences, depth first."""
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     # Big-endian bytes compare like the numbers they hold, so neighbours share the most.
     order = sorted(range(len(arrays)), key=lambda i: arrays[i].astype(">u8").tobytes())
@@ -72,22 +110,26 @@ def build_trie(sequences: Sequence[Sequence[int]]) -> Trie:
             creators.append(np.full(added, index))
         total += added
         previous = index
-    return _with_nodes(_join(ids), _join(parents), _join(creators), paths)
+    return _Numbered(_join(ids), _join(parents), _join(creators), paths)
 
 
-def _with_nodes(ids: Ints, parents: Ints, creators: Ints, paths: list[Ints]) -> Trie:
+def _with_nodes(numbered: _Numbered, known: NDArray[np.bool_], used: NDArray[np.bool_]) -> Trie:
+    """Part the tokens into nodes, each of them wholly known or not, and wholly used or not."""
+    ids, parents, creators, paths = numbered
     numbers = np.arange(len(ids))
-    children = np.bincount(parents[parents >= 0], minlength=len(ids))
+    children = np.bincount(parents[used & (parents >= 0)], minlength=len(ids))
     begins = (parents != numbers - 1) | (parents < 0) | (children[parents] > 1)
+    begins |= (known[parents] & ~known) | (used[parents] & ~used)
     starts = numbers[begins]
     node_of = np.cumsum(begins) - 1
     ends = np.append(starts, len(ids))[1:]
-    lengths = ends - starts - (children[ends - 1] == 0)
+    lengths = np.where(used[starts], ends - starts - (children[ends - 1] == 0), 0)
     above = np.where(parents[starts] >= 0, node_of[parents[starts]], -1)
+    held = known[starts]
     waves: list[int] = []
     depths: list[int] = []
-    for parent in above.tolist():  # parents come first
-        waves.append(waves[parent] + 1 if parent >= 0 else 0)
+    for node, parent in enumerate(above.tolist()):  # parents come first
+        waves.append((waves[parent] + 1 if parent >= 0 else 0) - int(held[node]))
         depths.append(depths[parent] + int(ends[parent] - starts[parent]) if parent >= 0 else 0)
     inner = np.zeros(len(starts), dtype=np.bool_)
     inner[above[(above >= 0) & (lengths > 0)]] = True
@@ -98,6 +140,7 @@ def _with_nodes(ids: Ints, parents: Ints, creators: Ints, paths: list[Ints]) -> 
         starts=starts,
         lengths=lengths,
         depths=np.array(depths, np.int64),
+        held=held,
         waves=np.array(waves, np.int64),
         owners=creators[starts],
         inner=inner,

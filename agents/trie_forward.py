@@ -1,15 +1,15 @@
 """Runs a trie of tokens through a model: each node once, on top of its ancestors' keys and values.
 
-Nodes are taken in waves by depth, so that all their ancestors are done. A batch gathers the keys
-and values of its ancestors padded on the left; its new tokens are padded on the right.
-``position_ids`` are the true depths, and attention is told of the padding of the past: leaving
-either out would be wrong without an error. Padding on the right follows every token that counts,
-so causality hides it.
+Nodes whose keys and values were kept from sampling are not run at all. The others are taken in
+waves by depth, so that all their ancestors are done. A batch gathers the keys and values of its
+ancestors padded on the left; its new tokens are padded on the right. ``position_ids`` are the true
+depths, and attention is told of the padding of the past: leaving either out would be wrong without
+an error. Padding on the right follows every token that counts, so causality hides it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agents.growing_batch import Prefix
 from agents.inference import decoder, decoder_config, output_embeddings
 from agents.kv_pool import KVPool
 from agents.trie import Ints, Trie
@@ -31,17 +32,27 @@ class TrieForward:
         model: A causal language model in evaluation mode, its attention split
             (:func:`~agents.split_attention.split_attention`).
         trie: The tokens.
+        held: Keys and values of the trie's last paths, those it was told are held.
         scored: Which tokens' log-probabilities are wanted, shape (tokens,); none at a root.
         budget: At most this many padded positions (past and new) in one batch, and this many
             tokens whose keys and values are held, unless a single path is longer.
     """
 
     def __init__(
-        self, model: PreTrainedModel, trie: Trie, scored: NDArray[np.bool_], budget: int
+        self,
+        model: PreTrainedModel,
+        trie: Trie,
+        held: Sequence[Prefix],
+        scored: NDArray[np.bool_],
+        budget: int,
     ) -> None:
         self.model = model
         self.trie = trie
+        self.held = held
         self.budget = budget
+        self._holders = np.zeros(len(trie.ids), np.int64)  # a prefix that holds the token
+        for holder, path in enumerate(trie.paths[len(trie.paths) - len(held) :]):
+            self._holders[path] = holder
         wanted = np.flatnonzero(scored)
         self._wanted = wanted[np.argsort(trie.parents[wanted], kind="stable")]
         self._predictors = trie.parents[self._wanted]  # sorted, so a node's are a range
@@ -84,11 +95,23 @@ class TrieForward:
         self._pool = self._pool.moved(self._tensor(self._slots[carried]), size)
         self._slots[carried] = np.arange(1, 1 + len(carried))
         self._slots[stored] = np.arange(1 + len(carried), size)
+        self._load(inner[self.trie.held[inner]])
+
+    def _load(self, nodes: Ints) -> None:
+        """Put the keys and values of held nodes into the pool."""
+        trie = self.trie
+        tokens = _ranges(trie.starts[nodes], trie.lengths[nodes])
+        columns = _ranges(trie.depths[nodes], trie.lengths[nodes])
+        holders = self._holders[tokens]
+        for holder in np.unique(holders).tolist():
+            of_it = holders == holder
+            slots, taken = self._slots[tokens[of_it]], columns[of_it]
+            self._pool.load(self._tensor(slots), self.held[holder], self._tensor(taken))
 
     def _batches(self, nodes: Ints) -> Iterator[Ints]:
         """Nodes of one wave and of similar length, shallow waves first."""
         trie = self.trie
-        nodes = nodes[trie.lengths[nodes] > 0]
+        nodes = nodes[trie.run[nodes]]
         nodes = nodes[np.lexsort((trie.depths[nodes], trie.lengths[nodes], trie.waves[nodes]))]
         waves, lengths = trie.waves[nodes].tolist(), trie.lengths[nodes].tolist()
         first, deepest = 0, 0

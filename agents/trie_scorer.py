@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -19,6 +20,7 @@ from agents.inference import (
     output_embeddings,
     sliding_window,
 )
+from agents.prefix_memory import PrefixMemory
 from agents.split_attention import split_attention
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
 from agents.trie import build_trie
@@ -40,14 +42,16 @@ class TrieScorer:
         tokenizer: Its tokenizer.
         max_batch_tokens: At most this many padded positions in a batch and this many tokens in
             the key-value store, unless a single context is longer. It changes memory and speed,
-            never results. None for 8,192 on a CPU, where memory that is mapped afresh for larger
+            never results. None for 4,096 on a CPU, where memory that is mapped afresh for larger
             batches costs more than they save, and 32,768 elsewhere.
+        memory: Keys and values that the policy kept when it sampled under the same weights; what
+            they cover of the contexts is not run again.
 
     Attributes:
         vocabulary_size: Number of tokens that the tokenizer knows.
         tokens_processed: Tokens run by the last call, padding aside: the unique prefixes of the
             contexts with their answers that some further token follows (nothing follows the last
-            token of an answer, so it is predicted, but not run).
+            token of an answer, so it is predicted, but not run), less those that ``memory`` held.
 
     Raises:
         ValueError: If the tokenizer or the model does not meet these conditions.
@@ -59,9 +63,10 @@ class TrieScorer:
         tokenizer: PreTrainedTokenizerFast | SegmentTokenizer,
         *,
         max_batch_tokens: int | None = None,
+        memory: PrefixMemory | None = None,
     ) -> None:
         if max_batch_tokens is None:
-            max_batch_tokens = 8_192 if model.device.type == "cpu" else 32_768
+            max_batch_tokens = 4_096 if model.device.type == "cpu" else 32_768
         if max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
         self.model = model
@@ -70,6 +75,9 @@ class TrieScorer:
         _check_model(model)
         self.vocabulary_size = len(self.tokenizer)
         self.max_batch_tokens = max_batch_tokens
+        self.memory = memory
+        limits = (max_positions(model), sliding_window(model))
+        self._longest = min((limit for limit in limits if limit is not None), default=math.inf)
         self.tokens_processed = 0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -77,9 +85,7 @@ class TrieScorer:
 
     def fits(self, context: Context, answer: str) -> bool:
         """Whether the model can read the context with the answer."""
-        length = len(self.tokenizer.encode_scored(context, answer)[0])
-        limits = (max_positions(self.model), sliding_window(self.model))
-        return all(limit is None or length <= limit for limit in limits)
+        return len(self.tokenizer.encode_scored(context, answer)[0]) <= self._longest
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]
@@ -100,14 +106,21 @@ class TrieScorer:
         pairs, longest = self.tokenizer.encode_all_scored(contexts, answers)
         check_length(self.model, longest)
         _check_window(self.model, longest)
-        trie = build_trie([ids for ids, _ in pairs])
-        scored = [path[-count:] for path, (_, count) in zip(trie.paths, pairs, strict=True)]
+        held = [] if self.memory is None else self.memory.held()
+        trie = build_trie(
+            [ids for ids, _ in pairs],
+            held=[ids for ids, _ in held],
+            scored=[count for _, count in pairs],
+        )
+        prefixes = [prefix for _, prefix in held]
+        scored = [path[-count:] for path, (_, count) in zip(trie.paths, pairs, strict=False)]
         wanted = np.zeros(len(trie.ids), np.bool_)
         for tokens in scored:
             wanted[tokens] = True
         with evaluating(self.model), split_attention(self.model):
-            values = TrieForward(self.model, trie, wanted, self.max_batch_tokens).log_probs()
-        self.tokens_processed = int(trie.lengths.sum())
+            forward = TrieForward(self.model, trie, prefixes, wanted, self.max_batch_tokens)
+            values = forward.log_probs()
+        self.tokens_processed = int(trie.lengths[trie.run].sum())
         return [values[tokens] for tokens in scored]
 
 

@@ -114,7 +114,7 @@ class OptimizationConfig:
     kl: float = 0.0
     epochs: int = 1
     minibatches: int = 1
-    micro_batch_size: int = 80
+    micro_batch_size: int = 16
 
 
 @dataclass(frozen=True)

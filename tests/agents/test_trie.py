@@ -60,3 +60,31 @@ def ancestors(trie: Trie, token: int) -> list[int]:
     while (token := int(trie.parents[token])) >= 0:
         above.append(token)
     return above[::-1]
+
+
+@given(SEQUENCES, SEQUENCES, st.integers(1, 3))
+def test_what_is_held_is_not_run_unless_it_predicts(
+    sequences: list[list[int]], held: list[list[int]], count: int
+) -> None:
+    scored = [min(count, len(ids) - 1) for ids in sequences]
+    trie = build_trie(sequences, held, scored)
+    followed = {p[:-1] for p in prefixes(sequences)} - {()}
+    predict = {
+        tuple(ids[:end])
+        for ids, last in zip(sequences, scored, strict=True)
+        for end in range(len(ids) - last, len(ids))
+    }
+    spared = {
+        p for p in prefixes(held) if not any(p[:end] in predict for end in range(1, len(p) + 1))
+    }
+    run = [node for node, flag in enumerate(trie.run.tolist()) if flag]
+    assert int(trie.lengths[run].sum()) == len(followed - spared)
+    for node in run:
+        above = trie.ancestors(node)
+        assert all(trie.inner[node_of(trie, token)] for token in above)
+        nodes_above = {node_of(trie, token) for token in above}
+        assert trie.waves[node] == sum(not trie.held[other] for other in nodes_above)
+
+
+def node_of(trie: Trie, token: int) -> int:
+    return int(np.searchsorted(trie.starts, token, side="right")) - 1
