@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
-from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit import CreditAssignment, credit_at
 from igsearch_env.episode import Episode
 from igsearch_env.information_gain import InformationGain
 
@@ -56,9 +56,16 @@ class GRPOAgent:
         """
         return self.information_gain.settle(episodes, self.scorer)
 
-    def advantages(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-        """Advantage of each policy token: one array of shape (policy tokens,) per episode."""
-        return self.credit(episodes)
+    def advantages(
+        self, episodes: Sequence[Episode], progress: float = 0.0
+    ) -> list[NDArray[np.float64]]:
+        """Advantage of each policy token: one array of shape (policy tokens,) per episode.
+
+        Args:
+            episodes: Finished and settled episodes.
+            progress: How far training has come, from 0 to 1, for methods that change with it.
+        """
+        return credit_at(self.credit, progress)(episodes)
 
 
 def needs_information_gain(credit: CreditAssignment) -> bool:

@@ -36,6 +36,10 @@ class SearchQAEngine:
         information_gain_weight: Weight of the shaped gain in the reward.
         shaping: How a gain is shaped before it is paid.
         outcome: How an answer is scored.
+        shared_counterfactuals: Whether the rollouts of a group that make their search t in the same
+            call draw alike: they share each pair that all of them may be compared with, so that the
+            choice of pairs cancels out of the comparison within the group. Passages found where
+            the pool is short are not shared.
     """
 
     questions: Sequence[Question]
@@ -49,6 +53,7 @@ class SearchQAEngine:
     information_gain_weight: float = 0.0
     shaping: Shaping = field(default_factory=Shaping)
     outcome: Outcome = "em"
+    shared_counterfactuals: bool = False
 
     def play(
         self, episodes: Sequence[Episode], actions: Sequence[str]
@@ -89,10 +94,17 @@ class SearchQAEngine:
                 results[row] = SearchResult(failed=True)
             return results
         for row, documents in zip(rows, found, strict=True):
-            drawn = self.pool.draw(episodes[row].question, documents, self.num_counterfactuals)
+            drawn = self._draw(episodes[row], documents)
             results[row] = SearchResult(documents, counterfactuals=tuple(drawn))
         self._fill_up(episodes, results)
         return results
+
+    def _draw(self, episode: Episode, documents: Sequence[Document]) -> list[Evidence]:
+        """Evidence for the next search of an episode to be compared with."""
+        shared = None
+        if self.shared_counterfactuals:
+            shared = self.pool.shared_rng(episode.group_id, len(episode.searches))
+        return self.pool.draw(episode.question, documents, self.num_counterfactuals, shared)
 
     def _retrieve(self, queries: list[str]) -> list[tuple[Document, ...]] | None:
         """Search; None if the retriever gave up."""

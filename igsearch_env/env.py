@@ -54,6 +54,8 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         outcome: ``"em"``, ``"f1"``, or a function of the answer (None if there is none) and the
             question.
         pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
+        shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
+            that they make in the same step of a vector environment.
         render_mode: ``"ansi"`` makes :meth:`render` return the transcript.
 
     Raises:
@@ -83,6 +85,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         shaping: Shaping | None = None,
         outcome: Outcome = "em",
         pool: EvidencePool | None = None,
+        shared_counterfactuals: bool = False,
         render_mode: str | None = None,
     ) -> None:
         if render_mode not in (None, "ansi"):
@@ -101,6 +104,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
             shaping=shaping,
             outcome=outcome,
             pool=pool,
+            shared_counterfactuals=shared_counterfactuals,
         )
         self.render_mode = render_mode
         self.observation_space = UnicodeText()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Self
@@ -50,6 +51,7 @@ class EvidencePool:
         The stream is not that of ``default_rng(seed)``, from which the environment that shares the
         seed picks its questions: a fallback would look up the very question that was asked.
         """
+        self._seed = int(seed)
         self.rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self.counts: Counter[str] = Counter()
         self._pairs: list[Evidence] = []
@@ -65,7 +67,18 @@ class EvidencePool:
             self._pairs[self._oldest] = evidence
             self._oldest = (self._oldest + 1) % self.capacity
 
-    def draw(self, question: Question, documents: Sequence[Document], count: int) -> list[Evidence]:
+    def shared_rng(self, group_id: str, number: int) -> np.random.Generator:
+        """A generator that every rollout of a group gets alike for its search ``number``."""
+        key = (2, zlib.crc32(group_id.encode()), number)
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=key))
+
+    def draw(
+        self,
+        question: Question,
+        documents: Sequence[Document],
+        count: int,
+        rng: np.random.Generator | None = None,
+    ) -> list[Evidence]:
         """Draw up to ``count`` distinct pairs for a search of ``question``.
 
         Pairs with a refinement are preferred where the pool holds enough of them: whether the
@@ -75,10 +88,12 @@ class EvidencePool:
             question: The question that was searched for.
             documents: What the search returned.
             count: How many pairs are wanted.
+            rng: What to draw with; the pool's own generator by default.
 
         Returns:
             The pairs; fewer than ``count`` if ``tries`` looks for each did not find more.
         """
+        rng = self.rng if rng is None else rng
         drawn: list[Evidence] = []
         if not self._pairs:
             return drawn
@@ -86,7 +101,7 @@ class EvidencePool:
         pairs = refined if len(refined) >= count else self._pairs
         for _ in range(count):
             for _ in range(self.tries):
-                pair = pairs[int(self.rng.integers(len(pairs)))]
+                pair = pairs[int(rng.integers(len(pairs)))]
                 if pair not in drawn and self.allows(pair, question, documents):
                     drawn.append(pair)
                     self.counts["drawn"] += 1
@@ -115,6 +130,7 @@ class EvidencePool:
             "pairs": [to_record(pair) for pair in self._pairs],
             "oldest": self._oldest,
             "counts": dict(self.counts),
+            "seed": self._seed,
             "rng": self.rng.bit_generator.state,
         }
 
@@ -123,4 +139,5 @@ class EvidencePool:
         self._pairs = [evidence_from_record(pair) for pair in state["pairs"]]
         self._oldest = state["oldest"]
         self.counts = Counter(state["counts"])
+        self._seed = state["seed"]
         self.rng.bit_generator.state = state["rng"]

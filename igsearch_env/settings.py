@@ -50,6 +50,7 @@ def make_engine(
     shaping: Shaping | None = None,
     outcome: Outcome = "em",
     pool: EvidencePool | None = None,
+    shared_counterfactuals: bool = False,
 ) -> SearchQAEngine:
     """Check the arguments of an environment; :class:`igsearch_env.SearchQAEnv` describes them."""
     for name, value, least in (
@@ -90,6 +91,7 @@ def make_engine(
         information_gain_weight=information_gain_weight,
         shaping=shaping or Shaping(),
         outcome=outcome,
+        shared_counterfactuals=shared_counterfactuals,
     )
 
 

@@ -46,6 +46,7 @@ class EnvironmentConfig:
         floor: Floor of token log-probs in nats, ``"uniform"`` or ``"none"``.
         aliases: How several golden answers are reduced.
         outcome: ``"em"``, ``"f1"``, or ``"zero"`` to learn from information gain alone.
+        shared_counterfactuals: Whether rollouts of a group are compared with the same evidence.
     """
 
     questions: str = "world-train"
@@ -60,6 +61,7 @@ class EnvironmentConfig:
     floor: float | Literal["uniform", "none"] = "uniform"
     aliases: AliasOperator = "max"
     outcome: Literal["em", "f1", "zero"] = "em"
+    shared_counterfactuals: bool = False
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class GRPOTrainer:
         if self.agent.uses_information_gain:
             episodes = self.agent.settle(episodes)
         settled = time.perf_counter()
-        advantages = self.agent.advantages(episodes)
+        advantages = self.agent.advantages(episodes, self.step / max(1, o.steps - 1))
         losses = self.updater.step(episodes, advantages, shuffling)
         self.policy.memory.clear()
         self.step += 1

@@ -85,6 +85,7 @@ def make_training_engine(config: TrainConfig, seed: int) -> SearchQAEngine:
         information_gain=gain,
         outcome=_nothing if e.outcome == "zero" else e.outcome,
         pool=EvidencePool(seed=seed),
+        shared_counterfactuals=e.shared_counterfactuals,
     )
 
 

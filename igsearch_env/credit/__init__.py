@@ -8,8 +8,29 @@ A method is a function of a batch of episodes (several groups) that returns one 
 'query'
 """
 
-from igsearch_env.credit.ig_search import IGSearch
+from igsearch_env.credit.controls import AnswerStringBonus, IGPermuted, OracleBonus
+from igsearch_env.credit.ig_search import IGSearch, IGSearchPaper
 from igsearch_env.credit.outcome import GRPO
-from igsearch_env.credit.registry import CREDIT, CreditAssignment, make_credit, register_credit
+from igsearch_env.credit.query_bonus import QueryBonus
+from igsearch_env.credit.registry import (
+    CREDIT,
+    CreditAssignment,
+    credit_at,
+    make_credit,
+    register_credit,
+)
 
-__all__ = ["CREDIT", "GRPO", "CreditAssignment", "IGSearch", "make_credit", "register_credit"]
+__all__ = [
+    "CREDIT",
+    "GRPO",
+    "AnswerStringBonus",
+    "CreditAssignment",
+    "IGPermuted",
+    "IGSearch",
+    "IGSearchPaper",
+    "OracleBonus",
+    "QueryBonus",
+    "credit_at",
+    "make_credit",
+    "register_credit",
+]

@@ -7,81 +7,126 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from igsearch_env.credit.outcome import group_advantages
+from igsearch_env.credit.query_bonus import QueryBonus, Signals, check_choice
 from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode, Step
 from igsearch_env.shaping import Shaping
 
+Gains = list[list[float | None]]
+"""The gain of each search of each episode, None where it is not settled."""
+
 
 @register_credit("ig_search")
 @dataclass(frozen=True)
-class IGSearch:
+class IGSearch(QueryBonus):
     """Advantage A_i + alpha * IG_t / |Q_t| on the tokens of query t, and A_i on all others.
 
-    A_i is GRPO's advantage, IG_t the shaped information gain of search t, |Q_t| the number of its
-    query tokens, both tags excluded (IG-Search, arXiv 2604.15148). When every rollout of a group
-    fails or succeeds A_i is 0, and the gains alone teach.
+    A_i is GRPO's advantage, IG_t the shaped information gain of search t (IG-Search, arXiv
+    2604.15148). When every rollout of a group fails or succeeds A_i is 0, and the gains alone
+    teach. The paper's form is ``ig_search_paper``; the options of :class:`QueryBonus` hold too.
 
     Args:
-        alpha: Weight of the gain.
-        shaping: How a gain is shaped.
-        normalizer: What a gain is divided by: ``"query"`` (the paper: |Q_t|, so that each search
-            has the same mass), ``"batch_mean_query"`` (the mean |Q| of the batch, so that the
-            length of a query does not matter to it; rollouts with a failed search and queries
-            without tokens do not count) or ``"none"``.
+        shaping: How a gain is shaped, after ``measure``, ``scale`` and ``center``.
+        measure: ``"log_prob"`` (the paper: nats per answer token) or ``"probability"``: the gold
+            answer's p given the real documents less its mean p given the counterfactual ones, p
+            the exponential of the mean log-prob. A difference of probabilities is deaf to what
+            stays improbable either way, where log-probs are noise; so it is to a bridge that
+            lifts p from .01 to .05.
+        scale: What the gain is multiplied by before it is shaped: probability differences are
+            small beside nats, and dead zone and clip are in units of the scaled gain.
+        center: What is subtracted from a gain: ``"none"`` (the paper), the mean gain of the group's
+            searches of the same number (``"search"``), or of all of them (``"group"``), so that
+            the gain competes within its group as the outcome does. Kept symmetric by the default
+            ``negative_scale`` of 1. The only search of its number has nothing to compete with and
+            gets 0 with ``"search"``; and a miss beside a good sibling turns negative.
     """
 
     uses_information_gain: ClassVar[bool] = True
 
-    alpha: float = 0.3
     shaping: Shaping = field(default_factory=Shaping)
-    normalizer: Literal["query", "batch_mean_query", "none"] = "query"
+    measure: Literal["log_prob", "probability"] = "log_prob"
+    scale: float = 1.0
+    center: Literal["none", "search", "group"] = "none"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.alpha, int | float) and self.alpha >= 0):
-            raise ValueError(f"alpha must be a number of at least 0, got {self.alpha!r}")
-        if self.normalizer not in ("query", "batch_mean_query", "none"):
-            raise ValueError(
-                f"normalizer must be 'query', 'batch_mean_query' or 'none', got {self.normalizer!r}"
-            )
+        super().__post_init__()
+        if not self.scale > 0:
+            raise ValueError(f"scale must be above 0, got {self.scale!r}")
+        check_choice("measure", self.measure, ("log_prob", "probability"))
+        check_choice("center", self.center, ("none", "search", "group"))
 
-    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-        """One array of shape (policy tokens,) per episode.
+    def signals(self, episodes: Sequence[Episode]) -> Signals:
+        """The shaped gains.
 
         Raises:
             ValueError: If the environment has paid the gain in its reward already.
         """
         for episode in episodes:
             _check_paid_once(episode)
-        mean_query = self._mean_query(episodes)
-        result = []
-        for episode, advantage in zip(episodes, group_advantages(episodes), strict=True):
-            tokens = np.full(episode.policy_tokens, advantage)
-            if not episode.retrieval_failed:
-                for step in episode.searches:
-                    tokens[step.query_tokens] += self._bonus(step, mean_query)
-            result.append(tokens)
-        return result
+        return [
+            [0.0 if gain is None else self.shaping(gain) for gain in gains]
+            for gains in self._centered(episodes, self.gains(episodes))
+        ]
 
-    def _bonus(self, step: Step, mean_query: float) -> float:
-        """What each query token of a search gets."""
-        length = query_length(step)
-        if step.information_gain is None or length == 0:
-            return 0.0
-        divisor = {"query": float(length), "batch_mean_query": mean_query, "none": 1.0}
-        return self.alpha * self.shaping(step.information_gain) / divisor[self.normalizer]
+    def gains(self, episodes: Sequence[Episode]) -> Gains:
+        """The scaled gain of each search, by the chosen measure."""
+        return [[self._gain(step) for step in episode.searches] for episode in episodes]
 
-    def _mean_query(self, episodes: Sequence[Episode]) -> float:
-        kept = (episode for episode in episodes if not episode.retrieval_failed)
-        lengths = [query_length(step) for episode in kept for step in episode.searches]
-        return float(np.mean([n for n in lengths if n] or [1]))
+    def _gain(self, step: Step) -> float | None:
+        if step.information_gain is None:
+            return None
+        if self.measure == "log_prob":
+            return self.scale * step.information_gain
+        if step.log_prob is None or step.baseline_log_probs is None:
+            raise ValueError(
+                "measure='probability' needs the log_prob and baseline_log_probs of every settled "
+                "step, as InformationGain.settle leaves them"
+            )
+        return self.scale * float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
+
+    def _centered(self, episodes: Sequence[Episode], gains: Gains) -> Gains:
+        if self.center == "none":
+            return gains
+        peers: dict[tuple[str, int], list[float]] = {}
+
+        def place(episode: Episode, number: int) -> tuple[str, int]:
+            return episode.group_id, number if self.center == "search" else 0
+
+        for episode, row in zip(episodes, gains, strict=True):
+            for number, gain in enumerate(row):
+                if gain is not None and not episode.retrieval_failed:
+                    peers.setdefault(place(episode, number), []).append(gain)
+        return [
+            [
+                gain
+                if gain is None or episode.retrieval_failed
+                else gain - float(np.mean(peers[place(episode, number)]))
+                for number, gain in enumerate(row)
+            ]
+            for episode, row in zip(episodes, gains, strict=True)
+        ]
 
 
-def query_length(step: Step) -> int:
-    """|Q_t|: the number of tokens of a search's query, tags excluded."""
-    return int(step.query_tokens.stop - step.query_tokens.start)
+@register_credit("ig_search_paper")
+@dataclass(frozen=True)
+class IGSearchPaper(IGSearch):
+    """IG-Search as published: every option is set, whatever the defaults beside it become.
+
+    The paper damps negative gains (factor below 1) without saying how far; the values of shaping
+    are our own. What a credit method cannot see is set in the environment: no floor, and the alias
+    with the highest real score (:meth:`igsearch_env.InformationGain.paper`).
+    """
+
+    alpha: float = 0.3
+    normalizer: Literal["query", "batch_mean_query", "none"] = "query"
+    gamma: float = 0.0
+    groups: Literal["all", "all_fail", "not_all_success"] = "all"
+    alpha_final: float | None = None
+    shaping: Shaping = field(default_factory=lambda: Shaping(0.1, negative_scale=0.5, clip=1.0))
+    measure: Literal["log_prob", "probability"] = "log_prob"
+    scale: float = 1.0
+    center: Literal["none", "search", "group"] = "none"
 
 
 def _check_paid_once(episode: Episode) -> None:

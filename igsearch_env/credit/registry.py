@@ -50,3 +50,21 @@ def make_credit(name: str, **options: Any) -> CreditAssignment:
     if name not in CREDIT:
         raise ValueError(f"unknown credit method {name!r}; known are {', '.join(sorted(CREDIT))}")
     return CREDIT[name](**options)
+
+
+def credit_at(credit: CreditAssignment, progress: float) -> CreditAssignment:
+    """The method as it is at a point of training: ``credit.at(progress)`` if it has that.
+
+    A method whose options change over training has a method ``at``; trainers call this each step.
+
+    Args:
+        credit: The method as it was built.
+        progress: From 0.0 (the first step) to 1.0 (the last).
+
+    Raises:
+        ValueError: If ``progress`` is out of range.
+    """
+    if not 0.0 <= progress <= 1.0:
+        raise ValueError(f"progress must lie between 0 and 1, got {progress!r}")
+    at: Callable[[float], CreditAssignment] | None = getattr(credit, "at", None)
+    return credit if at is None else at(progress)

@@ -70,6 +70,56 @@ class TestDraws:
         assert engine.pool.counts == Counter()
 
 
+class TestSharedDraws:
+    """Eight rollouts of one question, and one of another, search side by side in a warm pool."""
+
+    QUERIES = ("Peru", "Peru", "Italy", "nothing", "Cuba", "Peru", "Kenya", "Fiji")
+
+    def drawn(self, shared: bool, seed: int = 0) -> list[tuple[str, ...]]:
+        engine = engine_of(
+            pool=EvidencePool(seed=seed), num_counterfactuals=2, shared_counterfactuals=shared
+        )
+        for number in range(60):
+            (document,) = FakeRetriever().search(["Japan"], 1)[0]
+            document = replace(document, id=f"other {number}", text="Elsewhere.")
+            engine.pool.add(replace(SWAP_PAIRS[1], documents=(document,)))
+        groups = ["g"] * 8 + ["h"]
+        episodes = [engine.rules.begin(PERU, group) for group in groups]
+        turns = [f"<search>{query}</search>" for query in (*self.QUERIES, "Peru")]
+        played = [episode for episode, _ in engine.play(episodes, turns)]
+        played = [episode for episode, _ in engine.play(played, turns)]
+        return [
+            tuple(p.documents[0].id for step in e.searches for p in step.counterfactuals)
+            for e in played
+        ]
+
+    def test_rollouts_of_a_group_draw_alike_and_searches_and_groups_do_not(self) -> None:
+        *group, other = self.drawn(shared=True)
+        assert len(set(group)) == 1
+        assert other not in group
+        assert group[0][:2] != group[0][2:]
+        assert len(set(self.drawn(shared=False))) > 1
+
+    def test_they_follow_from_the_seed_of_the_pool(self) -> None:
+        assert self.drawn(shared=True, seed=3) == self.drawn(shared=True, seed=3)
+        assert self.drawn(shared=True, seed=3) != self.drawn(shared=True, seed=4)
+
+    def test_what_one_of_them_may_not_see_is_drawn_for_the_others_alone(self) -> None:
+        engine = engine_of(num_counterfactuals=2, shared_counterfactuals=True)
+        for name in ("Italy", "Norway", "Kenya", "Japan", "Ghana", "Fiji"):
+            pair = replace(SWAP_PAIRS[0], documents=(DOCUMENTS[name],), question_id=name)
+            engine.pool.add(pair)
+        begun = [engine.rules.begin(PERU, "g")] * 7
+        names = ("Peru", "Italy", "Norway", "Kenya", "Japan", "Ghana", "Fiji")
+        played = engine.play(begun, [f"<search>{name}</search>" for name in names])
+        (first, second), *others = [
+            [pair.question_id for pair in e.steps[0].counterfactuals] for e, _ in played
+        ]
+        for name, drawn in zip(names[1:], others, strict=True):
+            assert name not in drawn
+            assert {first, second} - {name} <= set(drawn)
+
+
 class TestFallback:
     def test_a_cold_pool_falls_back_to_other_questions(self) -> None:
         retriever = FakeRetriever()

@@ -251,6 +251,21 @@ def test_gains_are_settled_with_the_weights_that_sampled(
     assert len(trainer.policy.memory) == 0  # keys of the old weights are gone
 
 
+def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("credit.alpha=1.0", "credit.alpha_final=0.0")
+    credit: Any = trainer.agent.credit
+    told: list[float] = []
+
+    class Annealed:
+        def at(self, progress: float) -> Any:
+            told.append(credit.at(progress).alpha)
+            return credit.at(progress)
+
+    trainer.agent.credit = Annealed()  # type: ignore[assignment]
+    trainer.run()
+    assert told == pytest.approx([1.0, 0.5, 0.0])
+
+
 def test_gains_are_not_settled_for_nothing(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,7 @@ def test_credit_with_its_options() -> None:
             "clip": 2,
         }
     )
-    assert credit == IGSearch(1.0, Shaping(0.2, 0.5, 2.0), "batch_mean_query")
+    assert credit == IGSearch(1.0, "batch_mean_query", shaping=Shaping(0.2, 0.5, 2.0))
     assert make_credit_from({"method": "ig_search"}) == IGSearch()
     assert make_credit_from(TrainConfig().credit) == IGSearch()
     assert make_credit_from({"method": "outcome"}) == GRPO()
@@ -151,8 +151,9 @@ def test_none_can_be_said_in_toml() -> None:
         ({"method": 3}, "unknown credit method '3'"),
         (
             {"method": "ig_search", "alfa": 1},
-            "'ig_search' does not take alfa; its options are alpha, clip, dead_zone, "
-            "negative_scale, normalizer",
+            "'ig_search' does not take alfa; its options are alpha, alpha_final, "
+            "center, clip, dead_zone, gamma, groups, measure, negative_scale, normalizer, "
+            "scale",
         ),
         ({"method": "outcome", "alpha": 1}, "'outcome' does not take alpha; .* are none"),
         ({"method": "outcome", "dead_zone": 1}, "'outcome' does not take dead_zone"),

@@ -200,7 +200,7 @@ def batches(draw: st.DrawFn) -> list[Episode]:
 def test_agrees_with_plain_loops(
     batch: list[Episode], alpha: float, shaping: Shaping, normalizer: Any
 ) -> None:
-    arrays = IGSearch(alpha, shaping, normalizer)(batch)
+    arrays = IGSearch(alpha, normalizer, shaping=shaping)(batch)
     expected = slow_ig_search(batch, alpha, shaping, normalizer)
     assert [array.shape for array in arrays] == [(len(tokens),) for tokens in expected]
     for array, tokens in zip(arrays, expected, strict=True):

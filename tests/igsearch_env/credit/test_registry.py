@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from igsearch_env import Episode
+from igsearch_env import Episode, Question
 from igsearch_env.credit import CREDIT, GRPO, IGSearch, make_credit, register_credit
 from tests.igsearch_env.fakes import finished, policy_step
 
@@ -30,7 +30,9 @@ def test_options_are_bound_at_construction() -> None:
 
 def test_every_method_gives_one_number_per_policy_token() -> None:
     steps = [policy_step("search", 0, 4, (1, 3), search_step=0, information_gain=1.0)]
+    question = Question("q", "Who?", ("Lima",), supporting_ids=("a",))
     batch = [finished(1.0, steps), finished(0.0, steps, "other"), finished(0.0)]
+    batch = [replace(episode, question=question) for episode in batch]
     for name in CREDIT:
         arrays = make_credit(name)(batch)
         assert [array.shape for array in arrays] == [(4,), (4,), (0,)], name

@@ -1,0 +1,135 @@
+"""What adds a signal of each search to the tokens of its query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.credit.outcome import group_advantages
+from igsearch_env.episode import Episode, Step
+
+Signals = list[list[float]]
+"""One number per search of each episode, 0 for one that says nothing."""
+
+
+@dataclass(frozen=True)
+class QueryBonus:
+    """Advantage A_i + alpha * S_t / |Q_t| on the tokens of query t, and A_i on all others.
+
+    A_i is GRPO's advantage; a method says in :meth:`signals` what each search is worth, and S_t is
+    that signal, or its return-to-go. A rollout in which a search failed gets nothing.
+
+    Args:
+        alpha: Weight of the signal.
+        normalizer: What a signal is divided by: ``"query"`` (IG-Search: |Q_t|, the number of query
+            tokens, tags excluded, so that each search has the same mass), ``"batch_mean_query"``
+            (the mean |Q| of the batch, so that the length of a query does not matter to it;
+            rollouts with a failed search and queries without tokens do not count) or ``"none"``.
+        gamma: Return-to-go: S_t is the sum of gamma^(k-t) times signal k over the searches k >= t,
+            so that a search which makes a later one possible shares its signal. 0 is IG-Search.
+        groups: Which groups get the signal: ``"all"``, ``"all_fail"`` (no outcome above 0: those
+            that GRPO learns nothing from at first) or ``"not_all_success"`` (all but those whose
+            outcomes are all equal and above 0, where there is nothing left to gain).
+        alpha_final: The weight at the end of training, reached linearly; None keeps ``alpha``. It
+            needs a trainer that calls :meth:`at`.
+    """
+
+    alpha: float = 0.3
+    normalizer: Literal["query", "batch_mean_query", "none"] = "query"
+    gamma: float = 0.0
+    groups: Literal["all", "all_fail", "not_all_success"] = "all"
+    alpha_final: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("alpha", self.alpha), ("alpha_final", self.alpha_final)):
+            optional = name == "alpha_final" and value is None
+            if not optional and not (isinstance(value, int | float) and value >= 0):
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma!r}")
+        check_choice("normalizer", self.normalizer, ("query", "batch_mean_query", "none"))
+        check_choice("groups", self.groups, ("all", "all_fail", "not_all_success"))
+
+    def at(self, progress: float) -> Self:
+        """The method at a point of training, from 0.0 (the first step) to 1.0 (the last)."""
+        if self.alpha_final is None:
+            return self
+        alpha = (1 - progress) * self.alpha + progress * self.alpha_final
+        return replace(self, alpha=alpha, alpha_final=None)
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        """One array of shape (policy tokens,) per episode."""
+        advantages = group_advantages(episodes)
+        return [a + bonus for a, bonus in zip(advantages, self.bonuses(episodes), strict=True)]
+
+    def bonuses(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        """The bonus alone: one array of shape (policy tokens,) per episode, 0 outside queries."""
+        chosen = self._chosen_groups(episodes)
+        mean_query = _mean_query_length(episodes)
+        result = []
+        for episode, signals in zip(episodes, self.signals(episodes), strict=True):
+            tokens = np.zeros(episode.policy_tokens)
+            if not episode.retrieval_failed and episode.group_id in chosen:
+                returns = discounted_sums(signals, self.gamma)
+                for step, value in zip(episode.searches, returns, strict=True):
+                    length = query_length(step)
+                    if length:
+                        lengths = {"query": length, "batch_mean_query": mean_query, "none": 1.0}
+                        tokens[step.query_tokens] += self.alpha * value / lengths[self.normalizer]
+            result.append(tokens)
+        return result
+
+    def signals(self, episodes: Sequence[Episode]) -> Signals:
+        """What each search of each episode is worth; failed rollouts are skipped afterwards."""
+        raise NotImplementedError
+
+    def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:
+        outcomes: dict[str, list[float]] = {}
+        for episode in episodes:
+            if not episode.retrieval_failed:
+                outcomes.setdefault(episode.group_id, []).append(episode.outcome or 0.0)
+        if self.groups == "all_fail":
+            return {group for group, values in outcomes.items() if max(values) <= 0}
+        if self.groups == "not_all_success":
+            return {g for g, values in outcomes.items() if not 0 < min(values) == max(values)}
+        return set(outcomes)
+
+
+def query_length(step: Step) -> int:
+    """|Q_t|: the number of tokens of a search's query, tags excluded."""
+    return int(step.query_tokens.stop - step.query_tokens.start)
+
+
+def discounted_sums(values: Sequence[float], gamma: float) -> list[float]:
+    """The sum of gamma^(k-t) values[k] over k >= t, for each t.
+
+    >>> discounted_sums([1.0, 2.0, 4.0], 0.5)
+    [3.0, 4.0, 4.0]
+    """
+    sums: list[float] = []
+    total = 0.0
+    for value in reversed(values):
+        total = value + gamma * total
+        sums.append(total)
+    return sums[::-1]
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse an option that is not among the known ones.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in known:
+        listed = ", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}"
+        raise ValueError(f"{name} must be {listed}, got {value!r}")
+
+
+def _mean_query_length(episodes: Sequence[Episode]) -> float:
+    kept = (episode for episode in episodes if not episode.retrieval_failed)
+    lengths = [query_length(step) for episode in kept for step in episode.searches]
+    return float(np.mean([n for n in lengths if n] or [1]))

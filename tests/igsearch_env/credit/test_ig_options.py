@@ -1,0 +1,258 @@
+"""IG-Search beyond the paper: every option by hand, and all of them at once in plain loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from igsearch_env import Episode, Shaping
+from igsearch_env.credit import IGSearch, IGSearchPaper, QueryBonus, credit_at, make_credit
+from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of
+from tests.igsearch_env.credit.test_outcome import slow_advantages
+
+
+def bonuses(credit: QueryBonus, batch: Sequence[Episode]) -> list[list[float]]:
+    """What the first query token of each search gets on top of the outcome."""
+    return [
+        [float(array[step.query_tokens.start]) for step in episode.searches]
+        for episode, array in zip(batch, credit.bonuses(batch), strict=True)
+    ]
+
+
+def plain(**options: Any) -> IGSearch:
+    return IGSearch(**{"alpha": 1.0, "shaping": PLAIN, "normalizer": "none", **options})
+
+
+class TestByHand:
+    def test_return_to_go(self) -> None:
+        batch = [episode_of(0.0, (1, 1.0), (1, None), (1, 4.0))]
+        assert bonuses(plain(gamma=0.5), batch) == [[2.0, 2.0, 4.0]]
+        assert bonuses(plain(gamma=1.0), batch) == [[5.0, 4.0, 4.0]]
+        assert bonuses(plain(gamma=0.0), batch) == [[1.0, 0.0, 4.0]]
+
+    def test_gains_are_shaped_before_they_are_summed(self) -> None:
+        # Two gains in the dead zone stay nothing; summed first they would leave it.
+        batch = [episode_of(0.0, (1, 0.3), (1, 0.3))]
+        shaping = Shaping(dead_zone=0.5, clip=None)
+        assert bonuses(plain(gamma=1.0, shaping=shaping), batch) == [[0.0, 0.0]]
+
+    def test_groups(self) -> None:
+        batch = [
+            episode_of(0.0, (1, 1.0), group="failed"),
+            episode_of(0.0, (1, 2.0), group="mixed"),
+            episode_of(1.0, (1, 3.0), group="mixed"),
+            episode_of(1.0, (1, 4.0), group="solved"),
+        ]
+        assert bonuses(plain(groups="all"), batch) == [[1.0], [2.0], [3.0], [4.0]]
+        assert bonuses(plain(groups="all_fail"), batch) == [[1.0], [0.0], [0.0], [0.0]]
+        assert bonuses(plain(groups="not_all_success"), batch) == [[1.0], [2.0], [3.0], [0.0]]
+
+    def test_a_failed_rollout_does_not_decide_about_its_group(self) -> None:
+        batch = [episode_of(0.0, (1, 1.0)), episode_of(1.0, (1, 1.0), failed=0)]
+        assert bonuses(plain(groups="all_fail"), batch) == [[1.0], [0.0]]
+
+    def test_probability(self) -> None:
+        (episode,) = [episode_of(0.0, (1, 2.0))]
+        logs = {"log_prob": math.log(0.5), "baseline_log_probs": (math.log(0.1), math.log(0.3))}
+        step = replace(episode.steps[0], **logs)  # type: ignore[arg-type]
+        batch = [replace(episode, steps=(step, *episode.steps[1:]))]
+        ((value,),) = bonuses(plain(measure="probability"), batch)
+        assert value == pytest.approx(0.5 - 0.2)
+        ((value,),) = bonuses(plain(measure="probability", scale=4.0), batch)
+        assert value == pytest.approx(1.2)
+
+    def test_probability_needs_the_log_probs(self) -> None:
+        with pytest.raises(ValueError, match="needs the log_prob and baseline_log_probs"):
+            plain(measure="probability")([episode_of(0.0, (1, 2.0))])
+
+    def test_the_scale_comes_before_the_dead_zone(self) -> None:
+        shaping = Shaping(dead_zone=1.0, clip=None)
+        batch = [episode_of(0.0, (1, 0.4))]
+        assert bonuses(plain(shaping=shaping), batch) == [[0.0]]
+        assert bonuses(plain(shaping=shaping, scale=3.0), batch) == [[pytest.approx(1.2)]]
+
+    def test_centered_by_search_number(self) -> None:
+        batch = [
+            episode_of(0.0, (1, 1.0), (1, 5.0)),
+            episode_of(0.0, (1, 3.0)),
+            episode_of(0.0, (1, None), (1, 9.0)),
+            episode_of(0.0, (1, 7.0), group="other"),
+        ]
+        assert bonuses(plain(center="search"), batch) == [[-1.0, -2.0], [1.0], [0.0, 2.0], [0.0]]
+
+    def test_centered_by_group(self) -> None:
+        batch = [
+            episode_of(0.0, (1, 1.0), (1, 5.0)),
+            episode_of(0.0, (1, 3.0)),
+            episode_of(0.0, (1, 7.0), group="other"),
+            episode_of(0.0, (1, 100.0), failed=0),
+        ]
+        assert bonuses(plain(center="group"), batch) == [[-2.0, 2.0], [0.0], [0.0], [0.0]]
+
+    def test_centering_comes_before_shaping(self) -> None:
+        batch = [episode_of(0.0, (1, 4.0)), episode_of(0.0, (1, 2.0))]
+        shaping = Shaping(dead_zone=0.0, negative_scale=0.5, clip=None)
+        assert bonuses(plain(center="search", shaping=shaping), batch) == [[1.0], [-0.5]]
+
+
+class TestSchedule:
+    def test_the_weight_moves_linearly(self) -> None:
+        credit = IGSearch(alpha=1.0, alpha_final=0.2, gamma=0.5)
+        for progress, alpha in ((0.0, 1.0), (0.5, 0.6), (1.0, 0.2)):
+            now: Any = credit_at(credit, progress)
+            assert now.alpha == pytest.approx(alpha)
+            assert (now.alpha_final, now.gamma) == (None, 0.5)
+
+    def test_without_an_end_it_stays(self) -> None:
+        credit = IGSearch(alpha=1.0)
+        assert credit_at(credit, 0.7) is credit
+
+    def test_a_method_without_a_schedule_stays_itself(self) -> None:
+        outcome = make_credit("outcome")
+        assert credit_at(outcome, 0.7) is outcome
+
+    @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
+    def test_progress_out_of_range(self, progress: float) -> None:
+        with pytest.raises(ValueError, match="progress must lie between 0 and 1"):
+            credit_at(IGSearch(), progress)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 1.5}, "gamma must lie between 0 and 1, got 1.5"),
+        ({"gamma": float("nan")}, "gamma must lie"),
+        ({"groups": "some"}, "groups must be 'all', 'all_fail' or 'not_all_success', got 'some'"),
+        ({"measure": "logit"}, "measure must be 'log_prob' or 'probability'"),
+        ({"center": "batch"}, "center must be 'none', 'search' or 'group'"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IGSearch(**options)
+
+
+def test_the_papers_form() -> None:
+    credit = IGSearchPaper()
+    assert (credit.alpha, credit.normalizer, credit.gamma) == (0.3, "query", 0.0)
+    assert (credit.groups, credit.measure, credit.center) == ("all", "log_prob", "none")
+    assert (credit.scale, credit.alpha_final) == (1.0, None)
+    assert 0 < credit.shaping.negative_scale < 1
+    assert isinstance(make_credit("ig_search_paper"), IGSearchPaper)
+
+
+def with_log_probs(batch: Sequence[Episode]) -> list[Episode]:
+    """Real and baseline log-probs whose difference is the gain of each settled search."""
+    result = []
+    for episode in batch:
+        steps = []
+        for number, step in enumerate(episode.steps):
+            if step.information_gain is not None:
+                baselines = (-6.0 - number, -7.0, -5.5)
+                real = step.information_gain + sum(baselines) / 3
+                step = replace(step, log_prob=real, baseline_log_probs=baselines)
+            steps.append(step)
+        result.append(replace(episode, steps=tuple(steps)))
+    return result
+
+
+def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
+    """Every option, token by token and search by search, nothing shared with the library."""
+
+    def raw(episode: Episode, number: int) -> float | None:
+        step = [s for s in episode.steps if s.action == "search"][number]
+        if step.information_gain is None or episode.retrieval_failed:
+            return None
+        if credit.measure == "log_prob":
+            return credit.scale * step.information_gain
+        assert step.log_prob is not None
+        assert step.baseline_log_probs is not None
+        p = [math.exp(value) for value in step.baseline_log_probs]
+        return credit.scale * (math.exp(step.log_prob) - sum(p) / len(p))
+
+    def shaped(episode: Episode, number: int) -> float:
+        value = raw(episode, number)
+        if value is None:
+            return 0.0
+        peers = []
+        for other in batch:
+            for place in range(len(other.searches)):
+                same = place == number or credit.center == "group"
+                gain = raw(other, place)
+                if other.group_id == episode.group_id and same and gain is not None:
+                    peers.append(gain)
+        if credit.center != "none":
+            value -= sum(peers) / len(peers)
+        return credit.shaping(value)
+
+    def chosen(episode: Episode) -> bool:
+        outcomes = [
+            other.outcome or 0.0
+            for other in batch
+            if other.group_id == episode.group_id and not other.retrieval_failed
+        ]
+        if credit.groups == "all_fail":
+            return all(outcome <= 0 for outcome in outcomes)
+        if credit.groups == "not_all_success":
+            return not (min(outcomes) > 0 and len(set(outcomes)) == 1)
+        return True
+
+    lengths = [
+        len(range(*step.query_tokens.indices(10**6)))
+        for episode in batch
+        for step in episode.searches
+        if not episode.retrieval_failed
+    ]
+    lengths = [length for length in lengths if length]
+    result = []
+    for episode, advantage in zip(batch, slow_advantages(batch), strict=True):
+        tokens = [advantage] * sum(len(step.turn.token_ids or ()) for step in episode.steps)
+        for t, step in enumerate(episode.searches):
+            if episode.retrieval_failed or not chosen(episode):
+                continue
+            value = 0.0
+            for k in range(t, len(episode.searches)):
+                value += credit.gamma ** (k - t) * shaped(episode, k)
+            size = step.query_tokens.stop - step.query_tokens.start
+            for p in range(step.query_tokens.start, step.query_tokens.stop):
+                divisor = {"query": size, "none": 1}.get(credit.normalizer)
+                divisor = divisor or sum(lengths) / len(lengths)
+                tokens[p] += credit.alpha * value / divisor
+        result.append(tokens)
+    return result
+
+
+OPTIONS = st.builds(
+    IGSearch,
+    alpha=st.floats(0.0, 2.0),
+    normalizer=st.sampled_from(["query", "batch_mean_query", "none"]),
+    gamma=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    groups=st.sampled_from(["all", "all_fail", "not_all_success"]),
+    shaping=st.sampled_from([PLAIN, Shaping(), Shaping(0.0, 0.3, 2.0)]),
+    measure=st.sampled_from(["log_prob", "probability"]),
+    scale=st.sampled_from([1.0, 4.0]),
+    center=st.sampled_from(["none", "search", "group"]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(batches(), OPTIONS)
+def test_agrees_with_plain_loops(batch: list[Episode], credit: IGSearch) -> None:
+    batch = with_log_probs(batch)
+    if credit.center != "none":  # a dead zone's edge is a matter of rounding then
+        credit = replace(credit, shaping=replace(credit.shaping, dead_zone=0.0))
+    arrays = credit(batch)
+    expected = slow(batch, credit)
+    assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]
+    for array, tokens in zip(arrays, expected, strict=True):
+        assert array.dtype == np.float64
+        np.testing.assert_allclose(array, tokens, atol=1e-6)
