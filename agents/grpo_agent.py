@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CreditAssignment, credit_at
 from igsearch_env.episode import Episode
@@ -24,7 +25,8 @@ class GRPOAgent:
         policy: Samples the turns.
         information_gain: How the gain of a search is computed.
         credit: The credit assignment method. One with an attribute ``uses_information_gain`` that
-            is False is spared the scoring.
+            is False is spared the scoring; one with a true ``uses_answer_log_probs`` gets the
+            policy's belief in the gold answer before the first search and after each one.
     """
 
     def __init__(
@@ -50,11 +52,16 @@ class GRPOAgent:
         return self.policy.act(episodes)
 
     def settle(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Settle the information gain of every search with the present weights.
+        """Settle what the credit method looks at, with the present weights.
 
+        That is the information gain of every search, the log-probs of the gold answer, or nothing.
         Call it before these weights change: the gain is defined under the policy that sampled.
         """
-        return self.information_gain.settle(episodes, self.scorer)
+        if self.uses_information_gain:
+            episodes = self.information_gain.settle(episodes, self.scorer)
+        if getattr(self.credit, "uses_answer_log_probs", False):
+            episodes = settle_answer_log_probs(episodes, self.scorer, self.information_gain)
+        return list(episodes)
 
     def advantages(
         self, episodes: Sequence[Episode], progress: float = 0.0

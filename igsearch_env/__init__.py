@@ -8,6 +8,7 @@
 from gymnasium.envs.registration import register
 
 from igsearch_env.agent import Agent
+from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.completion import Completion
 from igsearch_env.corpus import load_corpus
 from igsearch_env.credit import CreditAssignment, make_credit, register_credit
@@ -58,4 +59,5 @@ __all__ = [
     "load_questions",
     "make_credit",
     "register_credit",
+    "settle_answer_log_probs",
 ]

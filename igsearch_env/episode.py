@@ -187,6 +187,8 @@ class Episode:
         answer: The answer given, or None.
         em: Exact match of the answer, 0.0 or 1.0; None until the episode has ended.
         f1: Token F1 of the answer; None until the episode has ended.
+        prior_log_prob: Mean log-probability of the gold answer given the prompt alone, nats; None
+            unless a credit method asked for it.
         terminated: True once an answer was given.
         truncated: True once the turns ran out without one.
     """
@@ -199,6 +201,7 @@ class Episode:
     answer: str | None = None
     em: float | None = None
     f1: float | None = None
+    prior_log_prob: float | None = None
     terminated: bool = False
     truncated: bool = False
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.answer_score import answer_score, check_head
 from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step
 from igsearch_env.protocol import PROTOCOLS, TagProtocol
 from igsearch_env.scoring import AnswerScorer, BoundedScorer
@@ -23,42 +24,6 @@ from igsearch_env.scoring import AnswerScorer, BoundedScorer
 AliasOperator = Literal["best_real", "max", "logmeanexp"]
 Counterfactual = Literal["documents+refinement", "documents"]
 LogProbs = NDArray[np.float64]
-
-
-def answer_score(
-    log_probs: LogProbs,
-    head_tokens: int = 0,
-    head_weight: float = 1.0,
-    floor: float | None = None,
-) -> float:
-    """Weighted mean of an answer's token log-probabilities, in nats per token.
-
-    Args:
-        log_probs: Log-probability of each answer token in nats, shape (answer tokens,).
-        head_tokens: How many leading tokens weigh more.
-        head_weight: Their weight against 1 for the others; weights are scaled to mean 1.
-        floor: Each token counts at least this much, in nats; None for no floor.
-
-    Raises:
-        ValueError: If there are no tokens, one is not a log-probability, one is -inf and there is
-            no floor, or the weights are out of range.
-    """
-    _check_head(head_tokens, head_weight)
-    values = np.asarray(log_probs, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
-            f"got shape {values.shape}"
-        )
-    if np.isnan(values).any() or (values > 1e-6).any():
-        raise ValueError(f"log-probs must be numbers of at most 0, got {values.tolist()}")
-    if floor is not None:
-        values = np.maximum(values, floor)
-    elif np.isneginf(values).any():
-        raise ValueError(f"a log-prob of -inf needs a floor, got {values.tolist()} and no floor")
-    weights = np.ones_like(values)
-    weights[:head_tokens] = head_weight
-    return float(values @ weights / weights.sum())
 
 
 def information_gain(
@@ -110,14 +75,6 @@ def information_gain(
     return gain
 
 
-def _check_head(head_tokens: int, head_weight: float) -> None:
-    if head_tokens < 0 or not head_weight > 0:
-        raise ValueError(
-            "head_tokens must be at least 0 and head_weight above 0, "
-            f"got {head_tokens} and {head_weight}"
-        )
-
-
 def _check_aliases(aliases: str) -> None:
     if aliases not in ("best_real", "max", "logmeanexp"):
         raise ValueError(f"aliases must be 'best_real', 'max' or 'logmeanexp', got {aliases!r}")
@@ -130,20 +87,21 @@ def _gain(
     if aliases == "best_real":
         best = int(np.argmax(real))
         real_score, rows = float(real[best]), baselines[best]
-    elif aliases == "max":
-        real_score, rows = float(real.max()), baselines.max(axis=0)
     else:
-        real_score = float(np.logaddexp.reduce(real) - math.log(len(real)))
-        rows = np.logaddexp.reduce(baselines, axis=0) - math.log(len(real))
+        real_score = float(reduce_aliases(real[:, None], aliases)[0])
+        rows = reduce_aliases(baselines, aliases)
     return real_score - float(rows.mean()), real_score, rows
 
 
-class _Row(NamedTuple):
-    """A search step that is due, and where its scores start in the batch."""
+def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
+    """One score per context, shape (contexts,), from those of each alias, (aliases, contexts).
 
-    episode: int
-    step: int
-    start: int
+    Where contexts are not compared, ``"best_real"`` is the highest score as ``"max"`` is.
+    """
+    if aliases == "logmeanexp":
+        reduced: LogProbs = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
+        return reduced
+    return np.asarray(scores.max(axis=0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -181,7 +139,7 @@ class InformationGain:
             raise ValueError(f"floor must be 'uniform', a number or None, got {self.floor!r}")
         if isinstance(self.floor, int | float) and not self.floor < 0:
             raise ValueError(f"a floor is a log-probability, below 0 nats, got {self.floor}")
-        _check_head(self.head_tokens, self.head_weight)
+        check_head(self.head_tokens, self.head_weight)
         _check_aliases(self.aliases)
 
     @classmethod
@@ -202,39 +160,56 @@ class InformationGain:
         Returns:
             The episodes in the same order, their due steps settled.
         """
+        places = [
+            (number, index)
+            for number, episode in enumerate(episodes)
+            for index in range(len(episode.steps))
+            if self.due(episode, index)
+        ]
+        jobs = [
+            (self.contexts(episodes[number], index), episodes[number].question.golden_answers)
+            for number, index in places
+        ]
+        settled = [list(episode.steps) for episode in episodes]
+        for (number, index), table in zip(places, self.scores(jobs, scorer), strict=True):
+            if table is not None:
+                gain = _gain(table[:, 0], table[:, 1:], self.aliases)
+                settled[number][index] = _settled(settled[number][index], *gain)
+        return [replace(e, steps=tuple(s)) for e, s in zip(episodes, settled, strict=True)]
+
+    def scores(
+        self, jobs: Sequence[tuple[Sequence[Context], Sequence[str]]], scorer: AnswerScorer
+    ) -> list[LogProbs | None]:
+        """Score answers in contexts, in one call.
+
+        Args:
+            jobs: Contexts that belong together, and the aliases that are scored in each.
+            scorer: Scores answers.
+
+        Returns:
+            The mean log-probs of each job, shape (aliases, contexts); None where one of its
+            contexts is too long for a :class:`~igsearch_env.scoring.BoundedScorer`.
+        """
         contexts: list[Context] = []
         answers: list[str] = []
-        rows: list[_Row] = []
+        starts: list[int | None] = []
         bounded = scorer if isinstance(scorer, BoundedScorer) else None
-        for number, episode in enumerate(episodes):
-            for index in range(len(episode.steps)):
-                if not self.due(episode, index):
-                    continue
-                pairs = [
-                    (context, self.protocol.answer_lead + alias)
-                    for context in self.contexts(episode, index)
-                    for alias in episode.question.golden_answers
-                ]
-                if bounded is not None and not all(bounded.fits(*pair) for pair in pairs):
-                    continue
-                rows.append(_Row(number, index, len(contexts)))
+        for wanted, aliases in jobs:
+            pairs = [(c, self.protocol.answer_lead + alias) for c in wanted for alias in aliases]
+            fits = bounded is None or all(bounded.fits(*pair) for pair in pairs)
+            starts.append(len(contexts) if fits else None)
+            if fits:
                 contexts += [context for context, _ in pairs]
                 answers += [answer for _, answer in pairs]
-        if not rows:
-            return list(episodes)
-        scores = scorer.log_probs(contexts, answers)
+        found = scorer.log_probs(contexts, answers) if contexts else []
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
-        flat = np.array(
-            [answer_score(s, self.head_tokens, self.head_weight, floor) for s in scores]
-        )
-        settled = [list(episode.steps) for episode in episodes]
-        for number, index, start in rows:
-            steps = settled[number]
-            count = len(episodes[number].question.golden_answers)
-            size = count * (1 + len(steps[index].counterfactuals))
-            table = flat[start : start + size].reshape(-1, count).T  # (aliases, 1 + N)
-            steps[index] = _settled(steps[index], *_gain(table[:, 0], table[:, 1:], self.aliases))
-        return [replace(e, steps=tuple(s)) for e, s in zip(episodes, settled, strict=True)]
+        flat = np.array([answer_score(s, self.head_tokens, self.head_weight, floor) for s in found])
+        return [
+            None
+            if start is None
+            else flat[start : start + len(c) * len(a)].reshape(len(c), len(a)).T
+            for start, (c, a) in zip(starts, jobs, strict=True)
+        ]
 
     def due(self, episode: Episode, index: int) -> bool:
         """Whether step ``index`` is a search whose gain can be settled now and is not yet."""

@@ -106,8 +106,7 @@ class GRPOTrainer:
         repeated = [question for question in asked for _ in range(o.group_size)]
         episodes = collect(self.engine, self.agent, repeated, groups, seconds=seconds)
         started = time.perf_counter()
-        if self.agent.uses_information_gain:
-            episodes = self.agent.settle(episodes)
+        episodes = self.agent.settle(episodes)
         settled = time.perf_counter()
         advantages = self.agent.advantages(episodes, self.step / max(1, o.steps - 1))
         losses = self.updater.step(episodes, advantages, shuffling)

@@ -9,8 +9,10 @@ A method is a function of a batch of episodes (several groups) that returns one 
 """
 
 from igsearch_env.credit.controls import AnswerStringBonus, IGPermuted, OracleBonus
+from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
 from igsearch_env.credit.ig_search import IGSearch, IGSearchPaper
-from igsearch_env.credit.outcome import GRPO
+from igsearch_env.credit.igpo import IGPO, IGPOCode, IGPOWithIGSearch
+from igsearch_env.credit.outcome import GRPO, RLOO, Reinforce
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.credit.registry import (
     CREDIT,
@@ -23,13 +25,20 @@ from igsearch_env.credit.registry import (
 __all__ = [
     "CREDIT",
     "GRPO",
+    "IGPO",
+    "RLOO",
     "AnswerStringBonus",
     "CreditAssignment",
+    "GiGPO",
+    "GiGPOCode",
+    "IGPOCode",
+    "IGPOWithIGSearch",
     "IGPermuted",
     "IGSearch",
     "IGSearchPaper",
     "OracleBonus",
     "QueryBonus",
+    "Reinforce",
     "credit_at",
     "make_credit",
     "register_credit",

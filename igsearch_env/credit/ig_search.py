@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from igsearch_env.credit.query_bonus import QueryBonus, Signals, check_choice
+from igsearch_env.credit.groups import check_choice
+from igsearch_env.credit.query_bonus import QueryBonus, Signals
 from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode, Step
 from igsearch_env.shaping import Shaping

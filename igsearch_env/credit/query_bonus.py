@@ -9,6 +9,12 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.credit.groups import (
+    check_choice,
+    check_gamma,
+    discounted_sums,
+    rollout_groups,
+)
 from igsearch_env.credit.outcome import group_advantages
 from igsearch_env.episode import Episode, Step
 
@@ -49,8 +55,7 @@ class QueryBonus:
             optional = name == "alpha_final" and value is None
             if not optional and not (isinstance(value, int | float) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma!r}")
+        check_gamma(self.gamma)
         check_choice("normalizer", self.normalizer, ("query", "batch_mean_query", "none"))
         check_choice("groups", self.groups, ("all", "all_fail", "not_all_success"))
 
@@ -88,10 +93,10 @@ class QueryBonus:
         raise NotImplementedError
 
     def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:
-        outcomes: dict[str, list[float]] = {}
-        for episode in episodes:
-            if not episode.retrieval_failed:
-                outcomes.setdefault(episode.group_id, []).append(episode.outcome or 0.0)
+        outcomes = {
+            group: [episodes[i].outcome or 0.0 for i in members]
+            for group, members in rollout_groups(episodes).items()
+        }
         if self.groups == "all_fail":
             return {group for group, values in outcomes.items() if max(values) <= 0}
         if self.groups == "not_all_success":
@@ -102,31 +107,6 @@ class QueryBonus:
 def query_length(step: Step) -> int:
     """|Q_t|: the number of tokens of a search's query, tags excluded."""
     return int(step.query_tokens.stop - step.query_tokens.start)
-
-
-def discounted_sums(values: Sequence[float], gamma: float) -> list[float]:
-    """The sum of gamma^(k-t) values[k] over k >= t, for each t.
-
-    >>> discounted_sums([1.0, 2.0, 4.0], 0.5)
-    [3.0, 4.0, 4.0]
-    """
-    sums: list[float] = []
-    total = 0.0
-    for value in reversed(values):
-        total = value + gamma * total
-        sums.append(total)
-    return sums[::-1]
-
-
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse an option that is not among the known ones.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in known:
-        listed = ", ".join(map(repr, known[:-1])) + f" or {known[-1]!r}"
-        raise ValueError(f"{name} must be {listed}, got {value!r}")
 
 
 def _mean_query_length(episodes: Sequence[Episode]) -> float:

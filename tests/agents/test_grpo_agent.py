@@ -16,7 +16,7 @@ from agents.one_by_one_scorer import OneByOneScorer
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
-from igsearch_env.credit import GRPO, IGSearch
+from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment
 from igsearch_env.information_gain import InformationGain
 from igsearch_env.protocol import TagProtocol
@@ -80,6 +80,19 @@ def test_gains_are_those_of_its_present_weights(
     assert gains[1] is not None
     assert abs(gains[0] - gains[1]) > 1e-3
     assert all(parameter.grad is None for parameter in policy.model.parameters())
+
+
+@pytest.mark.parametrize(("credit", "compared"), [(IGPO(), False), (IGPOWithIGSearch(), True)])
+def test_beliefs_are_settled_for_methods_that_look_at_them(
+    policy: TransformersPolicy, bpe: PreTrainedTokenizerFast, credit: IGPO, compared: bool
+) -> None:
+    agent = GRPOAgent(policy, GAIN, credit)
+    episodes = [episode_of(bpe, 1.0), episode_of(bpe, 0.0, "river")]
+    for episode in agent.settle(episodes):
+        assert episode.prior_log_prob is not None
+        assert episode.searches[0].log_prob is not None
+        assert (episode.information_gains[0] is not None) == compared
+    assert all(e.prior_log_prob is None for e in GRPOAgent(policy, GAIN, GRPO()).settle(episodes))
 
 
 def test_credit_lands_on_the_tokens_of_the_query(

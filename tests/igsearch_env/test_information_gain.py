@@ -13,10 +13,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from igsearch_env.answer_score import answer_score
 from igsearch_env.information_gain import (
     AliasOperator,
     InformationGain,
-    answer_score,
     information_gain,
 )
 

@@ -78,6 +78,7 @@ episodes = st.builds(
     answer=st.none() | text,
     em=optional_number,
     f1=optional_number,
+    prior_log_prob=optional_number,
     terminated=st.booleans(),
     truncated=st.booleans(),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from igsearch_env.completion import Completion
+from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Episode, Question
 from igsearch_env.retrieval.base import RetrievalError
 from trainers import setup
@@ -251,6 +253,16 @@ def test_gains_are_settled_with_the_weights_that_sampled(
     assert len(trainer.policy.memory) == 0  # keys of the old weights are gone
 
 
+@pytest.mark.parametrize("method", sorted(set(CREDIT) - {"ig_search", "outcome"}))
+def test_every_method_trains(make_trainer: MakeTrainer, method: str) -> None:
+    trainer = make_trainer(f"credit.method={method}")
+    trainer.engine.outcome = even
+    before = weights(trainer)
+    row = trainer.train_step()
+    assert math.isfinite(row["loss"])
+    assert not equal(before, weights(trainer))
+
+
 def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer("credit.alpha=1.0", "credit.alpha_final=0.0")
     credit: Any = trainer.agent.credit
@@ -271,10 +283,10 @@ def test_gains_are_not_settled_for_nothing(
 ) -> None:
     trainer = make_trainer("credit.method=outcome")
 
-    def settle(episodes: Sequence[Episode]) -> list[Episode]:
+    def score(*arguments: Any) -> list[Any]:
         raise AssertionError("outcomes need no gain")
 
-    monkeypatch.setattr(trainer.agent, "settle", settle)
+    monkeypatch.setattr(trainer.agent.scorer, "log_probs", score)
     assert "information_gain" not in trainer.train_step()
 
 

@@ -244,7 +244,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(batches(), OPTIONS)
 def test_agrees_with_plain_loops(batch: list[Episode], credit: IGSearch) -> None:
     batch = with_log_probs(batch)

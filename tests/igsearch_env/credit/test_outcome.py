@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsearch_env import Episode
-from igsearch_env.credit import GRPO
+from igsearch_env.credit import GRPO, RLOO, CreditAssignment, Reinforce
 from igsearch_env.credit.outcome import group_advantages
 from tests.igsearch_env.fakes import finished, policy_step
 
@@ -65,6 +65,36 @@ class TestByHand:
         assert GRPO()([]) == []
 
 
+def first_tokens(credit: CreditAssignment, batch: Sequence[Episode]) -> list[float]:
+    return [float(array[0]) for array in credit(batch)]
+
+
+class TestOtherBaselines:
+    BATCH = (
+        rollout(1.0, "a"),
+        rollout(0.0, "a"),
+        rollout(0.0, "a"),
+        rollout(1.0, "b"),
+        rollout(1.0, "a", failed=True),
+    )
+
+    def test_leave_one_out(self) -> None:
+        # 1 against 0 and 0; 0 against 1 and 0; nobody to compare the fourth with.
+        assert first_tokens(RLOO(), self.BATCH) == [1.0, -0.5, -0.5, 0.0, 0.0]
+
+    def test_the_mean_of_the_batch(self) -> None:
+        # Four count, mean 1/2, over both groups.
+        assert first_tokens(Reinforce(), self.BATCH) == [0.5, -0.5, -0.5, 0.5, 0.0]
+
+    @pytest.mark.parametrize("credit", [RLOO(), Reinforce()])
+    def test_corners(self, credit: CreditAssignment) -> None:
+        assert credit([]) == []
+        assert first_tokens(credit, [rollout(1.0)]) == [0.0]
+        assert first_tokens(credit, [rollout(1.0, failed=True)]) == [0.0]
+        with pytest.raises(ValueError, match="has no outcome yet"):
+            credit([replace(rollout(1.0), outcome=None)])
+
+
 def slow_advantages(batch: Sequence[Episode]) -> list[float]:
     """(R - mean) / (std + 1e-6) over the group, std unbiased; failed rollouts left out."""
     result = []
@@ -105,6 +135,26 @@ def test_agrees_with_plain_loops(batch: list[Episode]) -> None:
     for array, value in zip(arrays, expected, strict=True):
         assert array.dtype == np.float64
         np.testing.assert_allclose(array, value, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(BATCHES)
+def test_other_baselines_agree_with_plain_loops(batch: list[Episode]) -> None:
+    kept = [e for e in batch if not e.steps[0].retrieval_failed]
+    for episode, loo, mean in zip(batch, RLOO()(batch), Reinforce()(batch), strict=True):
+        assert loo.shape == mean.shape == (episode.policy_tokens,)
+        expected = [0.0, 0.0]
+        if not episode.steps[0].retrieval_failed:
+            assert episode.outcome is not None
+            others = []
+            for other in kept:
+                if other is not episode and other.group_id == episode.group_id:
+                    others.append(other.outcome or 0.0)
+            if others:
+                expected[0] = episode.outcome - math.fsum(others) / len(others)
+            expected[1] = episode.outcome - math.fsum(e.outcome or 0.0 for e in kept) / len(kept)
+        np.testing.assert_allclose(loo, expected[0], atol=1e-9)
+        np.testing.assert_allclose(mean, expected[1], atol=1e-9)
 
 
 @settings(deadline=None)

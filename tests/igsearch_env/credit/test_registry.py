@@ -32,7 +32,8 @@ def test_every_method_gives_one_number_per_policy_token() -> None:
     steps = [policy_step("search", 0, 4, (1, 3), search_step=0, information_gain=1.0)]
     question = Question("q", "Who?", ("Lima",), supporting_ids=("a",))
     batch = [finished(1.0, steps), finished(0.0, steps, "other"), finished(0.0)]
-    batch = [replace(episode, question=question) for episode in batch]
+    told = {"question": question, "prior_log_prob": -1.0, "f1": 0.0}
+    batch = [replace(episode, **told) for episode in batch]  # type: ignore[arg-type]
     for name in CREDIT:
         arrays = make_credit(name)(batch)
         assert [array.shape for array in arrays] == [(4,), (4,), (0,)], name

@@ -1,0 +1,156 @@
+"""GiGPO: rollouts compared as wholes, and steps compared where they started from the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.credit.groups import (
+    check_choice,
+    check_gamma,
+    discounted_sums,
+    rollout_groups,
+)
+from igsearch_env.credit.registry import register_credit
+from igsearch_env.episode import Episode
+
+_EPSILON = 1e-6
+
+
+@register_credit("gigpo")
+@dataclass(frozen=True)
+class GiGPO:
+    """A = A_E + omega * A_S on all tokens of a step (GiGPO, arXiv 2505.10978).
+
+    A_E is the group-normalised outcome. A_S compares steps of one group that start from the same
+    anchor state, the question at first and the latest observation afterwards: the step's
+    discounted return, normalised over the steps of that state. A state that is met once gives 0.
+    Deviations are unbiased, and a rollout in which a search failed gets 0 and counts for nobody.
+
+    Args:
+        omega: Weight of the step term.
+        gamma: Discount of the outcome per step before the end.
+        similarity: States are the same if the difflib ratio of their texts is at least this; a step
+            joins the first state that is. 1.0 asks for equal texts.
+        invalid_penalty: Taken off the return of an invalid step (after discounting: earlier steps
+            do not pay for it), and off its rollout's outcome.
+        rows: What the mean and deviation of A_E run over: ``"rollouts"`` (the paper), or
+            ``"steps"`` (the released code), where a rollout counts once per step, so that long
+            ones weigh more, and an invalid step lowers the score of its own row alone.
+    """
+
+    uses_information_gain: ClassVar[bool] = False
+
+    omega: float = 1.0
+    gamma: float = 0.95
+    similarity: float = 0.9
+    invalid_penalty: float = 0.01
+    rows: Literal["rollouts", "steps"] = "rollouts"
+
+    def __post_init__(self) -> None:
+        check_gamma(self.gamma)
+        check_choice("rows", self.rows, ("rollouts", "steps"))
+        if not (self.omega >= 0 and self.invalid_penalty >= 0 and 0 <= self.similarity <= 1):
+            raise ValueError(
+                "omega and invalid_penalty must be at least 0 and similarity between 0 and 1, got "
+                f"{self.omega!r}, {self.invalid_penalty!r} and {self.similarity!r}"
+            )
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        """One array of shape (policy tokens,) per episode.
+
+        Raises:
+            ValueError: If an episode has not ended.
+        """
+        result = [np.zeros(episode.policy_tokens) for episode in episodes]
+        for members in rollout_groups(episodes).values():
+            group = [episodes[i] for i in members]
+            whole = self._episode_term(group)
+            single = self._step_term(group)
+            for i, of_rollout, of_step in zip(members, whole, single, strict=True):
+                for step, a, b in zip(episodes[i].steps, of_rollout, of_step, strict=True):
+                    result[i][step.policy_tokens] = a + self.omega * b
+        return result
+
+    def _episode_term(self, group: Sequence[Episode]) -> list[list[float]]:
+        """A_E of each step of each rollout."""
+        penalties = [[self.invalid_penalty * (not s.valid) for s in e.steps] for e in group]
+        outcomes = [episode.outcome or 0.0 for episode in group]
+        if self.rows == "steps":
+            scores = [[r - p for p in row] for r, row in zip(outcomes, penalties, strict=True)]
+            flat = [score for row in scores for score in row]
+            if len(flat) == 1:
+                return scores  # the code keeps the score of a lone row: mean 0, deviation 1
+            normal = iter(_normalized(flat))
+            return [[next(normal) for _ in row] for row in scores]
+        values = _normalized([r - sum(row) for r, row in zip(outcomes, penalties, strict=True)])
+        return [[value] * len(e.steps) for value, e in zip(values, group, strict=True)]
+
+    def _step_term(self, group: Sequence[Episode]) -> list[list[float]]:
+        """A_S of each step of each rollout."""
+        returns = [self._returns(episode) for episode in group]
+        clusters: list[tuple[str, list[tuple[int, int]]]] = []
+        for row, episode in enumerate(group):
+            for t, state in enumerate(_anchor_states(episode)):
+                same = next((c for c in clusters if _similar(state, c[0], self.similarity)), None)
+                if same is None:
+                    clusters.append((state, [(row, t)]))
+                else:
+                    same[1].append((row, t))
+        result = [[0.0] * len(episode.steps) for episode in group]
+        for _, places in clusters:
+            values = _normalized([returns[row][t] for row, t in places])
+            for (row, t), value in zip(places, values, strict=True):
+                result[row][t] = value
+        return result
+
+    def _returns(self, episode: Episode) -> list[float]:
+        """R_t = r_t + gamma R_{t+1}, r the outcome at the last step; less the step's penalty."""
+        rewards = [0.0] * len(episode.steps)
+        if rewards:
+            rewards[-1] = episode.outcome or 0.0
+        returns = discounted_sums(rewards, self.gamma)
+        return [
+            value - self.invalid_penalty * (not step.valid)
+            for value, step in zip(returns, episode.steps, strict=True)
+        ]
+
+
+@register_credit("gigpo_code")
+@dataclass(frozen=True)
+class GiGPOCode(GiGPO):
+    """GiGPO as the released code (verl-agent) computes it: A_E over step rows."""
+
+    rows: Literal["rollouts", "steps"] = "steps"
+
+
+def _anchor_states(episode: Episode) -> list[str]:
+    """What each step started from: the question, then the latest observation."""
+    seen = [step.observation for step in episode.steps[:-1]]
+    texts = [episode.question.text, *("" if text is None else text.text for text in seen)]
+    return texts[: len(episode.steps)]
+
+
+def _similar(state: str, first: str, threshold: float) -> bool:
+    if state == first:
+        return True
+    matcher = SequenceMatcher(None, state, first)
+    # The first two are upper bounds of the third, and quick.
+    return (
+        matcher.real_quick_ratio() >= threshold
+        and matcher.quick_ratio() >= threshold
+        and matcher.ratio() >= threshold
+    )
+
+
+def _normalized(values: Sequence[float]) -> list[float]:
+    """(x - mean) / (unbiased std + epsilon); 0 for a single value or equal ones."""
+    array = np.array(values, dtype=np.float64)
+    if array.size < 2 or array.min() == array.max():
+        return [0.0] * array.size
+    return [float(x) for x in (array - array.mean()) / (array.std(ddof=1) + _EPSILON)]
