@@ -161,16 +161,19 @@ class SearchQAEngine:
                 self.pool.add(gain.evidence(episode, index))
 
     def _score(self, before: Episode, after: Episode) -> Episode:
-        """Add the outcome where the episode has ended, and the reward of this call."""
+        """Add the outcome where an attempt has ended, and the reward of this call."""
         reward = 0.0
-        if after.finished:
+        if after.finished or after.steps[-1].reflection is not None:
             golds = after.question.golden_answers
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)
             if callable(self.outcome):
-                reward = float(self.outcome(after.answer, after.question))
+                outcome = float(self.outcome(after.answer, after.question))
             else:
-                reward = em if self.outcome == "em" else f1
-            after = replace(after, outcome=reward, em=em, f1=f1)
+                outcome = em if self.outcome == "em" else f1
+            after = replace(after, attempt_outcomes=(*after.attempt_outcomes, outcome))
+            if after.finished:
+                reward = outcome
+                after = replace(after, outcome=outcome, em=em, f1=f1)
         for _, gain in _newly_settled(before, after):
             reward += self.information_gain_weight * self.shaping(gain)
         last = replace(after.steps[-1], reward=reward)
@@ -200,10 +203,14 @@ class SearchQAEngine:
                 "log_prob": search.log_prob,
                 "baseline_log_probs": search.baseline_log_probs,
             }
+        if self.rules.max_attempts > 1 and len(after.attempt_outcomes) > len(
+            before.attempt_outcomes
+        ):
+            info |= {"attempt": step.attempt, "attempt_outcome": after.attempt_outcomes[-1]}
         if after.finished:
             info |= {"em": after.em, "f1": after.f1, "information_gains": after.information_gains}
-            if after.answer is not None:
-                info["answer"] = after.answer
+        if step.action == "answer":
+            info["answer"] = after.answer
         return info
 
 

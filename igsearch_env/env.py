@@ -31,8 +31,9 @@ class SearchQAEnv(gymnasium.Env[str, str]):
     Info keys, absent where a call has no value for them: ``action`` (``"search"``, ``"answer"`` or
     ``"invalid"``), ``search_step``, ``query``, ``query_span`` (characters of the turn between the
     tags), ``documents``, ``retrieval_failed``; ``information_gain`` (nats per answer token) of the
-    search ``information_gain_step``, with ``log_prob`` and ``baseline_log_probs``; and on the last
-    call ``answer``, ``em``, ``f1`` and ``information_gains``, one per search.
+    search ``information_gain_step``, with ``log_prob`` and ``baseline_log_probs``; on a call that
+    ends one of several attempts ``attempt`` (its number), ``attempt_outcome`` and ``answer``; and
+    on the last call ``answer``, ``em``, ``f1`` and ``information_gains``, one per search.
 
     Args:
         questions: Questions, or the name or file of a set (see
@@ -42,8 +43,12 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         scorer: Scores answers; ``"unigram"`` needs no weights. With None, information gain is left
             for :meth:`igsearch_env.InformationGain.settle`.
         protocol: The tag grammar or the name of a preset.
-        max_searches: Searches per episode. After ``2 * max_searches + 1`` turns without an answer
-            it is truncated.
+        max_searches: Searches per attempt. After ``2 * max_searches + 1`` turns without an answer
+            it has ended, and the episode is truncated if it was the last.
+        max_attempts: Attempts at the question. An answer (or the end of an attempt without one) is
+            followed by the protocol's reflection, which asks for another attempt and does not say
+            whether the answer was right. The reward is the outcome of the last attempt, paid at
+            the end; ``episode.attempt_outcomes`` has all of them.
         top_k: Documents per search.
         num_counterfactuals: N, counterfactual contexts per search; 0 for no information gain.
         counterfactual: What they swap, ``"documents+refinement"`` or ``"documents"``.
@@ -77,6 +82,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         *,
         protocol: TagProtocol | str = "refine",
         max_searches: int = 5,
+        max_attempts: int = 1,
         top_k: int = 3,
         num_counterfactuals: int = 3,
         counterfactual: Counterfactual = "documents+refinement",
@@ -96,6 +102,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
             scorer,
             protocol=protocol,
             max_searches=max_searches,
+            max_attempts=max_attempts,
             top_k=top_k,
             num_counterfactuals=num_counterfactuals,
             counterfactual=counterfactual,
@@ -160,7 +167,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         ((episode, info),) = self.engine.play([self.episode], [action])
         self._episode = episode
         step = episode.steps[-1]
-        text = step.observation.text if step.observation is not None else ""
+        text = "".join(reply.text for reply in step.replies)
         return text, step.reward, episode.terminated, episode.truncated, info
 
     def render(self) -> str | None:

@@ -147,6 +147,8 @@ class Step:
         baseline_log_probs: The same given each counterfactual, shape (N,).
         reward: What the environment paid for this call.
         attempt: Number of the attempt at the question that the step belongs to, from 0.
+        reflection: What the environment wrote to open the next attempt, after the last step of
+            one; None after any other step.
     """
 
     action: Action
@@ -167,6 +169,12 @@ class Step:
     baseline_log_probs: tuple[float, ...] | None = None
     reward: float = 0.0
     attempt: int = 0
+    reflection: Segment | None = None
+
+    @property
+    def replies(self) -> Context:
+        """What the environment wrote after the turn: the observation, then the reflection."""
+        return tuple(reply for reply in (self.observation, self.reflection) if reply is not None)
 
     @property
     def valid(self) -> bool:
@@ -183,8 +191,11 @@ class Episode:
         prompt: The first observation.
         steps: What has happened since.
         group_id: Rollouts of one question share it; statistics of GRPO run over it.
-        outcome: Score of the answer; None until the episode has ended.
-        answer: The answer given, or None.
+        outcome: Score of the answer; None until the episode has ended. With several attempts it
+            is that of the last one, whatever the others were.
+        answer: The answer of the last attempt that has ended, or None if it gave none.
+        attempt_outcomes: Score of the answer of each attempt that has ended, 0 or what the outcome
+            makes of it if it gave none.
         em: Exact match of the answer, 0.0 or 1.0; None until the episode has ended.
         f1: Token F1 of the answer; None until the episode has ended.
         prior_log_prob: Mean log-probability of the gold answer given the prompt alone, nats; None
@@ -199,6 +210,7 @@ class Episode:
     group_id: str = ""
     outcome: float | None = None
     answer: str | None = None
+    attempt_outcomes: tuple[float, ...] = ()
     em: float | None = None
     f1: float | None = None
     prior_log_prob: float | None = None
@@ -214,6 +226,14 @@ class Episode:
     def transcript(self) -> Context:
         """Everything that was said, in order."""
         return (self.prompt, *_segments(self.steps))
+
+    @property
+    def attempt(self) -> int:
+        """Number of the attempt that the next turn belongs to, from 0."""
+        if not self.steps:
+            return 0
+        last = self.steps[-1]
+        return last.attempt + (last.reflection is not None)
 
     @property
     def policy_tokens(self) -> int:
@@ -239,5 +259,4 @@ class Episode:
 def _segments(steps: Sequence[Step]) -> Iterator[Segment]:
     for step in steps:
         yield step.turn
-        if step.observation is not None:
-            yield step.observation
+        yield from step.replies

@@ -227,9 +227,7 @@ class InformationGain:
         step = episode.steps[index]
         before: list[Segment] = [episode.prompt]
         for earlier in episode.steps[:index]:
-            before.append(earlier.turn)
-            if earlier.observation is not None:
-                before.append(earlier.observation)
+            before += (earlier.turn, *earlier.replies)
         before.append(step.turn)
         pairs = [(step.documents, self.refinement(episode, index))]
         pairs += [(pair.documents, pair.refinement) for pair in step.counterfactuals]
@@ -244,9 +242,11 @@ class InformationGain:
 
     def refinement(self, episode: Episode, index: int) -> Segment:
         """What the policy wrote about the documents of step ``index``, where that is scored."""
-        if self.counterfactual == "documents" or index + 1 >= len(episode.steps):
+        following = episode.steps[index + 1 : index + 2]
+        if self.counterfactual == "documents" or not following:
             return NO_REFINEMENT
-        return episode.steps[index + 1].refinement
+        same = following[0].attempt == episode.steps[index].attempt
+        return following[0].refinement if same else NO_REFINEMENT
 
     def evidence(self, episode: Episode, index: int) -> Evidence:
         """The pair of documents and refinement of step ``index``, for the pool."""

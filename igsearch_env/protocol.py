@@ -61,6 +61,8 @@ class TagProtocol:
         correction: Template of the observation after an invalid turn; may hold ``{reason}``,
             and ``{search}`` and ``{answer}`` for the names of the tags.
         failure: Observation after a search that the retriever gave up on.
+        reflection: Template of what opens another attempt; may hold ``{question}``, and
+            ``{search}`` and ``{answer}`` for the names of the tags.
         answer_before: What is written between a refinement and the answer's opening tag when
             answers are scored.
         answer_lead: What the policy writes between the opening tag and the first word of an
@@ -88,6 +90,12 @@ class TagProtocol:
         "</{search}>, or answer with <{answer}> answer </{answer}>.\n"
     )
     failure: str = "\nThe search engine did not respond.\n"
+    reflection: str = (
+        "\nGo over what you did: which searches missed, what was assumed, and whether the answer "
+        "is borne out by the passages. Then try once more, searching again where it helps, and "
+        "end with <{answer}> answer </{answer}>, the same one if you still hold it.\n\n"
+        "Question: {question}\n"
+    )
     answer_before: str = "\n"
     answer_lead: str = " "
 
@@ -167,6 +175,11 @@ class TagProtocol:
         text = text.replace("{search}", self.search).replace("{answer}", self.answer)
         return Segment(text, "system")
 
+    def render_reflection(self, question: str) -> Segment:
+        """What opens another attempt at a question."""
+        text = self.reflection.replace("{search}", self.search).replace("{answer}", self.answer)
+        return Segment(text.replace("{question}", self.escape(question)), "system")
+
     def parse(self, turn: str) -> Search | Answer | Invalid:
         """Read the first complete action of a turn; whatever follows it does not count."""
         match = self._action.search(turn)
@@ -229,6 +242,7 @@ PROTOCOLS: dict[str, TagProtocol] = {
         no_documents=" nothing was found",
         correction="\ninvalid : {reason}\n",
         failure="\ninvalid : search failed\n",
+        reflection="\nquestion : {question}\n",
         answer_before="",
     ),
     "search-r1": TagProtocol(

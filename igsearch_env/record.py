@@ -48,6 +48,7 @@ def episode_from_record(record: Mapping[str, Any]) -> Episode:
                 "question": Question(**record["question"]),
                 "prompt": _segment(record["prompt"]),
                 "steps": tuple(_step(step) for step in record["steps"]),
+                "attempt_outcomes": tuple(record["attempt_outcomes"]),
             }
         )
     except (KeyError, TypeError) as error:
@@ -69,12 +70,11 @@ def evidence_from_record(record: Mapping[str, Any]) -> Evidence:
 
 
 def _step(record: Mapping[str, Any]) -> Step:
-    observation = record["observation"]
     return Step(
         **{
             **record,
             "turn": _segment(record["turn"]),
-            "observation": None if observation is None else _segment(observation),
+            "observation": _optional_segment(record["observation"]),
             "policy_tokens": slice(*record["policy_tokens"]),
             "query_tokens": slice(*record["query_tokens"]),
             "refinement": _segment(record["refinement"]),
@@ -83,12 +83,17 @@ def _step(record: Mapping[str, Any]) -> Step:
             "documents": _documents(record["documents"]),
             "counterfactuals": tuple(evidence_from_record(e) for e in record["counterfactuals"]),
             "baseline_log_probs": _tuple(record["baseline_log_probs"]),
+            "reflection": _optional_segment(record["reflection"]),
         }
     )
 
 
 def _segment(record: Mapping[str, Any]) -> Segment:
     return Segment(**{**record, "token_ids": _tuple(record["token_ids"])})
+
+
+def _optional_segment(record: Mapping[str, Any] | None) -> Segment | None:
+    return None if record is None else _segment(record)
 
 
 def _documents(records: list[Mapping[str, Any]]) -> tuple[Document, ...]:

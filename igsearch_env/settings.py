@@ -42,6 +42,7 @@ def make_engine(
     *,
     protocol: TagProtocol | str = "refine",
     max_searches: int = 5,
+    max_attempts: int = 1,
     top_k: int = 3,
     num_counterfactuals: int = 3,
     counterfactual: Counterfactual = "documents+refinement",
@@ -67,7 +68,7 @@ def make_engine(
         )
     if not callable(outcome) and outcome not in ("em", "f1"):
         raise ValueError(f"outcome must be 'em', 'f1' or a callable, got {outcome!r}")
-    rules = TurnRules(get_protocol(protocol), max_searches)
+    rules = TurnRules(get_protocol(protocol), max_searches, max_attempts)
     gain = information_gain or InformationGain(rules.protocol, counterfactual)
     if gain.protocol != rules.protocol:
         raise ValueError(

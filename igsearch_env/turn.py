@@ -23,22 +23,26 @@ class TurnRules:
 
     Args:
         protocol: The tag grammar.
-        max_searches: Searches per episode; a further one is an invalid turn.
+        max_searches: Searches per attempt; a further one is an invalid turn.
+        max_attempts: Attempts at the question. After each but the last the protocol's reflection
+            asks for another one, whether the answer was right or not.
 
     Raises:
-        ValueError: If ``max_searches`` is less than 1.
+        ValueError: If ``max_searches`` or ``max_attempts`` is less than 1.
     """
 
     protocol: TagProtocol
     max_searches: int = 5
+    max_attempts: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_searches < 1:
-            raise ValueError(f"max_searches must be at least 1, got {self.max_searches}")
+        for name in ("max_searches", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def max_turns(self) -> int:
-        """Turns after which an episode without an answer is truncated: 2 * max_searches + 1."""
+        """Turns after which an attempt without an answer has ended: 2 * max_searches + 1."""
         return 2 * self.max_searches + 1
 
     def begin(self, question: Question, group_id: str = "") -> Episode:
@@ -65,7 +69,8 @@ class TurnRules:
         parsed = self.protocol.parse(completion)
         if parsed.end is not None:
             completion = completion.head(parsed.end)
-        if isinstance(parsed, Search) and len(episode.searches) >= self.max_searches:
+        searches = [step for step in episode.searches if step.attempt == episode.attempt]
+        if isinstance(parsed, Search) and len(searches) >= self.max_searches:
             parsed = Invalid("no searches left")
         return Turn(parsed, completion, self._refinement(completion))
 
@@ -104,7 +109,11 @@ class Turn:
             found: What the search brought; None if the turn is no search.
         """
         parsed, protocol = self.parsed, rules.protocol
-        last = len(episode.steps) + 1 >= rules.max_turns
+        attempt = episode.attempt
+        turns = 1 + sum(step.attempt == attempt for step in episode.steps)
+        answered = isinstance(parsed, Answer)
+        ended = answered or turns >= rules.max_turns
+        again = ended and attempt + 1 < rules.max_attempts
         start = episode.policy_tokens
         step = Step(
             action="invalid",
@@ -114,17 +123,25 @@ class Turn:
             query_tokens=slice(start, start),
             refinement=self.refinement,
             log_probs=self.completion.log_probs,
+            attempt=attempt,
+            reflection=protocol.render_reflection(episode.question.text) if again else None,
         )
         if isinstance(parsed, Answer):
-            steps = (*episode.steps, replace(step, action="answer"))
-            return replace(episode, steps=steps, answer=parsed.text, terminated=True)
-        if isinstance(parsed, Invalid):
+            step = replace(step, action="answer")
+        elif isinstance(parsed, Invalid):
             step = replace(step, observation=protocol.render_correction(parsed.reason))
         else:
             if found is None:
                 raise ValueError("a search turn needs the result of its search")
             step = self._search(step, parsed, episode, protocol, found)
-        return replace(episode, steps=(*episode.steps, step), truncated=last)
+        answer = parsed.text if isinstance(parsed, Answer) else None
+        return replace(
+            episode,
+            steps=(*episode.steps, step),
+            answer=answer if ended else episode.answer,
+            terminated=answered and not again,
+            truncated=ended and not answered and not again,
+        )
 
     def _search(
         self,

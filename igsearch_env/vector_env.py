@@ -133,7 +133,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         for row, (episode, info) in zip(rows, played, strict=True):
             self._episodes[row] = episode
             step = episode.steps[-1]
-            texts[row] = step.observation.text if step.observation is not None else ""
+            texts[row] = "".join(reply.text for reply in step.replies)
             rewards[row] = step.reward
             terminated[row], truncated[row] = episode.terminated, episode.truncated
             infos = self._add_info(infos, info, row)

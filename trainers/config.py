@@ -39,7 +39,8 @@ class EnvironmentConfig:
         corpus: ``"world"``, or a file of passages that is indexed in memory.
         index: Folder of a saved index, in place of ``corpus``; empty for none.
         protocol: Name of the tag grammar.
-        max_searches: Searches per episode.
+        max_searches: Searches per attempt.
+        max_attempts: Attempts at a question, each after the first opened by a reflection prompt.
         top_k: Documents per search.
         num_counterfactuals: N, counterfactual contexts per search.
         counterfactual: What they swap.
@@ -55,6 +56,7 @@ class EnvironmentConfig:
     index: str = ""
     protocol: str = "refine-bare"
     max_searches: int = 4
+    max_attempts: int = 1
     top_k: int = 3
     num_counterfactuals: int = 3
     counterfactual: Counterfactual = "documents+refinement"

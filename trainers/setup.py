@@ -80,6 +80,7 @@ def make_training_engine(config: TrainConfig, seed: int) -> SearchQAEngine:
         None,
         protocol=e.protocol,
         max_searches=e.max_searches,
+        max_attempts=e.max_attempts,
         top_k=e.top_k,
         num_counterfactuals=e.num_counterfactuals if compared else 0,
         information_gain=gain,

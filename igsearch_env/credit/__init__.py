@@ -12,6 +12,7 @@ from igsearch_env.credit.controls import AnswerStringBonus, IGPermuted, OracleBo
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
 from igsearch_env.credit.ig_search import IGSearch, IGSearchPaper
 from igsearch_env.credit.igpo import IGPO, IGPOCode, IGPOWithIGSearch
+from igsearch_env.credit.mr_search import MRSearch
 from igsearch_env.credit.outcome import GRPO, RLOO, Reinforce
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.credit.registry import (
@@ -36,6 +37,7 @@ __all__ = [
     "IGPermuted",
     "IGSearch",
     "IGSearchPaper",
+    "MRSearch",
     "OracleBonus",
     "QueryBonus",
     "Reinforce",

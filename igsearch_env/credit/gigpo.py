@@ -131,9 +131,8 @@ class GiGPOCode(GiGPO):
 
 def _anchor_states(episode: Episode) -> list[str]:
     """What each step started from: the question, then the latest observation."""
-    seen = [step.observation for step in episode.steps[:-1]]
-    texts = [episode.question.text, *("" if text is None else text.text for text in seen)]
-    return texts[: len(episode.steps)]
+    seen = ("".join(reply.text for reply in step.replies) for step in episode.steps[:-1])
+    return [episode.question.text, *seen][: len(episode.steps)]
 
 
 def _similar(state: str, first: str, threshold: float) -> bool:

@@ -67,6 +67,7 @@ steps = st.builds(
     baseline_log_probs=st.none() | numbers,
     reward=number,
     attempt=st.integers(0, 3),
+    reflection=st.none() | segments,
 )
 episodes = st.builds(
     Episode,
@@ -78,6 +79,7 @@ episodes = st.builds(
     answer=st.none() | text,
     em=optional_number,
     f1=optional_number,
+    attempt_outcomes=numbers,
     prior_log_prob=optional_number,
     terminated=st.booleans(),
     truncated=st.booleans(),
@@ -163,7 +165,7 @@ def test_a_record_names_everything_that_an_episode_holds() -> None:
     ("change", "message"),
     [
         ({"steps": None}, "TypeError"),
-        ({"steps": [{"action": "search"}]}, "KeyError: 'observation'"),
+        ({"steps": [{"action": "search"}]}, "KeyError: 'turn'"),
         ({"color": "red"}, "unexpected keyword argument 'color'"),
         ({"question": {"id": "q"}}, "TypeError"),
     ],

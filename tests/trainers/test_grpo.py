@@ -255,7 +255,8 @@ def test_gains_are_settled_with_the_weights_that_sampled(
 
 @pytest.mark.parametrize("method", sorted(set(CREDIT) - {"ig_search", "outcome"}))
 def test_every_method_trains(make_trainer: MakeTrainer, method: str) -> None:
-    trainer = make_trainer(f"credit.method={method}")
+    attempts = 2 if method == "mr_search" else 1
+    trainer = make_trainer(f"credit.method={method}", f"environment.max_attempts={attempts}")
     trainer.engine.outcome = even
     before = weights(trainer)
     row = trainer.train_step()

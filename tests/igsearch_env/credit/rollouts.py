@@ -26,15 +26,21 @@ def rollout(
     prior: float | None = -3.0,
     f1: float | None = None,
     failed: bool = False,
+    attempts: Sequence[float] = (),
 ) -> Episode:
-    """One turn per letter: ``s``earch, ``i``nvalid, ``a``nswer.
+    """One turn per letter: ``s``earch, ``i``nvalid, ``a``nswer; ``|`` begins another attempt.
 
     The answer counts as given if the last turn is one. ``log_probs`` and ``gains`` are those of the
     searches in order; the first token of a search is its query. ``failed`` fails the first search.
+    ``attempts`` are the outcomes of all attempts.
     """
     steps: list[Step] = []
-    at = searches = 0
-    for number, kind in enumerate(kinds):
+    at = searches = attempt = number = 0
+    for kind in kinds:
+        if kind == "|":
+            attempt += 1
+            steps[-1] = replace(steps[-1], reflection=Segment("again", "system"))
+            continue
         size = tokens if isinstance(tokens, int) else tokens[number]
         more: dict[str, Any] = {}
         if kind == "s":
@@ -48,8 +54,10 @@ def rollout(
             searches += 1
         text = f"seen {number}" if observations is None else observations[number]
         step = policy_step(ACTIONS[kind], at, size, (0, min(1, size)) if kind == "s" else None)
-        steps.append(replace(step, observation=Segment(text, "document"), **more))
+        more["observation"] = None if kind == "a" else Segment(text, "document")
+        steps.append(replace(step, attempt=attempt, **more))
         at += size
+        number += 1
     answered = kinds.endswith("a")
     return finished(
         outcome,
@@ -58,27 +66,32 @@ def rollout(
         answer="x" if answered else None,
         f1=outcome if f1 is None else f1,
         prior_log_prob=prior,
+        attempt_outcomes=tuple(attempts),
     )
 
 
 @st.composite
 def rollouts(draw: st.DrawFn, observations: Sequence[str] = ("a", "b")) -> Episode:
-    """Ragged in turns and tokens; some invalid, some without a search, some failed."""
-    kinds = draw(st.text("si", max_size=4)) + draw(st.sampled_from(["a", ""]))
+    """Ragged in turns, tokens and attempts; some invalid, some without a search, some failed."""
+    one = st.builds(str.__add__, st.text("si", max_size=3), st.sampled_from(["a", ""]))
+    played = [kinds for kinds in draw(st.lists(one, max_size=3)) if kinds]
+    kinds, turns = "|".join(played), sum(map(len, played))
+    outcomes = [draw(st.sampled_from([0.0, 1.0, 0.4])) for _ in played]
     value = st.one_of(st.none(), st.sampled_from([-4.0, -2.5, -1.0, -0.25]))
     searches = kinds.count("s")
     log_probs = draw(st.lists(value, min_size=searches, max_size=searches))
     return rollout(
         kinds,
-        draw(st.sampled_from([0.0, 1.0, 0.4])) if kinds else 0.0,
+        outcomes[-1] if outcomes else 0.0,
         draw(st.sampled_from("gh")),
-        tokens=draw(st.lists(st.integers(0, 3), min_size=len(kinds), max_size=len(kinds))),
-        observations=[draw(st.sampled_from(observations)) for _ in kinds],
+        tokens=draw(st.lists(st.integers(0, 3), min_size=turns, max_size=turns)),
+        observations=[draw(st.sampled_from(observations)) for _ in range(turns)],
         log_probs=log_probs,
         gains=draw(st.lists(value, min_size=searches, max_size=searches)),
         prior=draw(st.sampled_from([-3.0, -1.0])),
         f1=draw(st.sampled_from([0.0, 0.5, 1.0])),
         failed=searches > 0 and draw(st.integers(0, 4)) == 0,
+        attempts=outcomes,
     )
 
 

@@ -168,8 +168,11 @@ def slow_gigpo(batch: Sequence[Episode], credit: GiGPO) -> list[list[float]]:
         last = len(episode.steps) - 1
         invalid = [step.action == "invalid" for step in episode.steps]
         for t in range(last + 1):
-            before = episode.steps[t - 1].observation if t else None
-            state = before.text if before is not None else episode.question.text
+            state = episode.question.text
+            if t:
+                before = episode.steps[t - 1]
+                state = before.observation.text if before.observation is not None else ""
+                state += before.reflection.text if before.reflection is not None else ""
             assert episode.outcome is not None
             reward = credit.gamma ** (last - t) * episode.outcome
             counted = sum(invalid) if credit.rows == "rollouts" else invalid[t]
