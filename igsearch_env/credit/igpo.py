@@ -36,7 +36,8 @@ class IGPO:
 
     p_t is known after a search (with the refinement that follows it, if the environment scores
     refinements) and carries over an invalid turn, which has no reward of its own but its share of
-    later ones. A rollout in which a search failed gets 0 and counts for nobody.
+    later ones; so it is with an answer that another attempt follows. A rollout in which a search
+    failed gets 0 and counts for nobody.
 
     Args:
         measure: ``"probability"``, or ``"log_prob"`` for differences of mean log-probs.

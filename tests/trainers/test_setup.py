@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from igsearch_env.credit import GRPO, IGSearch
+from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Question
 from igsearch_env.shaping import Shaping
 from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig, load_config
@@ -137,6 +137,14 @@ def test_credit_with_its_options() -> None:
     assert make_credit_from({"method": "ig_search"}) == IGSearch()
     assert make_credit_from(TrainConfig().credit) == IGSearch()
     assert make_credit_from({"method": "outcome"}) == GRPO()
+
+
+def test_a_composition_has_its_options_one_level_deeper() -> None:
+    settings = load_config(
+        None,
+        ["credit.method=igpo_ig_search", "credit.igpo.gamma=0.5", "credit.ig_search.alpha=1.0"],
+    ).credit
+    assert make_credit_from(settings) == IGPOWithIGSearch(IGPO(gamma=0.5), IGSearch(alpha=1.0))
 
 
 def test_none_can_be_said_in_toml() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Sequence
-from dataclasses import FrozenInstanceError, dataclass, replace
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,21 @@ from tests.igsearch_env.fakes import finished, policy_step
 
 def test_the_methods() -> None:
     assert {"outcome": GRPO, "ig_search": IGSearch}.items() <= CREDIT.items()
+
+
+def test_the_page_of_methods_names_every_method_and_option() -> None:
+    text = (Path(__file__).parents[3] / "docs/credit.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert rows.keys() >= CREDIT.keys()
+    for name, method in CREDIT.items():
+        row = rows[name]
+        for like in re.findall(r"as `(\w+)`", row):
+            row += rows[like]
+        options: Any = fields(method)  # type: ignore[arg-type]
+        for option in options:
+            assert f"`{option.name}`" in row, (name, option.name)
+            if isinstance(option.default, str):
+                assert f"`{option.name}` {option.default}" in row, (name, option.name)
 
 
 def test_options_are_bound_at_construction() -> None:
