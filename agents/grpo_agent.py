@@ -39,13 +39,18 @@ class GRPOAgent:
         self.information_gain = information_gain
         self.credit = credit
         self.scorer = policy.scorer()
-        if self.uses_information_gain:
+        if self.uses_information_gain or self.uses_answer_log_probs:
             policy.memory.finished_tokens = HELD_TOKENS
 
     @property
     def uses_information_gain(self) -> bool:
         """Whether the credit method looks at information gain."""
         return needs_information_gain(self.credit)
+
+    @property
+    def uses_answer_log_probs(self) -> bool:
+        """Whether it looks at the policy's belief in the gold answer: it does if it says so."""
+        return bool(getattr(self.credit, "uses_answer_log_probs", False))
 
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:
         """Sample the next turn of each episode."""
@@ -59,7 +64,7 @@ class GRPOAgent:
         """
         if self.uses_information_gain:
             episodes = self.information_gain.settle(episodes, self.scorer)
-        if getattr(self.credit, "uses_answer_log_probs", False):
+        if self.uses_answer_log_probs:
             episodes = settle_answer_log_probs(episodes, self.scorer, self.information_gain)
         return list(episodes)
 

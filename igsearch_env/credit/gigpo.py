@@ -94,16 +94,13 @@ class GiGPO:
     def _step_term(self, group: Sequence[Episode]) -> list[list[float]]:
         """A_S of each step of each rollout."""
         returns = [self._returns(episode) for episode in group]
-        clusters: list[tuple[str, list[tuple[int, int]]]] = []
-        for row, episode in enumerate(group):
-            for t, state in enumerate(_anchor_states(episode)):
-                same = next((c for c in clusters if _similar(state, c[0], self.similarity)), None)
-                if same is None:
-                    clusters.append((state, [(row, t)]))
-                else:
-                    same[1].append((row, t))
+        places = [(row, t) for row, episode in enumerate(group) for t in range(len(episode.steps))]
+        states = [state for episode in group for state in _anchor_states(episode)]
+        clusters: dict[int, list[tuple[int, int]]] = {}
+        for place, number in zip(places, cluster_texts(states, self.similarity), strict=True):
+            clusters.setdefault(number, []).append(place)
         result = [[0.0] * len(episode.steps) for episode in group]
-        for _, places in clusters:
+        for places in clusters.values():
             values = _normalized([returns[row][t] for row, t in places])
             for (row, t), value in zip(places, values, strict=True):
                 result[row][t] = value
@@ -135,15 +132,33 @@ def _anchor_states(episode: Episode) -> list[str]:
     return [episode.question.text, *seen][: len(episode.steps)]
 
 
-def _similar(state: str, first: str, threshold: float) -> bool:
-    if state == first:
-        return True
-    matcher = SequenceMatcher(None, state, first)
+def cluster_texts(texts: Sequence[str], similarity: float) -> list[int]:
+    """The cluster of each text: the first one whose first member is similar to it, or a new one.
+
+    Args:
+        texts: Texts in order.
+        similarity: Least difflib ratio to the first member of a cluster.
+    """
+    firsts: list[SequenceMatcher[str]] = []  # each keeps what it has worked out of its own text
+    known: dict[str, int] = {}  # clusters are only ever added, so that equal texts fare alike
+    for text in texts:
+        if text not in known:
+            found = (n for n, first in enumerate(firsts) if _similar(first, text, similarity))
+            known[text] = next(found, len(firsts))
+            if known[text] == len(firsts):
+                firsts.append(SequenceMatcher(None, "", text))
+    return [known[text] for text in texts]
+
+
+def _similar(first: SequenceMatcher[str], text: str, threshold: float) -> bool:
+    if threshold == 1.0:
+        return False  # it has been compared with all equal ones
+    first.set_seq1(text)
     # The first two are upper bounds of the third, and quick.
     return (
-        matcher.real_quick_ratio() >= threshold
-        and matcher.quick_ratio() >= threshold
-        and matcher.ratio() >= threshold
+        first.real_quick_ratio() >= threshold
+        and first.quick_ratio() >= threshold
+        and first.ratio() >= threshold
     )
 
 

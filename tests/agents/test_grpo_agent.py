@@ -87,6 +87,7 @@ def test_beliefs_are_settled_for_methods_that_look_at_them(
     policy: TransformersPolicy, bpe: PreTrainedTokenizerFast, credit: IGPO, compared: bool
 ) -> None:
     agent = GRPOAgent(policy, GAIN, credit)
+    assert policy.memory.finished_tokens > 0  # what was sampled need not be run again
     episodes = [episode_of(bpe, 1.0), episode_of(bpe, 0.0, "river")]
     for episode in agent.settle(episodes):
         assert episode.prior_log_prob is not None

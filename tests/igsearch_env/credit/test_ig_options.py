@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from igsearch_env import Episode, Shaping
 from igsearch_env.credit import IGSearch, IGSearchPaper, QueryBonus, credit_at, make_credit
+from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of
 from tests.igsearch_env.credit.test_outcome import slow_advantages
 
@@ -244,8 +245,8 @@ OPTIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=100)
-@given(batches(), OPTIONS)
+@settings(deadline=None, max_examples=60)
+@given(batches() | rollouts.batches(), OPTIONS)
 def test_agrees_with_plain_loops(batch: list[Episode], credit: IGSearch) -> None:
     batch = with_log_probs(batch)
     if credit.center != "none":  # a dead zone's edge is a matter of rounding then

@@ -226,7 +226,7 @@ OPTIONS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(batches(), OPTIONS)
 def test_agrees_with_plain_loops(batch: list[Episode], credit: IGPO) -> None:
     arrays = credit(batch)
@@ -237,7 +237,7 @@ def test_agrees_with_plain_loops(batch: list[Episode], credit: IGPO) -> None:
 
 
 class TestWithIGSearch:
-    @settings(deadline=None, max_examples=50)
+    @settings(deadline=None, max_examples=30)
     @given(batches())
     def test_it_is_the_sum_of_both(self, batch: list[Episode]) -> None:
         igpo, ig_search = IGPO(gamma=0.5), IGSearch(alpha=1.0, gamma=0.5)

@@ -105,8 +105,8 @@ def slow_mr_search(batch: Sequence[Episode], gamma: float) -> list[list[float]]:
     return result
 
 
-@settings(deadline=None, max_examples=100)
-@given(batches().filter(lambda batch: all(e.steps for e in batch)), st.sampled_from([0.0, 0.5, 1]))
+@settings(deadline=None, max_examples=60)
+@given(batches(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_agrees_with_plain_loops(batch: list[Episode], gamma: float) -> None:
     arrays = MRSearch(gamma)(batch)
     assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]
@@ -115,7 +115,7 @@ def test_agrees_with_plain_loops(batch: list[Episode], gamma: float) -> None:
         np.testing.assert_allclose(array, tokens, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(batches())
 def test_with_one_attempt_it_is_rloo(batch: list[Episode]) -> None:
     batch = [

@@ -11,15 +11,32 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from igsearch_env import Episode, Question
 from igsearch_env.credit import CREDIT, GRPO, IGSearch, make_credit, register_credit
+from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.fakes import finished, policy_step
 
 
 def test_the_methods() -> None:
     assert {"outcome": GRPO, "ig_search": IGSearch}.items() <= CREDIT.items()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rollouts.batches(), st.sampled_from(sorted(CREDIT)))
+def test_whatever_was_played_each_token_gets_a_number(batch: list[Episode], name: str) -> None:
+    question = Question("q", "Who?", ("Lima",), supporting_ids=("a",))
+    batch = [replace(episode, question=question) for episode in batch]
+    arrays = make_credit(name)(batch)
+    assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]
+    for episode, array in zip(batch, arrays, strict=True):
+        assert array.dtype == np.float64
+        assert np.isfinite(array).all()
+        if episode.retrieval_failed:
+            assert not array.any()
 
 
 def test_the_page_of_methods_names_every_method_and_option() -> None:
