@@ -139,9 +139,9 @@ def check_training(tmp_path: Path, imitate: Imitate, *settings: str) -> list[Epi
     rollouts: list[Episode] = []
     real = trainer.agent.advantages
 
-    def watched(episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+    def watched(episodes: Sequence[Episode], progress: float) -> list[NDArray[np.float64]]:
         rollouts.extend(episodes)
-        return real(episodes)
+        return real(episodes, progress)
 
     trainer.agent.advantages = watched  # type: ignore[method-assign]
     last = trainer.run()

@@ -67,9 +67,9 @@ class Recorder:
             self.batches.append(list(episodes))
             return real_batch(episodes, *args)
 
-        def advantages(episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        def advantages(episodes: Sequence[Episode], progress: float) -> list[NDArray[np.float64]]:
             self.settled = list(episodes)
-            self.advantages = real_advantages(episodes)
+            self.advantages = real_advantages(episodes, progress)
             return self.advantages
 
         monkeypatch.setattr("trainers.update.policy_log_probs", log_probs)
