@@ -13,6 +13,7 @@ from igsearch_env.episode import Episode, Question
 from igsearch_env.evidence_pool import EvidencePool
 from igsearch_env.information_gain import Counterfactual, InformationGain
 from igsearch_env.protocol import TagProtocol
+from igsearch_env.render import render_text
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.scoring import AnswerScorer
 from igsearch_env.settings import make_engine
@@ -61,7 +62,8 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
         shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
             that they make in the same step of a vector environment.
-        render_mode: ``"ansi"`` makes :meth:`render` return the transcript.
+        render_mode: ``"ansi"`` makes :meth:`render` return the episode as text: turns, documents,
+            the gain of each search, and the outcome.
 
     Raises:
         ValueError: If an argument is out of range or names something unknown.
@@ -171,10 +173,8 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         return text, step.reward, episode.terminated, episode.truncated, info
 
     def render(self) -> str | None:
-        """The transcript, if ``render_mode`` is ``"ansi"``."""
-        if self.render_mode is None:
-            return None
-        return "".join(segment.text for segment in self.episode.transcript)
+        """The episode as text (:func:`~igsearch_env.render.render_text`), in mode ``"ansi"``."""
+        return None if self.render_mode is None else render_text(self.episode)
 
 
 def read_options(options: dict[str, Any]) -> tuple[Question | None, str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.env import pick_question, read_options
 from igsearch_env.episode import Episode, Question
+from igsearch_env.render import render_text
 from igsearch_env.settings import make_engine
 from igsearch_env.spaces import UnicodeText
 
@@ -28,7 +29,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
 
     Args:
         num_envs: Number of rows.
-        render_mode: ``"ansi"`` makes :meth:`render` return one transcript per row.
+        render_mode: ``"ansi"`` makes :meth:`render` return each row as text.
         **kwargs: As for :class:`SearchQAEnv`.
     """
 
@@ -140,10 +141,8 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         return tuple(texts), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
-        """The transcript of each row, if ``render_mode`` is ``"ansi"``."""
-        if self.render_mode is None:
-            return None
-        return tuple("".join(s.text for s in episode.transcript) for episode in self.episodes)
+        """Each row as text (:func:`~igsearch_env.render.render_text`), in mode ``"ansi"``."""
+        return None if self.render_mode is None else tuple(map(render_text, self.episodes))
 
     def _begin(self, row: int, question: Question | None, group_id: str | None) -> Episode:
         options = {"question": question, "group_id": group_id or ""}

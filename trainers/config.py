@@ -131,6 +131,8 @@ class RunConfig:
         eval_limit: Questions per evaluation.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many of them are kept.
+        save_rollouts_every: Steps between the rollouts that are kept to be looked at, those of the
+            first and the last step included; 0 for none.
         threads: Torch threads; 0 for as many as there are free cores. Sums round differently with
             another number: give one for a run that is to repeat, or resume, bit by bit.
     """
@@ -140,6 +142,7 @@ class RunConfig:
     eval_limit: int = 200
     checkpoint_every: int = 20
     keep_checkpoints: int = 2
+    save_rollouts_every: int = 20
     threads: int = 0
 
 
@@ -167,7 +170,8 @@ class TrainConfig:
         check_range("optimization", o, ("learning_rate", "max_grad_norm", "clip"), above=0)
         check_range("policy", self.policy, ("max_new_tokens", "batch_size"), least=1)
         check_range("policy", self.policy, ("temperature",), above=0)
-        check_range("run", run, ("seed", "eval_every", "threads"), least=0)
+        none = ("eval_every", "save_rollouts_every")
+        check_range("run", run, ("seed", "threads", *none), least=0)
         check_range("run", run, ("eval_limit", "checkpoint_every", "keep_checkpoints"), least=1)
         floor = self.environment.floor
         if not isinstance(floor, str) and not floor < 0:

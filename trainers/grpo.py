@@ -23,6 +23,7 @@ from trainers.files import write_whole
 from trainers.metrics import evaluation_results, rollout_metrics
 from trainers.rollout import collect
 from trainers.run_log import RunLog
+from trainers.saved_rollouts import rollouts_file, save_rollouts
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
 from trainers.threads import set_threads
 from trainers.update import Updater, sign_flips
@@ -38,8 +39,8 @@ class GRPOTrainer:
 
     Args:
         config: The settings.
-        out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``checkpoints/`` and, at the
-            end, ``policy/``.
+        out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``rollouts/``, ``checkpoints/``
+            and, at the end, ``policy/``.
         resume: Go on from the newest checkpoint in ``out``.
 
     Raises:
@@ -114,6 +115,9 @@ class GRPOTrainer:
         self.step += 1
         seconds["information_gain"] += settled - started
         seconds["update"] += time.perf_counter() - settled
+        if self._due(every := self.config.run.save_rollouts_every) or (every and self.step == 1):
+            path, decode = rollouts_file(self.out, self.step), self.policy.tokenizer.decode
+            save_rollouts(path, episodes, advantages, decode)
         return {
             "step": self.step,
             **rollout_metrics(episodes),

@@ -1,0 +1,99 @@
+const MAIN = document.getElementById("main");
+const VIEWS = [["#/", "Rollouts"], ["#/curves", "Curves"]];
+let listScroll = 0;
+let shown = null;
+
+/** Show what the address names; an unknown one is the list. */
+function route() {
+  if (shown?.kind === "list") listScroll = shown.scroll;
+  const [, kind = "", number = ""] = location.hash.split("/");
+  const rollout = kind === "rollout" ? ROLLOUTS[Number(number)] : undefined;
+  const group = kind === "group" ? GROUPS.get(Number(number)) : undefined;
+  if (rollout) show({ kind, rollout }, rolloutView(rollout), rollout.question);
+  else if (group) show({ kind, group }, groupView(group), group[0].question);
+  else if (kind === "curves" && DATA.metrics.length) show({ kind }, curvesView(), "Training curves");
+  else show({ kind: "list", scroll: listScroll }, listView(), "rollouts");
+}
+
+function show(what, view, title) {
+  const before = shown;
+  shown = what;
+  MAIN.replaceChildren(view);
+  document.title = `${title} · ${DATA.name}`;
+  for (const link of document.querySelectorAll("#nav a")) {
+    const here = link.hash === (what.kind === "curves" ? "#/curves" : "#/");
+    link.toggleAttribute("data-here", here);
+    if (here) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  scrollTo(0, what.kind === "list" ? listScroll : 0);
+  if (before) MAIN.querySelector("h1").focus({ preventScroll: true });
+}
+
+function navigation() {
+  if (!DATA.metrics.length) return;
+  document.getElementById("nav").replaceChildren(
+    ...VIEWS.map(([href, name]) => el("a", { href }, name)));
+}
+
+function step(by) {
+  const found = matches();
+  const next = found[found.indexOf(shown.rollout) + by];
+  if (next) location.hash = `#/rollout/${next.index}`;
+}
+
+const KEYS = {
+  "/": () => {
+    location.hash = "#/";
+    setTimeout(() => document.getElementById("search")?.focus());
+  },
+  j: () => shown.rollout && step(1),
+  k: () => shown.rollout && step(-1),
+  g: () => {
+    if (shown.rollout) location.hash = `#/group/${shown.rollout.group}`;
+  },
+  Escape: () => { location.hash = "#/"; },
+};
+
+addEventListener("keydown", (event) => {
+  const typing = event.target.matches?.("input, select, textarea");
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (typing) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  if (Object.hasOwn(KEYS, event.key)) {
+    event.preventDefault();
+    KEYS[event.key]();
+  }
+});
+
+addEventListener("scroll", () => {
+  if (shown?.kind === "list") shown.scroll = scrollY;
+}, { passive: true });
+addEventListener("hashchange", route);
+
+/** The button goes round: as the system has it, light, dark. */
+const THEMES = { "": ["◐", "automatic"], light: ["○", "light"], dark: ["●", "dark"] };
+
+function theme(name) {
+  document.documentElement.dataset.theme = name;
+  const [sign, word] = THEMES[name];
+  document.getElementById("theme").replaceChildren(
+    el("span", { "aria-hidden": "true" }, sign), spoken(`colours: ${word}`));
+}
+
+document.getElementById("theme").addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  theme(names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length]);
+});
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  MAIN.focus();
+});
+
+theme("");
+navigation();
+route();
+performance.mark("shown");

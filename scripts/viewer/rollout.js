@@ -1,0 +1,167 @@
+let asTranscript = false;
+
+function rolloutView(rollout) {
+  const group = GROUPS.get(rollout.group);
+  const largest = largestAdvantage(group);
+  const body = el("div", { class: "body" });
+  const show = () => body.replaceChildren(
+    ...(asTranscript ? [transcript(rollout, largest)] : turns(rollout, largest)));
+  const mode = (label, value) => el("button", {
+    type: "button", "aria-pressed": String(asTranscript === value),
+    on: { click: (event) => {
+      asTranscript = value;
+      for (const button of event.target.parentElement.children) {
+        button.setAttribute("aria-pressed", String(button === event.target));
+      }
+      show();
+    } },
+  }, label);
+  show();
+  return el("article", { class: "rollout" },
+    path(rollout),
+    el("h1", { tabindex: -1 }, rollout.question),
+    outcome(rollout, group),
+    worth(rollout),
+    el("div", { class: "tools" },
+      el("div", { class: "modes", role: "group", "aria-label": "how it is shown" },
+        mode("Turns", false), mode("Transcript", true)),
+      legend(largest)),
+    body);
+}
+
+/** Back to the list, and on to the rollouts beside this one in it. */
+function path(rollout) {
+  const found = matches();
+  const place = found.indexOf(rollout);
+  const beside = (by, label, text) => {
+    const other = place < 0 ? undefined : found[place + by];
+    return el("a", { class: "beside", "aria-label": label, "aria-disabled": String(!other),
+      href: other ? `#/rollout/${other.index}` : null }, text);
+  };
+  return el("nav", { class: "path", "aria-label": "rollouts" },
+    el("a", { href: "#/" }, "← All rollouts"),
+    el("span", { class: "place" }, place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${found.length.toLocaleString("en")}`),
+    beside(-1, "previous rollout", "‹"), beside(1, "next rollout", "›"));
+}
+
+function outcome(rollout, group) {
+  const said = rollout.answer === null
+    ? el("span", { class: "nothing" }, rollout.end) : el("b", {}, rollout.answer);
+  return el("div", { class: "outcome" },
+    el("span", { class: `answer ${rollout.verdict}` }, verdictMark(rollout), said),
+    el("span", {}, "gold ", el("b", {}, rollout.golds.join(" | "))),
+    rollout.f1 === null ? null : el("span", {}, `F1 ${rollout.f1.toFixed(2)}`),
+    ...facts(rollout).map((fact) => el("span", {}, fact)),
+    group.length < 2 ? null : el("a", { class: "to-group", href: `#/group/${rollout.group}` },
+      `Compare the ${group.length} rollouts of its group →`));
+}
+
+/** One bar for each search. */
+function worth(rollout) {
+  if (!rollout.searches.length) return el("p", { class: "note" }, "It did not search.");
+  const full = Math.max(1, ...rollout.gains.map(Math.abs));
+  return el("figure", { class: "worth" },
+    el("figcaption", {}, el("strong", {}, "What each search was worth"),
+      el("span", {}, " information gain, nats per answer token")),
+    el("ol", {}, ...rollout.searches.map((step, i) =>
+      el("li", {}, el("a", { href: `#search-${i}`, on: { click: (event) => {
+        event.preventDefault();
+        document.getElementById(`search-${i}`)?.scrollIntoView({ block: "center" });
+      } } },
+        el("span", { class: "number" }, String(i + 1)),
+        el("span", { class: "asked" }, step.query),
+        gainBar(step.gain, full),
+        gainText(step.gain, { "data-search": i }))))));
+}
+
+function legend(largest) {
+  const sources = ["policy", "document", "system"].map((source) =>
+    el("span", { class: `source ${source}` }, el("i"), source));
+  const scale = !largest ? null : el("span", { class: "scale" },
+    `${signed(-largest)} `, el("i", {}), ` ${signed(largest)}`, el("span", {}, " advantage of a token"));
+  return el("div", { class: "legend" }, ...sources, scale);
+}
+
+/** The rollout turn by turn. */
+function turns(rollout, largest) {
+  const values = rollout.searches.flatMap((step) =>
+    step.log_prob === null ? [] : [step.log_prob, ...step.baselines]);
+  const low = Math.min(-1, ...values) * 1.04;
+  let searches = 0;
+  return [
+    el("details", { class: "prompt" }, el("summary", {}, "Prompt"),
+      el("pre", { class: "system" }, rollout.prompt)),
+    ...rollout.steps.map((step, i) => {
+      const search = step.action === "search" ? searches++ : null;
+      const name = search === null
+        ? { answer: "Answer", invalid: "Turn that could not be carried out" }[step.action]
+        : `Search ${search + 1}`;
+      return el("section", { class: "turn", id: search === null ? null : `search-${search}` },
+        el("h2", {}, name, el("span", {}, ` turn ${i + 1}`)),
+        el("div", { class: "block policy" },
+          el("pre", {}, policyText(step, largest)), advantageWords(step)),
+        search === null ? systemBlock(step) : searchBlock(step, rollout, low));
+    }),
+  ];
+}
+
+function systemBlock(step) {
+  if (!step.observation) return null;
+  return el("div", { class: "block system" }, el("pre", {}, step.observation[1].trim()));
+}
+
+function searchBlock(step, rollout, low) {
+  if (step.failed) return systemBlock(step);
+  return [
+    gainBlock(step, low),
+    el("div", { class: "block document" }, step.documents.length
+      ? el("ol", {}, ...step.documents.map((found) => documentItem(found, rollout.golds)))
+      : el("p", { class: "nothing" }, "no documents")),
+    counterfactuals(step),
+  ];
+}
+
+function gainBlock(step, low) {
+  if (step.gain === null) {
+    return el("p", { class: "note" }, "Its information gain was not settled.");
+  }
+  const base = mean(step.baselines);
+  const sign = step.gain > 0 ? "up" : "down";
+  return el("div", { class: "gain-block" },
+    el("div", { class: `big ${sign}` }, gainText(step.gain), el("span", {}, "nats per answer token")),
+    el("div", { class: "why" },
+      strip(step, low),
+      el("p", {},
+        el("i", { class: "dot key", "aria-hidden": "true" }), " with these documents ",
+        el("b", {}, signed(step.log_prob)), el("span", { class: "odds" }, ` ${percent(step.log_prob)}`),
+        el("i", { class: "ring key", "aria-hidden": "true" }), " with evidence of other questions ",
+        el("b", {}, signed(base)), el("span", { class: "odds" }, ` ${percent(base)}`)),
+      el("p", { class: "fine" }, "mean log-probability of a token of the gold answer")));
+}
+
+/** The evidence of other questions that stood in for the documents. */
+function counterfactuals(step) {
+  if (!step.others.length) return null;
+  return el("details", { class: "others" },
+    el("summary", {}, `Compared with the evidence of ${count(step.others.length, "other question")}`),
+    el("ol", {}, ...step.others.map((other, i) => el("li", {},
+      el("div", { class: "other-head" }, el("span", {}, other.question),
+        step.baselines.length > i
+          ? el("data", { value: step.baselines[i], title: "log-probability of the gold answer" }, signed(step.baselines[i]))
+          : null),
+      el("ul", {}, ...other.documents.map((at) => {
+        const [id, title, text] = DATA.documents[at];
+        return el("li", {}, el("b", {}, title || id), ` ${text}`);
+      })),
+      other.refinement ? el("pre", {}, other.refinement.trim()) : null))));
+}
+
+/** Every character that the policy read and wrote. */
+function transcript(rollout, largest) {
+  return el("pre", { class: "transcript" },
+    el("span", { class: "system" }, rollout.prompt),
+    ...rollout.steps.flatMap((step) => [
+      el("span", { class: "policy" }, policyText(step, largest)),
+      step.observation ? el("span", { class: step.observation[0] }, step.observation[1]) : null,
+    ]));
+}
