@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from scripts.command_line import console, progress_bar, run, run_parser, write_json
+from scripts.view import write_page
 from trainers.config import TrainConfig, from_dict, load_config, override
 from trainers.grpo import GRPOTrainer
 
@@ -55,7 +56,9 @@ def main() -> None:
         last = trainer.run(report)
     write_json(arguments.out / "results.json", last)
     console.print(_table(last))
+    page, _ = write_page(arguments.out)
     console.print(f"policy: {arguments.out / 'policy'}   log: {arguments.out / 'metrics.jsonl'}")
+    console.print(f"page: {page}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -24,10 +24,13 @@ const NAMES = {
 
 function curvesView() {
   const series = readSeries();
-  const [flat, moving] = [[], []];
+  const [flat, moving, seen] = [[], [], new Set()];
   for (const one of series) {
-    (one.points.every(([, value]) => value === one.points[0][1]) && one.points.length > 1
-      ? flat : moving).push(one);
+    const still = one.points.length > 1 && one.points.every(([, value]) => value === one.points[0][1]);
+    const values = JSON.stringify(one.points);
+    if (still) flat.push(one);
+    else if (!seen.has(values)) moving.push(one); // where EM is the outcome, one chart is enough
+    seen.add(values);
   }
   const saved = [...new Set(ROLLOUTS.map((rollout) => rollout.step))];
   return el("article", { class: "curves" },

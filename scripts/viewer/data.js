@@ -18,8 +18,8 @@ ROLLOUTS.forEach((rollout, index) => {
 
 const GAINS = ROLLOUTS.flatMap((rollout) => rollout.gains).sort((a, b) => a - b);
 
-/** What fills a bar, in nats: all but the largest fiftieth of gains fit. */
-const FULL_BAR = Math.max(0.5, quantile(GAINS.map(Math.abs).sort((a, b) => a - b), 0.98));
+/** What fills a small bar, in nats: all but the largest tenth of gains fit. */
+const FULL_BAR = Math.max(0.5, quantile(GAINS.map(Math.abs).sort((a, b) => a - b), 0.9));
 
 function quantile(sorted, share) {
   return sorted.length ? sorted[Math.floor(share * (sorted.length - 1))] : 0;
@@ -56,6 +56,5 @@ function verdictMark(rollout) {
 /** A gain as text; the exact number is its value. */
 function gainText(value, attributes = {}) {
   if (value === null) return el("span", { class: "gain none", title: "not settled" }, "–");
-  const sign = value > 0 ? "up" : value < 0 ? "down" : "";
-  return el("data", { ...attributes, class: `gain ${sign}`, value }, signed(value));
+  return el("data", { ...attributes, class: `gain ${tone(value)}`, value }, signed(value));
 }

@@ -37,6 +37,11 @@ function signed(value, digits = 2) {
   return (value < 0 ? "−" : "+") + text;
 }
 
+/** The class that gives a gain or a loss its colour. */
+function tone(value) {
+  return value > 0 ? "up" : value < 0 ? "down" : "";
+}
+
 /** A number as short as it reads well. */
 function plain(value) {
   const size = Math.abs(value);
@@ -49,8 +54,8 @@ function plain(value) {
 /** A probability whose logarithm is given, as a percentage. */
 function percent(logProb) {
   const value = 100 * Math.exp(logProb);
-  if (value < 0.001) return "under 0.001 %";
-  return `${value >= 10 ? value.toFixed(0) : value.toPrecision(2)} %`;
+  if (value < 0.001) return "under 0.001\u00a0%";
+  return `${value >= 10 ? value.toFixed(0) : Number(value.toPrecision(value < 0.1 ? 1 : 2))}\u00a0%`;
 }
 
 /** "1 search", "2 searches". */

@@ -2,7 +2,7 @@
 function groupView(group) {
   const first = group[0];
   const largest = largestAdvantage(group);
-  const full = Math.max(1, ...group.flatMap((rollout) => rollout.gains.map(Math.abs)));
+  const range = gainRange(group);
   const searches = Math.max(...group.map((rollout) => rollout.searches.length));
   const right = group.filter((rollout) => rollout.verdict === "right").length;
   return el("article", { class: "group" },
@@ -12,13 +12,13 @@ function groupView(group) {
       el("span", {}, "gold ", el("b", {}, first.golds.join(" | "))),
       el("span", {}, `${right} of ${group.length} right`),
       ...facts(first).map((fact) => el("span", {}, fact))),
-    el("div", { class: "tools" }, legend(largest)),
+    el("div", { class: "legend tools" }, shades(largest)),
     el("div", { class: "columns", role: "list", tabindex: 0, "aria-label": "rollouts of the group",
       vars: { "--rows": searches + 2, "--columns": group.length } },
-      ...group.map((rollout, i) => column(rollout, i, searches, full, largest))));
+      ...group.map((rollout, i) => column(rollout, i, searches, range, largest))));
 }
 
-function column(rollout, place, searches, full, largest) {
+function column(rollout, place, searches, range, largest) {
   const advantages = rollout.steps.flatMap((step) => step.advantages).filter((v) => v !== null);
   const cells = Array.from({ length: searches }, (_, t) => {
     const step = rollout.searches[t];
@@ -26,7 +26,7 @@ function column(rollout, place, searches, full, largest) {
     return el("div", { class: "cell" },
       el("div", { class: "cell-head" }, `search ${t + 1}`,
         gainText(step.gain, { "data-rollout": rollout.index, "data-search": t })),
-      gainBar(step.gain, full),
+      gainBar(step.gain, range),
       el("div", { class: "asked" }, policyText(step, largest, { whole: false })),
       step.failed ? el("p", { class: "nothing" }, "the search failed") : documentTitles(step));
   });

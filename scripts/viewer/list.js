@@ -31,6 +31,7 @@ function listView() {
   const results = el("div", { class: "results" });
   const show = () => {
     const found = matches();
+    bar.querySelector("[type=reset]").hidden = !filtered();
     results.replaceChildren(
       summary(found),
       GAINS.length ? histogram(found, filters, (low, high) => {
@@ -50,6 +51,11 @@ function listView() {
   return el("div", { class: "list" },
     el("h1", { tabindex: -1 }, DATA.kind === "training" ? "Rollouts of the run" : "Rollouts"),
     partly(), bar, results, settings());
+}
+
+/** Whether a filter or an order is set. */
+function filtered() {
+  return Object.entries(EVERYTHING).some(([name, value]) => name !== "page" && filters[name] !== value);
 }
 
 function round(value) {
@@ -80,7 +86,7 @@ function filterBar(change) {
     choice("step", "step", change),
     GAINS.length ? el("fieldset", {}, el("legend", {}, "IG of a search"),
       gain("low", "from"), el("span", { "aria-hidden": "true" }, "–"), gain("high", "to")) : null,
-    el("label", {}, spoken("order"), el("select", {
+    el("label", { class: "order" }, spoken("order"), el("select", {
       id: "order", on: { change: (e) => change({ order: e.target.value }) },
     }, ...Object.entries(ORDERS).map(([name, [label]]) =>
       el("option", { value: name, selected: filters.order === name }, label)))),

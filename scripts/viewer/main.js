@@ -3,8 +3,15 @@ const VIEWS = [["#/", "Rollouts"], ["#/curves", "Curves"]];
 let listScroll = 0;
 let shown = null;
 
+/** Go to an address at once: the event that tells of it comes late for a key that is held down. */
+function go(address) {
+  location.hash = address;
+  route();
+}
+
 /** Show what the address names; an unknown one is the list. */
 function route() {
+  if (shown?.address === location.hash) return;
   if (shown?.kind === "list") listScroll = shown.scroll;
   const [, kind = "", number = ""] = location.hash.split("/");
   const rollout = kind === "rollout" ? ROLLOUTS[Number(number)] : undefined;
@@ -17,7 +24,7 @@ function route() {
 
 function show(what, view, title) {
   const before = shown;
-  shown = what;
+  shown = { ...what, address: location.hash };
   MAIN.replaceChildren(view);
   document.title = `${title} · ${DATA.name}`;
   for (const link of document.querySelectorAll("#nav a")) {
@@ -39,20 +46,20 @@ function navigation() {
 function step(by) {
   const found = matches();
   const next = found[found.indexOf(shown.rollout) + by];
-  if (next) location.hash = `#/rollout/${next.index}`;
+  if (next) go(`#/rollout/${next.index}`);
 }
 
 const KEYS = {
   "/": () => {
-    location.hash = "#/";
-    setTimeout(() => document.getElementById("search")?.focus());
+    go("#/");
+    document.getElementById("search").focus();
   },
   j: () => shown.rollout && step(1),
   k: () => shown.rollout && step(-1),
   g: () => {
-    if (shown.rollout) location.hash = `#/group/${shown.rollout.group}`;
+    if (shown.rollout) go(`#/group/${shown.rollout.group}`);
   },
-  Escape: () => { location.hash = "#/"; },
+  Escape: () => go("#/"),
 };
 
 addEventListener("keydown", (event) => {

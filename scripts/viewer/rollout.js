@@ -25,7 +25,7 @@ function rolloutView(rollout) {
     el("div", { class: "tools" },
       el("div", { class: "modes", role: "group", "aria-label": "how it is shown" },
         mode("Turns", false), mode("Transcript", true)),
-      legend(largest)),
+      el("div", { class: "legend" }, ...sources(), shades(largest))),
     body);
 }
 
@@ -59,7 +59,7 @@ function outcome(rollout, group) {
 /** One bar for each search. */
 function worth(rollout) {
   if (!rollout.searches.length) return el("p", { class: "note" }, "It did not search.");
-  const full = Math.max(1, ...rollout.gains.map(Math.abs));
+  const range = gainRange([rollout]);
   return el("figure", { class: "worth" },
     el("figcaption", {}, el("strong", {}, "What each search was worth"),
       el("span", {}, " information gain, nats per answer token")),
@@ -70,16 +70,20 @@ function worth(rollout) {
       } } },
         el("span", { class: "number" }, String(i + 1)),
         el("span", { class: "asked" }, step.query),
-        gainBar(step.gain, full),
+        gainBar(step.gain, range),
         gainText(step.gain, { "data-search": i }))))));
 }
 
-function legend(largest) {
-  const sources = ["policy", "document", "system"].map((source) =>
+function sources() {
+  return ["policy", "document", "system"].map((source) =>
     el("span", { class: `source ${source}` }, el("i"), source));
-  const scale = !largest ? null : el("span", { class: "scale" },
-    `${signed(-largest)} `, el("i", {}), ` ${signed(largest)}`, el("span", {}, " advantage of a token"));
-  return el("div", { class: "legend" }, ...sources, scale);
+}
+
+/** The shades of tokens; nothing where there are no advantages. */
+function shades(largest) {
+  if (!largest) return null;
+  return el("span", { class: "scale" },
+    `${signed(-largest)} `, el("i"), ` ${signed(largest)} advantage of a token`);
 }
 
 /** The rollout turn by turn. */
@@ -126,17 +130,16 @@ function gainBlock(step, low) {
     return el("p", { class: "note" }, "Its information gain was not settled.");
   }
   const base = mean(step.baselines);
-  const sign = step.gain > 0 ? "up" : "down";
   return el("div", { class: "gain-block" },
-    el("div", { class: `big ${sign}` }, gainText(step.gain), el("span", {}, "nats per answer token")),
+    el("div", { class: `big ${tone(step.gain)}` }, gainText(step.gain), el("span", {}, "nats per answer token")),
     el("div", { class: "why" },
       strip(step, low),
       el("p", {},
-        el("i", { class: "dot key", "aria-hidden": "true" }), " with these documents ",
-        el("b", {}, signed(step.log_prob)), el("span", { class: "odds" }, ` ${percent(step.log_prob)}`),
-        el("i", { class: "ring key", "aria-hidden": "true" }), " with evidence of other questions ",
-        el("b", {}, signed(base)), el("span", { class: "odds" }, ` ${percent(base)}`)),
-      el("p", { class: "fine" }, "mean log-probability of a token of the gold answer")));
+        el("span", {}, el("i", { class: "dot key", "aria-hidden": "true" }),
+          " with these documents ", el("b", {}, signed(step.log_prob)), ` (${percent(step.log_prob)})`),
+        el("span", {}, el("i", { class: "ring key", "aria-hidden": "true" }),
+          " with evidence of other questions ", el("b", {}, signed(base)), ` (${percent(base)})`)),
+      el("p", { class: "fine" }, "log-probability of the gold answer, mean over its tokens")));
 }
 
 /** The evidence of other questions that stood in for the documents. */

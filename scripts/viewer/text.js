@@ -41,7 +41,7 @@ function policyText(step, largest, { whole = true } = {}) {
       return name ? el("span", { class: name }, piece.text) : piece.text;
     }
     return el("span", {
-      class: ["token", value < 0 ? "down" : "up", ...names].filter(Boolean).join(" "),
+      class: ["token", tone(value), ...names].filter(Boolean).join(" "),
       title: `advantage ${signed(value, 3)}`,
       vars: { "--shade": `${Math.round(68 * Math.abs(value) / largest)}%` },
     }, piece.text);

@@ -24,6 +24,7 @@ from igsearch_env import (
     UnigramScorer,
 )
 from igsearch_env.protocol import Answer
+from igsearch_env.render import render_text
 from igsearch_env.world import default_world
 from tests.igsearch_env.fakes import (
     ITALY,
@@ -465,12 +466,15 @@ class TestReset:
 
 
 class TestRender:
-    def test_transcript(self) -> None:
+    def test_ansi_is_the_episode_as_text(self) -> None:
         env = warm_env(render_mode="ansi")
-        observation = env.episode.prompt.text
-        calls = play(env, [WALK[0], WALK[-1]])
-        kept = WALK[0].removesuffix(" dropped")
-        assert env.render() == observation + kept + calls[0][0] + WALK[-1]
+        infos = infos_of(env, [WALK[0], WALK[-1]])
+        shown = env.render()
+        assert shown == render_text(env.episode)
+        assert WALK[0].removesuffix(" dropped") in shown
+        assert f"IG {infos[1]['information_gain']:+.2f} nats" in shown
+        assert "Peru: The seat of Peru is Lima." in shown
+        assert shown.endswith("outcome   right: Lima (EM 1, F1 1.00)")
 
     def test_no_mode_renders_nothing(self) -> None:
         assert warm_env().render() is None

@@ -1,16 +1,24 @@
-"""A checkpoint that searches and answers at random: real weights, set by hand."""
+"""A checkpoint that searches and answers at random, runs to be looked at, and a browser."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from agents.transformers_policy import TransformersPolicy
+from scripts.bench_view import chromium, find_chromium
+from tests.scripts.hostile import write_hostile_run
+from trainers.config import load_config
+from trainers.grpo import GRPOTrainer
 from trainers.tiny_policy import PROTOCOL, build_tokenizer
+
+Settings = Callable[..., list[str]]
 
 PHRASES = [
     "\n<search> Zencorp lives in Marmora capital </search>",
@@ -59,3 +67,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "policy"
     TransformersPolicy(model, tokenizer, PROTOCOL, max_new_tokens=16).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Settings) -> Path:
+    """The folder of a training run of three steps whose rollouts were all kept."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    settings = tiny_settings("run.save_rollouts_every=2", "optimization.questions_per_step=5")
+    GRPOTrainer(load_config(overrides=settings), out).run()
+    return out
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    pytest.importorskip("playwright", reason="no playwright (it is in the extra dev)")
+    if find_chromium() is None:
+        pytest.skip("no Chromium on this machine (apt-get install chromium)")
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture
+def hostile_run(tmp_path: Path) -> Path:
+    """A run of one group of two in which markup stands wherever text can."""
+    return write_hostile_run(tmp_path)

@@ -33,6 +33,7 @@ RUN = (
     "run.checkpoint_every=3",
     "run.eval_every=4",
     "run.eval_limit=8",
+    "run.save_rollouts_every=5",
 )
 
 
@@ -122,6 +123,10 @@ def test_a_run_that_is_killed_twice_ends_like_one_that_is_not(
     results = [json.loads((out / "results.json").read_text()) for out in (whole, cut)]
     assert [{**one, "seconds": None} for one in results] == [rows(whole)[-1]] * 2
     assert saved(whole) == saved(cut) == ["step-000009", "step-000012"]
+    kept = [path.name for path in sorted((whole / "rollouts").iterdir())]
+    assert kept == [f"step-{step:06d}.jsonl" for step in (1, 5, 10, 12)]
+    for name in kept:
+        assert (whole / "rollouts" / name).read_bytes() == (cut / "rollouts" / name).read_bytes()
 
 
 def test_a_finished_run_stays_as_it_is(
@@ -129,7 +134,8 @@ def test_a_finished_run_stays_as_it_is(
 ) -> None:
     out = tmp_path / "run"
     assert train(out, tiny_settings("optimization.steps=2")) == 0
-    files = ("metrics.jsonl", "results.json", "config.json", "policy/model.safetensors")
+    names = ("metrics.jsonl", "results.json", "config.json", "view.html")
+    files = (*names, "policy/model.safetensors", "rollouts/step-000001.jsonl")
     before = [(out / name).read_bytes() for name in files]
     assert train(out, [], "--resume") == 0
     assert [(out / name).read_bytes() for name in files] == before
