@@ -45,7 +45,7 @@ def is_gold(document: Document, question: Question) -> bool:
 
 
 def _step(step: Step, question: Question) -> Iterator[str]:
-    yield _line("policy", step.turn.text or "(nothing)")
+    yield _line("policy", step.turn.text)
     if step.action == "search" and not step.retrieval_failed:
         yield _line(f"search {step.search_step}", _gain(step))
         if step.log_prob is not None:
@@ -56,7 +56,7 @@ def _step(step: Step, question: Question) -> Iterator[str]:
             passage = textwrap.shorten(_printable(title + document.text), PASSAGE, placeholder=" …")
             yield _line("found *" if is_gold(document, question) else "found", passage)
         if not step.documents:
-            yield _line("found", "(nothing)")
+            yield _line("found", "")
     elif step.observation is not None:
         yield _line("system", step.observation.text)
 
@@ -80,7 +80,7 @@ def _outcome(episode: Episode) -> str:
 
 def _line(label: str, text: str) -> str:
     return textwrap.fill(
-        _printable(text),
+        _printable(text) or "(nothing)",
         WIDTH,
         initial_indent=f"{label:<10}",
         subsequent_indent=" " * 10,

@@ -71,7 +71,7 @@ def main() -> None:
     plot_curves(logs, arguments.out / "curves.png")
     plot_results(results, arguments.out / "results.png")
     console.print(_table(results))
-    console.print(f"{arguments.out / 'results.json'}, curves.png, results.png")
+    console.print(f"{arguments.out / 'results.json'}, curves.png, results.png, */view.html")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -57,7 +57,7 @@ function readSeries() {
     for (const [key, value] of Object.entries(metrics)) {
       if (key === "step") continue;
       if (value === null || typeof value !== "object") add(key, metrics.step, value);
-      else for (const [inner, one] of Object.entries(value)) add(`${key}.${inner}`, metrics.step, one);
+      else for (const [inner, one] of Object.entries(value)) add(`${key} ${inner}`, metrics.step, one);
     }
   }
   const rank = new Map(Object.keys(NAMES).map((key, i) => [key, i]));

@@ -30,6 +30,11 @@ function spoken(text) {
   return el("span", { class: "spoken" }, text);
 }
 
+/** A term and what it is, for a list of them. */
+function pair(name, value) {
+  return el("div", {}, el("dt", {}, name), el("dd", {}, value));
+}
+
 /** A number with its sign, and a true minus. */
 function signed(value, digits = 2) {
   const text = Math.abs(value).toFixed(digits);

@@ -41,7 +41,3 @@ function column(rollout, place, searches, range, largest) {
       pair("mean gain", gainText(rollout.gain)),
       advantages.length ? pair("mean advantage", signed(mean(advantages))) : null));
 }
-
-function pair(name, value) {
-  return el("div", {}, el("dt", {}, name), el("dd", {}, value));
-}

@@ -13,18 +13,17 @@ const ORDERS = {
 };
 
 /** The rollouts that pass every filter, in the order asked for. */
-function matches() {
-  const words = filters.text.toLowerCase().split(/\s+/).filter(Boolean);
-  const { low, high } = filters;
+function matches({ text, dataset, verdict, hops, step, low, high, order } = filters) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
   const found = ROLLOUTS.filter((rollout) =>
-    (!filters.dataset || rollout.dataset === filters.dataset)
-    && (!filters.verdict || rollout.verdict === filters.verdict)
-    && (!filters.hops || String(rollout.hops) === filters.hops)
-    && (!filters.step || String(rollout.step) === filters.step)
+    (!dataset || rollout.dataset === dataset)
+    && (!verdict || rollout.verdict === verdict)
+    && (!hops || String(rollout.hops) === hops)
+    && (!step || String(rollout.step) === step)
     && ((low === null && high === null)
       || rollout.gains.some((gain) => gain >= (low ?? -Infinity) && gain <= (high ?? Infinity)))
     && words.every((word) => rollout.words.includes(word)));
-  return found.sort((a, b) => ORDERS[filters.order][1](a, b) || a.index - b.index);
+  return found.sort((a, b) => ORDERS[order][1](a, b) || a.index - b.index);
 }
 
 function listView() {
@@ -34,7 +33,7 @@ function listView() {
     bar.querySelector("[type=reset]").hidden = !filtered();
     results.replaceChildren(
       summary(found),
-      GAINS.length ? histogram(found, filters, (low, high) => {
+      GAINS.length ? histogram(matches({ ...filters, low: null, high: null }), filters, (low, high) => {
         filters = { ...filters, low: round(low), high: round(high), page: 0 };
         bar.replaceWith(bar = filterBar(change));
         show();
@@ -128,9 +127,8 @@ function summary(found) {
     ["gold passages found", decimals(mean(gold))],
     ["gain of a search, nats", gains.length ? signed(mean(gains)) : null],
   ];
-  return el("dl", { class: "summary", role: "status" },
-    ...figures.filter(([, value]) => value !== null).map(([name, value]) =>
-      el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  return el("div", { role: "status" }, el("dl", { class: "summary" },
+    ...figures.filter(([, value]) => value !== null).map(([name, value]) => pair(name, value))));
 }
 
 function decimals(value, digits = 3) {
@@ -179,6 +177,5 @@ function settings() {
   const entries = Object.entries(DATA.settings);
   if (!entries.length) return null;
   return el("details", { class: "settings" }, el("summary", {}, "Settings"),
-    el("dl", {}, ...entries.map(([name, value]) =>
-      el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+    el("dl", {}, ...entries.map(([name, value]) => pair(name, value))));
 }

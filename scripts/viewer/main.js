@@ -100,6 +100,7 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   MAIN.focus();
 });
 
+history.scrollRestoration = "manual"; // show() brings the list back to where it was
 theme("");
 navigation();
 route();

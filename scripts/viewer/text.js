@@ -64,12 +64,14 @@ function advantageWords(step) {
     rest === null ? null : [el("b", {}, signed(rest)), query === null ? "" : " elsewhere"]);
 }
 
+const LETTER = "[\\p{L}\\p{N}_]";
+
 /** A passage, with the gold answers that stand in it marked. */
 function marked(text, golds) {
   const wanted = golds.map((gold) => gold.trim()).filter((gold) => gold.length > 1)
     .map((gold) => gold.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   if (!wanted.length) return [text];
-  const parts = text.split(new RegExp(`(${wanted.join("|")})`, "giu"));
+  const parts = text.split(new RegExp(`(?<!${LETTER})(${wanted.join("|")})(?!${LETTER})`, "giu"));
   return parts.map((part, i) => (i % 2 ? el("mark", {}, part) : part));
 }
 

@@ -75,6 +75,7 @@ def test_an_episode_reads_line_by_line() -> None:
         ({"information_gain": 99.0}, f"IG +99.00 nats per answer token {'█' * 40}\n"),
         ({"information_gain": None, "log_prob": None}, "search 0  IG not settled\n"),
         ({"documents": ()}, "found     (nothing)"),
+        ({"documents": (Document("d", "", " "),)}, "found     (nothing)"),
         (
             {"retrieval_failed": True, "observation": Segment("\nno response\n", "system")},
             "system    no response\n",

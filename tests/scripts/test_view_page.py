@@ -235,10 +235,14 @@ def test_pages_of_a_long_list(opened: Opened, trained_run: Path, tmp_path: Path)
     assert tab.inner_text(".pages span") == f"page 2 of {-(-len(records) // 50)}"
     href = tab.get_attribute(".row >> nth=0", "href")
     assert href == "#/rollout/50"
-    opened.click(".row >> nth=0", ".rollout")
+    tab.evaluate("new Promise(done => { onscrollend = done; scrollTo(0, 600); })")
+    tab.eval_on_selector_all(".row", "all => all[9].click()")
+    tab.wait_for_selector(".rollout")
+    assert tab.evaluate("scrollY") == 0
     tab.go_back()
     tab.wait_for_selector(".list")
     assert tab.get_attribute(".row >> nth=0", "href") == href
+    assert tab.evaluate("scrollY") == 600
 
 
 def test_the_colours_can_be_chosen(opened: Opened, hostile_run: Path) -> None:
