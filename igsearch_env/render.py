@@ -59,6 +59,8 @@ def _step(step: Step, question: Question) -> Iterator[str]:
             yield _line("found", "")
     elif step.observation is not None:
         yield _line("system", step.observation.text)
+    if step.reflection is not None:
+        yield _line("system", step.reflection.text)
 
 
 def _gain(step: Step) -> str:

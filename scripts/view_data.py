@@ -175,6 +175,8 @@ def _step(
         "query": step.query,
         "span": step.query_span,
         "observation": None if observation is None else [observation.source, observation.text],
+        "attempt": step.attempt,
+        "reflection": None if step.reflection is None else step.reflection.text,
         "failed": step.retrieval_failed,
         "documents": [
             {

@@ -101,10 +101,11 @@ function turns(rollout, largest) {
         ? { answer: "Answer", invalid: "Turn that could not be carried out" }[step.action]
         : `Search ${search + 1}`;
       return el("section", { class: "turn", id: search === null ? null : `search-${search}` },
-        el("h2", {}, name, el("span", {}, ` turn ${i + 1}`)),
+        el("h2", {}, name, el("span", {}, ` turn ${i + 1}${step.attempt ? `, attempt ${step.attempt + 1}` : ""}`)),
         el("div", { class: "block policy" },
           el("pre", {}, policyText(step, largest)), advantageWords(step)),
-        search === null ? systemBlock(step) : searchBlock(step, rollout, low));
+        search === null ? systemBlock(step) : searchBlock(step, rollout, low),
+        step.reflection ? el("div", { class: "block system" }, el("pre", {}, step.reflection.trim())) : null);
     }),
   ];
 }
@@ -166,5 +167,6 @@ function transcript(rollout, largest) {
     ...rollout.steps.flatMap((step) => [
       el("span", { class: "policy" }, policyText(step, largest)),
       step.observation ? el("span", { class: step.observation[0] }, step.observation[1]) : null,
+      step.reflection ? el("span", { class: "system" }, step.reflection) : null,
     ]));
 }

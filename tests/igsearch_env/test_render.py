@@ -76,6 +76,7 @@ def test_an_episode_reads_line_by_line() -> None:
         ({"information_gain": None, "log_prob": None}, "search 0  IG not settled\n"),
         ({"documents": ()}, "found     (nothing)"),
         ({"documents": (Document("d", "", " "),)}, "found     (nothing)"),
+        ({"reflection": Segment("\nTry again.\n", "system")}, "system    Try again.\n"),
         (
             {"retrieval_failed": True, "observation": Segment("\nno response\n", "system")},
             "system    no response\n",

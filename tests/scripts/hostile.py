@@ -52,20 +52,14 @@ def write_hostile_run(folder: Path) -> Path:
         documents=(),
         counterfactuals=(),
         information_gain=None,
+        reflection=Segment(HOSTILE, "system"),
     )
     question = Question(
         "q1", f"Where is Lima? {HOSTILE}", ("Peru", HOSTILE), f"nq {HOSTILE}", 2, ("d1",)
     )
+    prompt = Segment(HOSTILE, "system")
     episode = Episode(
-        question,
-        Segment(HOSTILE, "system"),
-        (search, invalid),
-        "0-0-q1",
-        0.0,
-        HOSTILE,
-        0.0,
-        0.0,
-        True,
+        question, prompt, (search, invalid), "0-0-q1", outcome=0.0, answer=HOSTILE, em=0.0, f1=0.0
     )
     advantages = np.arange(size) / 2 - 1
     other = replace(episode, steps=(), answer=None, em=1.0, truncated=True)

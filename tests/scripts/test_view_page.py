@@ -198,7 +198,7 @@ def test_text_is_shown_never_run(opened: Opened, hostile_run: Path) -> None:
     tab.click("text=Transcript")
     seen.append(tab.text_content(".transcript"))
     assert all(HOSTILE in text for text in seen)
-    assert seen[-1].count(HOSTILE) == 4  # prompt, documents, an invalid turn, its correction
+    assert seen[-1].count(HOSTILE) == 5  # prompt, documents, a turn, correction, reflection
     assert tab.evaluate("window.hacked") is None
     assert tab.locator("img").count() == 0
     assert tab.locator("script").count() == 2
