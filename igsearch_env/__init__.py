@@ -20,6 +20,10 @@ from igsearch_env.protocol import PROTOCOLS, TagProtocol
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.dense import DenseRetriever
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.fusion import FusionRetriever
+from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.scoring import AnswerScorer, UnigramScorer
 from igsearch_env.shaping import Shaping
 from igsearch_env.vector_env import SearchQAVectorEnv
@@ -38,10 +42,13 @@ __all__ = [
     "BM25Retriever",
     "Completion",
     "CreditAssignment",
+    "DenseRetriever",
     "Document",
+    "EncoderConfig",
     "Episode",
     "Evidence",
     "EvidencePool",
+    "FusionRetriever",
     "InformationGain",
     "Question",
     "RetrievalError",
@@ -49,6 +56,7 @@ __all__ = [
     "SearchQAEnv",
     "SearchQAVectorEnv",
     "Segment",
+    "SentenceEncoder",
     "Shaping",
     "Step",
     "TagProtocol",
@@ -57,6 +65,7 @@ __all__ = [
     "information_gain",
     "load_corpus",
     "load_questions",
+    "load_retriever",
     "make_credit",
     "register_credit",
     "settle_answer_log_probs",

@@ -7,12 +7,13 @@ complain about them in the same words.
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from igsearch_env.extras import import_extra
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -138,8 +139,8 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    pyarrow = _data_module("pyarrow")
-    parquet = _data_module("pyarrow.parquet")
+    pyarrow = import_extra("pyarrow", "data")
+    parquet = import_extra("pyarrow.parquet", "data")
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -166,7 +167,7 @@ def _rows_of_split(rows: Iterator[Row], split: str, source: str) -> Iterator[Row
 
 
 def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
-    datasets = _data_module("datasets")
+    datasets = import_extra("datasets", "data")
     repo, config, wanted = name.repo, name.config, name.split
     try:
         if config and not wanted and config not in datasets.get_dataset_config_names(repo):
@@ -188,12 +189,3 @@ def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
     rows = datasets.load_dataset(repo, config or None, split=wanted)
     for number, columns in enumerate(rows):
         yield Row(columns, number, f"hf:{repo}, split {wanted}, row {number}")
-
-
-def _data_module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f'{name} is needed to read this source: pip install "igsearch-env[data]"'
-        ) from error

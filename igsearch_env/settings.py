@@ -14,6 +14,7 @@ from igsearch_env.protocol import TagProtocol, get_protocol
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.scoring import AnswerScorer, UnigramScorer
 from igsearch_env.shaping import Shaping
 from igsearch_env.turn import TurnRules
@@ -126,7 +127,7 @@ def _retriever(retriever: Retriever | str) -> Retriever:
     if retriever == "bm25":
         return world_retriever()
     if Path(retriever).is_dir():
-        return BM25Retriever.load(retriever)
+        return load_retriever(retriever)
     raise ValueError(
         f"unknown retriever {retriever!r}: expected 'bm25' (over the embedded world), the folder "
         "of a saved index, or an object with search(queries, k)"

@@ -19,7 +19,7 @@ from igsearch_env.episode import Question
 from igsearch_env.protocol import PROTOCOLS, TagProtocol, get_protocol
 from igsearch_env.questions import load_questions
 from igsearch_env.record import to_record
-from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.scoring import AnswerScorer, UnigramScorer
 from igsearch_env.settings import make_engine
 from trainers.evaluation import AgentOf, fresh_policy
@@ -129,7 +129,7 @@ def make_evaluation(
     inputs |= {
         "protocol": protocol_record(protocol),
         "corpus_sha256": retriever.corpus_sha256,
-        "bm25": {"k1": retriever.k1, "b": retriever.b, "title_weight": retriever.title_weight},
+        "retriever": retriever.parameters,
     }
     engine = make_engine(
         questions,
@@ -183,7 +183,7 @@ def _agent_of(
     config: EvaluationConfig,
     policy: TransformersPolicy | None,
     protocol: TagProtocol,
-    retriever: BM25Retriever,
+    retriever: IndexedRetriever,
 ) -> AgentOf:
     if policy is not None:
         return partial(fresh_policy, policy, greedy=config.greedy)

@@ -1,4 +1,4 @@
-"""A BM25 index that is built once and kept in a folder."""
+"""An index that is built once and kept in a folder."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from igsearch_env.corpus import load_corpus
+from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.document_file import DocumentFile
 from igsearch_env.retrieval.index_directory import check_replaceable
+from igsearch_env.retrieval.saved_index import load_retriever
 
 
 def open_retriever(
@@ -16,12 +18,12 @@ def open_retriever(
     index: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     show_progress: bool = False,
-) -> BM25Retriever:
-    """BM25 over a corpus, from a saved index where there is one.
+) -> IndexedRetriever:
+    """A saved index of any kind, or BM25 over a corpus.
 
     Args:
         corpus: Name or file of the corpus.
-        index: Folder of the index; if nothing is there yet, it is built from the corpus and saved.
+        index: Folder of the index; if nothing is there, BM25 is built from the corpus and saved.
         say: Told, in a line, what is being done.
         show_progress: Whether to show bars while the index is built.
 
@@ -31,13 +33,13 @@ def open_retriever(
     """
     folder = Path(index) if index else None
     if folder is not None and folder.exists() and not _is_empty(folder):
-        retriever = BM25Retriever.load(folder)
-        if corpus and DocumentFile.sha256(load_corpus(corpus)) != retriever.corpus_sha256:
+        saved = load_retriever(folder)
+        if corpus and DocumentFile.sha256(load_corpus(corpus)) != saved.corpus_sha256:
             raise ValueError(
                 f"the index in {folder} was built from another corpus than {corpus}; choose "
                 "another folder, or leave out --corpus to search what the index holds"
             )
-        return retriever
+        return saved
     if not corpus:
         raise ValueError(f"there is no index in {index}; give --corpus to build it there")
     if folder is not None:

@@ -22,6 +22,7 @@ from igsearch_env.protocol import get_protocol
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.settings import make_engine
 from igsearch_env.shaping import Shaping
 from igsearch_env.world import World
@@ -53,7 +54,7 @@ def make_questions(name: str, world: WorldConfig) -> list[Question]:
 def make_retriever(environment: EnvironmentConfig, world: WorldConfig) -> Retriever:
     """The saved index of a run, or BM25 over its corpus, built in memory."""
     if environment.index:
-        return BM25Retriever.load(environment.index)
+        return load_retriever(environment.index)
     if environment.corpus == "world":
         if not environment.questions.startswith("world-"):
             raise ValueError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from igsearch_env.episode import Document
 
@@ -33,3 +33,45 @@ class Retriever(Protocol):
             RetrievalError: If the search failed for a reason outside of its arguments.
         """
         ...
+
+
+class IndexedRetriever(Retriever, Protocol):
+    """A retriever that holds its corpus, as every saved index does."""
+
+    @property
+    def documents(self) -> Iterable[Document]:
+        """The passages in the order of the corpus."""
+        ...
+
+    @property
+    def corpus_sha256(self) -> str:
+        """A hash of the passages, the same for every index of the same corpus."""
+        ...
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the results depend on besides the corpus, as JSON-ready data."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of passages in the corpus."""
+        ...
+
+
+def check_search(queries: Sequence[str], k: int, passages: int) -> None:
+    """Check the arguments of a search.
+
+    Args:
+        queries: The queries.
+        k: How many documents to return for each.
+        passages: Size of the corpus.
+
+    Raises:
+        ValueError: If ``k`` is out of range, or ``queries`` is a single string.
+    """
+    if isinstance(queries, str):
+        raise ValueError(f"queries must be a sequence of strings, got {queries!r}; wrap it")
+    if k < 1:
+        raise ValueError(f"got k = {k}; set k to at least 1")
+    if k > passages:
+        raise ValueError(f"got k = {k}; set k to at most {passages}, the size of the corpus")

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
-from igsearch_env.retrieval.document_file import DOCUMENTS, DocumentFile
+from igsearch_env.retrieval.base import check_search
+from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
     read_manifest,
@@ -111,12 +112,7 @@ class BM25Retriever:
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
             CorruptIndexError: If a passage on disk is damaged.
         """
-        if isinstance(queries, str):
-            raise ValueError(f"queries must be a sequence of strings, got {queries!r}; wrap it")
-        if k < 1:
-            raise ValueError(f"got k = {k}; set k to at least 1")
-        if k > len(self):
-            raise ValueError(f"got k = {k}; set k to at most {len(self)}, the size of the corpus")
+        check_search(queries, k, len(self))
         return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> list[Document]:
@@ -142,8 +138,7 @@ class BM25Retriever:
         with replacing_directory(Path(path)) as folder:
             self._index.save(folder)
             DocumentFile.write(self._documents, folder)
-            parameters = {"k1": self.k1, "b": self.b, "title_weight": self.title_weight}
-            content = {"passages": len(self), "parameters": parameters}
+            content = {"passages": len(self), "parameters": self.parameters}
             write_manifest(folder, FORMAT, VERSION, content)
 
     @classmethod
@@ -182,6 +177,11 @@ class BM25Retriever:
         return cls(index, documents, title_weight, loaded_from=folder.resolve())
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """What the results depend on besides the corpus, as JSON-ready data."""
+        return {"k1": self.k1, "b": self.b, "title_weight": self.title_weight}
+
+    @property
     def documents(self) -> Iterable[Document]:
         """The passages in the order of the corpus; those on disk are read as they are taken."""
         return self._documents
@@ -191,13 +191,7 @@ class BM25Retriever:
         """A hash of the passages, the same for every index of the same corpus."""
         if self._loaded_from is None:
             return DocumentFile.sha256(self._documents)
-        manifest = read_manifest(self._loaded_from, FORMAT, VERSION, check_hashes=False)
-        described = manifest["files"].get(DOCUMENTS, {})
-        if "sha256" not in described:
-            raise CorruptIndexError(
-                f"the manifest in {self._loaded_from} has no hash of {DOCUMENTS}; build it again"
-            )
-        return str(described["sha256"])
+        return recorded_corpus_sha256(self._loaded_from)
 
     def __len__(self) -> int:
         """Number of passages in the corpus."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from igsearch_env.episode import Document
-from igsearch_env.retrieval.index_directory import CorruptIndexError
+from igsearch_env.retrieval.index_directory import MANIFEST, CorruptIndexError, parse_manifest
 
 DOCUMENTS = "documents.jsonl"
 OFFSETS = "documents.offsets.npy"
@@ -88,6 +88,21 @@ class DocumentFile:
     def __iter__(self) -> Iterator[Document]:
         """Read all passages in order."""
         return (self[number] for number in range(len(self)))
+
+
+def recorded_corpus_sha256(folder: Path) -> str:
+    """The hash of the passages that the manifest of an index holds.
+
+    Raises:
+        CorruptIndexError: If it holds none.
+    """
+    files = parse_manifest(folder).get("files")
+    described = files.get(DOCUMENTS) if isinstance(files, dict) else None
+    if not isinstance(described, dict) or "sha256" not in described:
+        raise CorruptIndexError(
+            f"{folder / MANIFEST} has no hash of {DOCUMENTS}; build the index again"
+        )
+    return str(described["sha256"])
 
 
 def _line(doc: Document) -> bytes:

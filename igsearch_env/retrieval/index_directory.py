@@ -104,7 +104,7 @@ def read_manifest(folder: Path, form: str, version: int, check_hashes: bool) -> 
     Raises:
         CorruptIndexError: If the manifest or a file is missing, damaged or not as expected.
     """
-    manifest = _parse_manifest(folder)
+    manifest = parse_manifest(folder)
     if (manifest.get("format"), manifest.get("version")) != (form, version):
         raise CorruptIndexError(
             f"{folder} holds a {manifest.get('format')!r} index of version "
@@ -134,7 +134,12 @@ def _check_file(file: Path, expected: dict[str, Any], check_hash: bool) -> None:
         )
 
 
-def _parse_manifest(folder: Path) -> dict[str, Any]:
+def parse_manifest(folder: Path) -> dict[str, Any]:
+    """Read a manifest as it stands, without a look at the files.
+
+    Raises:
+        CorruptIndexError: If there is none, or it is no JSON object.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         raise CorruptIndexError(f"{folder} is not an index: it has no {MANIFEST}")
@@ -151,7 +156,7 @@ def _parse_manifest(folder: Path) -> dict[str, Any]:
 
 def _claims_to_be_index(folder: Path) -> bool:
     try:
-        manifest = _parse_manifest(folder)
+        manifest = parse_manifest(folder)
     except CorruptIndexError:
         return False
     return {"format", "version", "files"} <= set(manifest)

@@ -1,0 +1,235 @@
+"""Dense retrieval: search by meaning, with an encoder and an index of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.base import check_search
+from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.index_directory import (
+    CorruptIndexError,
+    read_manifest,
+    replacing_directory,
+    write_manifest,
+)
+from igsearch_env.retrieval.vector_index import (
+    build_vector_index,
+    default_search,
+    read_vector_index,
+    set_search,
+    write_vector_index,
+)
+
+FORMAT = "igsearch-env dense"
+VERSION = 1
+
+
+class DenseRetriever:
+    """Ranks passages by the inner product of their vectors with that of the query.
+
+    Use :meth:`build` or :meth:`load`, or ``python -m scripts.build_index`` for a large corpus.
+    """
+
+    def __init__(
+        self,
+        index: Any,
+        documents: tuple[Document, ...] | DocumentFile,
+        encoder: SentenceEncoder,
+        factory: str,
+        search: str,
+        loaded_from: Path | None = None,
+    ) -> None:
+        """Put the parts together; use :meth:`build` or :meth:`load` instead."""
+        set_search(index, search)
+        self._index = index
+        self._documents = documents
+        self._encoder = encoder
+        self._factory = factory
+        self._search = search
+        self._loaded_from = loaded_from
+
+    @classmethod
+    def build(
+        cls,
+        documents: Iterable[Document],
+        encoder: SentenceEncoder,
+        factory: str = "Flat",
+        search: str | None = None,
+    ) -> Self:
+        """Encode and index passages in memory.
+
+        Args:
+            documents: The passages; their ids must be unique.
+            encoder: Makes the vectors of passages, and later of queries.
+            factory: Kind of index; see :func:`build_vector_index`.
+            search: How thoroughly it is searched; see :func:`set_search`. None for
+                :func:`default_search`.
+
+        Raises:
+            ValueError: If there are no passages, two have the same id, or an argument is wrong.
+        """
+        kept = tuple(documents)
+        if not kept or len({document.id for document in kept}) < len(kept):
+            raise ValueError(
+                f"expected passages with unique ids, at least one, got {len(kept)} passages with "
+                f"{len({document.id for document in kept})} ids"
+            )
+        vectors = encoder.encode_passages(kept)
+        index = build_vector_index(lambda: [vectors], len(vectors), factory)
+        return cls(
+            index, kept, encoder, factory, default_search(factory) if search is None else search
+        )
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Find the best passages for each query.
+
+        Args:
+            queries: The queries, encoded and searched together; may be empty.
+            k: How many passages to return for each, from 1 to the size of the corpus. An index that
+                looks into a part of the corpus (IVF) may find fewer.
+
+        Returns:
+            One list per query, best first, ties in the order of the corpus, with inner products as
+            scores.
+
+        Raises:
+            ValueError: If ``k`` is out of range, or ``queries`` is a single string.
+            CorruptIndexError: If a passage on disk is damaged.
+        """
+        check_search(queries, k, len(self))
+        if not queries:
+            return []
+        scores, numbers = self._index.search(self._encoder.encode_queries(queries), k)
+        return [self._found(*row) for row in zip(scores, numbers, strict=True)]
+
+    def _found(self, scores: Any, numbers: Any) -> list[Document]:
+        found = []
+        for place in np.lexsort((numbers, -scores)):
+            if numbers[place] >= 0:  # FAISS fills up with -1
+                doc = self._documents[int(numbers[place])]
+                found.append(Document(doc.id, doc.title, doc.text, float(scores[place])))
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to a folder, whole or not at all; the model stays where it is.
+
+        Args:
+            path: The folder; an index that is there already is replaced.
+
+        Raises:
+            FileExistsError: If something other than an index is there.
+        """
+        with replacing_directory(Path(path)) as folder:
+            write_vector_index(self._index, folder)
+            DocumentFile.write(self._documents, folder)
+            content = {"passages": len(self), "parameters": self.parameters}
+            write_manifest(folder, FORMAT, VERSION, content)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        mmap: bool = True,
+        *,
+        model: str | None = None,
+        search: str | None = None,
+        device: str | None = "cpu",
+    ) -> Self:
+        """Read an index that :meth:`save` wrote; it answers as the saved one did.
+
+        Args:
+            path: The folder.
+            mmap: Map vectors and passages into memory, which makes loading fast; only the sizes of
+                the files are checked then. Otherwise read everything and check the hashes.
+            model: Where the encoder is now, if it has moved since.
+            search: How thoroughly to search, if otherwise than when it was built.
+            device: Where the encoder runs; None for a GPU if there is one.
+
+        Raises:
+            CorruptIndexError: If a file is missing, damaged, or does not fit the others.
+            ValueError: If the encoder is not the one that the index was built with.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder, FORMAT, VERSION, check_hashes=not mmap)
+        parameters = manifest.get("parameters", {})
+        try:
+            config = EncoderConfig(*(parameters[n] for n in ("model", "preset", "max_length")))
+            factory, searched = parameters["factory"], parameters["search"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptIndexError(
+                f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
+            ) from error
+        documents = DocumentFile(folder)
+        index = read_vector_index(folder, mmap)
+        if not index.ntotal == len(documents) == manifest.get("passages"):
+            raise CorruptIndexError(f"the files in {folder} do not fit together; build it again")
+        encoder = SentenceEncoder(replace(config, model=model or config.model), device)
+        _check_encoder(encoder, parameters, index.d, folder)
+        kept = documents if mmap else tuple(documents)
+        return cls(
+            index, kept, encoder, factory, searched if search is None else search, folder.resolve()
+        )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the results depend on besides the corpus, as JSON-ready data."""
+        return {**self._encoder.parameters, "factory": self._factory, "search": self._search}
+
+    @property
+    def documents(self) -> Iterable[Document]:
+        """The passages in the order of the corpus; those on disk are read as they are taken."""
+        return self._documents
+
+    @property
+    def corpus_sha256(self) -> str:
+        """A hash of the passages, the same for every index of the same corpus."""
+        if self._loaded_from is None:
+            return DocumentFile.sha256(self._documents)
+        return recorded_corpus_sha256(self._loaded_from)
+
+    def __len__(self) -> int:
+        """Number of passages in the corpus."""
+        return len(self._documents)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        if self._loaded_from is None:
+            raise TypeError("only a dense retriever that was loaded can be pickled; save it first")
+        return (_reload, (type(self), self._loaded_from, self._encoder.config.model, self._search))
+
+
+def _reload(kind: type[DenseRetriever], folder: Path, model: str, search: str) -> DenseRetriever:
+    return kind.load(folder, model=model, search=search)
+
+
+def _check_encoder(
+    encoder: SentenceEncoder, parameters: dict[str, Any], dimension: int, folder: Path
+) -> None:
+    """Refuse a model that would put queries elsewhere than the passages are."""
+    if dimension != encoder.dimension or encoder.sha256 != parameters.get("model_sha256"):
+        raise ValueError(
+            f"the index in {folder} was built with another model than {encoder.config.model!r} "
+            f"(weights {str(parameters.get('model_sha256'))[:12]} with {dimension} dimensions, got "
+            f"{encoder.sha256[:12]} with {encoder.dimension}); name the one it was built with, or "
+            "build it again"
+        )
+    ours = encoder.parameters
+    differing = [
+        name
+        for name in ("query_prefix", "passage_prefix", "pooling", "normalize")
+        if ours[name] != parameters.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the index in {folder} was built with another {' and '.join(differing)} than the "
+            f"preset {encoder.config.preset!r} has now; build it again"
+        )

@@ -1,0 +1,191 @@
+"""Texts to vectors: sentence-transformers models, with the prefixes that they were trained with."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.episode import Document
+from igsearch_env.extras import import_extra
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a family of models expects.
+
+    Args:
+        query_prefix: Stands before every query.
+        passage_prefix: Stands before every passage.
+        pooling: From token vectors to one: ``"mean"``, ``"cls"`` or ``"lasttoken"``; None for what
+            the model says itself (``"mean"`` if it says nothing).
+        normalize: Whether vectors are scaled to length 1; None for what the model says itself.
+    """
+
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    pooling: str | None = None
+    normalize: bool | None = None
+
+
+PRESETS = {
+    "plain": Preset(),
+    "e5": Preset("query: ", "passage: ", "mean", True),
+    "bge": Preset("Represent this sentence for searching relevant passages: ", "", "cls", True),
+    "contriever": Preset("", "", "mean", False),
+}
+"""Families by name: E5 (arXiv 2212.03533), BGE for English (arXiv 2309.07597), Contriever
+(arXiv 2112.09118); ``"plain"`` adds nothing to what the model says. Add an entry for another."""
+
+_FAMILIES = {
+    "e5": re.compile(r"(^|[-_/])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE),
+    "bge": re.compile(r"bge-(small|base|large)-en", re.IGNORECASE),
+    "contriever": re.compile(r"contriever", re.IGNORECASE),
+}
+
+
+def preset_of(model: str) -> str:
+    """The preset that the name of a model, or the last part of its path, asks for.
+
+    >>> preset_of("intfloat/e5-base-v2"), preset_of("sentence-transformers/all-MiniLM-L6-v2")
+    ('e5', 'plain')
+    """
+    name = model.rstrip("/").rpartition("/")[2]
+    return next((preset for preset, names in _FAMILIES.items() if names.search(name)), "plain")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that decides which vector a text gets.
+
+    Args:
+        model: Name on the Hugging Face hub, or folder, of a sentence-transformers model or of any
+            transformers encoder.
+        preset: A name of :data:`PRESETS`; None for :func:`preset_of` the model.
+        max_length: Longer texts are cut to so many tokens.
+
+    Raises:
+        ValueError: If there is no such preset, or ``max_length`` is below 1.
+    """
+
+    model: str
+    preset: str | None = None
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.preset is None:
+            object.__setattr__(self, "preset", preset_of(self.model))
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}: expected {', '.join(PRESETS)}")
+        if self.max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {self.max_length}")
+
+
+class SentenceEncoder:
+    """A sentence-transformers model; any number of threads may call it.
+
+    Args:
+        config: The model, and how it is used.
+        device: Where it runs, as torch names it; None for a GPU if there is one.
+        batch_size: Texts per pass.
+
+    Raises:
+        ImportError: If the ``dense`` extra is not installed.
+        ValueError: If the model cannot be loaded.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, device: str | None = None, batch_size: int = 32
+    ) -> None:
+        self.config = config
+        self._batch_size = batch_size
+        self._preset = PRESETS[str(config.preset)]
+        self._model = _load(config, self._preset, device)
+        self._normalize = (
+            self._model.similarity_fn_name == "cosine"
+            if self._preset.normalize is None
+            else self._preset.normalize
+        )
+        self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
+        self.dimension: int = self._model.get_embedding_dimension()
+        self.sha256 = _sha256(self._model)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All that the vectors depend on, as JSON-ready data; the weights by their hash."""
+        said = asdict(self._preset) | {"normalize": self._normalize}
+        return {
+            **asdict(self.config),
+            **said,
+            "dimension": self.dimension,
+            "model_sha256": self.sha256,
+        }
+
+    def encode_queries(self, queries: Sequence[str]) -> Vectors:
+        """Vectors of queries, shape (queries, dimension)."""
+        return self._encode([self._preset.query_prefix + query for query in queries])
+
+    def encode_passages(self, documents: Sequence[Document]) -> Vectors:
+        """Vectors of passages, title first, shape (passages, dimension)."""
+        prefix = self._preset.passage_prefix
+        return self._encode([f"{prefix}{doc.title}\n{doc.text}".rstrip() for doc in documents])
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        if not texts:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        with self._lock:
+            vectors = self._model.encode(
+                [_valid_unicode(text) for text in texts],  # it sorts them by length itself
+                batch_size=self._batch_size,
+                normalize_embeddings=self._normalize,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _load(config: EncoderConfig, preset: Preset, device: str | None) -> Any:
+    library = import_extra("sentence_transformers", "dense")
+    try:
+        model = library.SentenceTransformer(config.model, device=device)
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load {config.model!r} as an encoder: expected the name or the folder of a "
+            f"sentence-transformers or transformers model ({reason})"
+        ) from error
+    model = model.float()  # so that its hash and its vectors are those of one precision
+    if preset.pooling is not None:
+        modules = import_extra("sentence_transformers.sentence_transformer.modules", "dense")
+        transformer = model[0]
+        pooling = modules.Pooling(
+            transformer.get_embedding_dimension(), pooling_mode=preset.pooling
+        )
+        model = library.SentenceTransformer(modules=[transformer, pooling], device=device)
+    model.max_seq_length = min(config.max_length, model.max_seq_length or config.max_length)
+    return model.eval()
+
+
+def _sha256(model: Any) -> str:
+    """A hash of the weights and of the tokenizer."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
+    words = tokenizer.get_vocab() if tokenizer is not None else model.tokenizer.get_vocab()
+    digest.update(repr(sorted(words.items())).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _valid_unicode(text: str) -> str:
+    """Lone surrogates, which a tokenizer cannot read, become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")

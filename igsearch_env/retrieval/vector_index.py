@@ -1,0 +1,134 @@
+"""FAISS: vectors in an index of any kind that a factory string describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igsearch_env.extras import import_extra
+from igsearch_env.retrieval.encoder import Vectors
+from igsearch_env.retrieval.index_directory import CorruptIndexError
+
+VECTORS = "vectors.faiss"
+_TRAINING_LEAST = 65_536
+_TRAINING_PER_LIST = 64
+_BLOCK = 16_384
+
+
+def build_vector_index(
+    blocks: Callable[[], Iterable[Vectors]],
+    count: int,
+    factory: str,
+    advance: Callable[[int], None] = lambda added: None,
+) -> Any:
+    """Put vectors into a new index, which ranks by inner product.
+
+    The same vectors give the same index, byte for byte; with HNSW only on a single thread.
+
+    Args:
+        blocks: Yields all vectors in order, in blocks of shape (some, dimension); called twice if
+            the index has to be trained.
+        count: How many vectors there are.
+        factory: What FAISS's ``index_factory`` takes: ``"Flat"`` is exact, ``"IVF4096,Flat"`` looks
+            into some of 4,096 lists, ``"HNSW32"`` walks a graph, ``"IVF4096,PQ48"`` keeps 48 bytes
+            a vector.
+        advance: Told how many vectors have been added since the last time.
+
+    Raises:
+        ImportError: If the ``dense`` extra is not installed.
+        ValueError: If FAISS does not take the factory string, or there are too few vectors for it.
+    """
+    faiss = import_extra("faiss", "dense")
+    dimension = next(iter(blocks())).shape[1]
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            index.train(_sample(blocks(), count, factory))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"cannot make an index {factory!r} of {count:,} vectors of {dimension} numbers; "
+            f"choose another factory string ({reason})"
+        ) from error
+    for block in blocks():
+        for start in range(0, len(block), _BLOCK):
+            part = np.ascontiguousarray(block[start : start + _BLOCK])
+            index.add(part)
+            advance(len(part))
+    return index
+
+
+def _sample(blocks: Iterable[Vectors], count: int, factory: str) -> Vectors:
+    """Vectors to train on, spread evenly over all."""
+    lists = int(found[1]) if (found := re.search(r"IVF(\d+)", factory)) else 0
+    wanted = max(_TRAINING_LEAST, _TRAINING_PER_LIST * lists)
+    step = max(1, count // wanted)
+    taken, place = [], 0
+    for block in blocks:
+        taken.append(block[-place % step :: step])
+        place += len(block)
+    return np.concatenate(taken)
+
+
+def default_search(factory: str) -> str:
+    """How thoroughly an index is searched unless told otherwise.
+
+    >>> default_search("Flat"), default_search("IVF4096,Flat"), default_search("HNSW32")
+    ('', 'nprobe=128', 'efSearch=128')
+    """
+    if lists := re.search(r"IVF(\d+)", factory):
+        return f"nprobe={max(1, int(lists[1]) // 32)}"
+    return "efSearch=128" if "HNSW" in factory else ""
+
+
+def set_search(index: Any, search: str) -> None:
+    """Set how thoroughly an index is searched.
+
+    Args:
+        index: The index.
+        search: FAISS's names and values, such as ``"nprobe=64"`` or ``"efSearch=256"``; more finds
+            more and takes longer.
+
+    Raises:
+        ValueError: If the index has no such setting.
+    """
+    if not search:
+        return
+    faiss = import_extra("faiss", "dense")
+    try:
+        faiss.ParameterSpace().set_index_parameters(index, search)
+    except RuntimeError as error:
+        raise ValueError(
+            f"cannot search with {search!r}: expected settings that the index has, such as "
+            "nprobe=64 (IVF) or efSearch=256 (HNSW)"
+        ) from error
+
+
+def write_vector_index(index: Any, folder: Path) -> None:
+    """Write an index into a folder."""
+    import_extra("faiss", "dense").write_index(index, str(folder / VECTORS))
+
+
+def read_vector_index(folder: Path, mmap: bool) -> Any:
+    """Read the index of a folder.
+
+    Args:
+        folder: A folder that :func:`write_vector_index` wrote into.
+        mmap: Map the vectors into memory: processes share them, and only what a search touches is
+            read.
+
+    Raises:
+        CorruptIndexError: If it cannot be read.
+    """
+    faiss = import_extra("faiss", "dense")
+    try:
+        return faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CorruptIndexError(
+            f"cannot read {folder / VECTORS} ({reason}); build the index again"
+        ) from error
