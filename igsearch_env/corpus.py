@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 
 from igsearch_env.episode import Document
@@ -19,8 +19,8 @@ BUILTIN_CORPORA: dict[str, Callable[[], list[Document]]] = {"world": _world}
 """Corpora that :func:`load_corpus` knows by name; add an entry to register another."""
 
 
-def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
-    r"""Load every passage of a corpus.
+def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
+    r"""Read a corpus one passage after another, which needs no memory for the text.
 
     A row has an ``id`` and one of
 
@@ -32,7 +32,7 @@ def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
         name_or_path: A name of :data:`BUILTIN_CORPORA`, the path of a JSONL (``.jsonl``,
             ``.jsonl.gz``) or Parquet file, or ``hf:REPO[:CONFIG][:SPLIT]``.
 
-    Returns:
+    Yields:
         The passages in the order of the source.
 
     Raises:
@@ -42,9 +42,9 @@ def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
     """
     source = str(name_or_path)
     if source in BUILTIN_CORPORA:
-        return BUILTIN_CORPORA[source]()
+        yield from BUILTIN_CORPORA[source]()
+        return
     seen: dict[str, str] = {}
-    documents = []
     for row in read_rows(source, "corpus", BUILTIN_CORPORA):
         document = _document(row)
         if document.id in seen:
@@ -53,8 +53,12 @@ def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
                 f"at {seen[document.id]}; ids must be unique"
             )
         seen[document.id] = row.where
-        documents.append(document)
-    return documents
+        yield document
+
+
+def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
+    """Load every passage of a corpus; :func:`read_corpus` says what may be in it."""
+    return list(read_corpus(name_or_path))
 
 
 def split_contents(contents: str, title: str | None = None) -> tuple[str, str]:

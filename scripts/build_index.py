@@ -1,74 +1,173 @@
-"""Build a BM25 index: ``python -m scripts.build_index --corpus wiki.jsonl --out index``."""
+r"""Build a search index of a corpus: BM25, dense, or a fusion of indexes that are there.
+
+python -m scripts.build_index --corpus wiki.jsonl --out indexes/bm25
+python -m scripts.build_index --corpus wiki.jsonl --out indexes/e5 --model intfloat/e5-base-v2 \
+    --factory IVF16384,Flat
+python -m scripts.build_index --fuse indexes/bm25 indexes/e5 --out indexes/hybrid
+
+The corpus is read and worked on in shards. After a kill, the same command with --resume goes on
+with the shard that it was at, and the index comes out the same.
+"""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from igsearch_env.corpus import load_corpus
-from igsearch_env.retrieval.bm25 import BM25Retriever
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from igsearch_env.corpus import read_corpus
+from igsearch_env.extras import import_extra
+from igsearch_env.retrieval.building import IndexBuild, Recipe
+from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderConfig, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
+from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
+from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
+from scripts.command_line import console, positive, run
+from trainers.threads import set_threads
+
+BM25_OPTIONS = ("k1", "b", "title_weight")
+DENSE_OPTIONS = (
+    *("preset", "max_length", "precision", "batch_size", "device"),
+    *("factory", "search"),
+)
+NOTE_EVERY = 30.0  # seconds
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+class StageBar:
+    """A bar for each stage of a build; lines now and then where there is no terminal.
+
+    Args:
+        quiet: Show nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._lines = not quiet and not console.is_terminal
+        self._task = TaskID(0)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> StageBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> None:
+        """Begin a stage."""
+        self._task = self._bar.add_task(name, total=total, completed=done)
+        self._say()
+
+    def advance(self, amount: int) -> None:
+        """Go on by so much."""
+        self._bar.advance(self._task, amount)
+        if time.monotonic() - self._said > NOTE_EVERY:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        if self._lines:
+            task = self._bar.tasks[self._task]
+            total = f" of {task.total:,.0f}" if task.total is not None else ""
+            left = task.time_remaining
+            note = f", {left / 60:.0f} min left" if left is not None and not task.finished else ""
+            console.print(f"{task.description}: {task.completed:,.0f}{total}{note}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Build the index.
 
     Args:
         argv: Command line arguments; None for those of the process.
-
-    Returns:
-        The exit code: 0, or 2 if the corpus or the output folder cannot be used.
     """
     args = _parser().parse_args(argv)
-    try:
-        _build(args)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"build_index: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    started = time.perf_counter()
+    if args.fuse:
+        save_fusion(args.out, args.fuse)
+        passages = len(load_retriever(args.out))
+    else:
+        check_replaceable(args.out)  # before a model is loaded
+        with StageBar(args.quiet) as bar:
+            documents = partial(read_corpus, args.corpus)
+            build = IndexBuild(documents, args.out, _recipe(args), bar, args.shard_size)
+            passages = build.run(args.resume)
+    seconds = time.perf_counter() - started
+    line = f"{args.out}: {passages:,} passages, {seconds:.1f} s"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
-def _build(args: argparse.Namespace) -> None:
-    check_replaceable(args.out)  # before the work, not after it
-    start = time.perf_counter()
-    documents = load_corpus(args.corpus)
-    print(f"read {len(documents):,} passages in {time.perf_counter() - start:.1f} s")
-    start = time.perf_counter()
-    retriever = BM25Retriever.build(
-        documents,
-        k1=args.k1,
-        b=args.b,
-        title_weight=args.title_weight,
-        show_progress=not args.quiet,
-    )
-    retriever.save(args.out)
-    print(f"indexed {len(retriever):,} passages in {time.perf_counter() - start:.1f} s: {args.out}")
+def _recipe(args: argparse.Namespace) -> Recipe:
+    given = {name for name in (*BM25_OPTIONS, *DENSE_OPTIONS) if getattr(args, name) is not None}
+    strange = sorted(given & set(BM25_OPTIONS if args.model else DENSE_OPTIONS))
+    if strange:
+        options = ", ".join("--" + name.replace("_", "-") for name in strange)
+        kind = "a dense index (--model)" if args.model else "BM25 (there is no --model)"
+        raise ValueError(f"{kind} has no {options}")
+    chosen = {name: getattr(args, name) for name in given}
+    if not args.model:
+        return BM25Recipe(**chosen)
+    import_extra("faiss", "dense")  # first: it takes the threads that torch is given
+    import_extra("faiss", "dense").omp_set_num_threads(set_threads(args.threads))
+    config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
+    search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
+    return DenseRecipe(SentenceEncoder(EncoderConfig(args.model, **config), **chosen), **search)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="build_index", description="Build a BM25 index of a corpus and save it to a folder."
+        prog="python -m scripts.build_index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--corpus",
-        required=True,
         help="a .jsonl, .jsonl.gz or .parquet file with id and contents (or title and text), "
         "hf:REPO[:CONFIG][:SPLIT], or a built-in name",
     )
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder to write; an index there is replaced"
+    source.add_argument(
+        "--fuse", type=Path, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
     )
-    parser.add_argument("--k1", type=float, default=0.9, help="saturation (default: %(default)s)")
-    parser.add_argument("--b", type=float, default=0.4, help="length (default: %(default)s)")
-    parser.add_argument(
-        "--title-weight", type=int, default=2, help="count titles so often (default: %(default)s)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+    add = parser.add_argument
+    add("--out", required=True, type=Path, help="folder to write; an index there is replaced")
+    add("--resume", action="store_true", help="go on with an unfinished build")
+    add("--shard-size", type=positive, default=1024, help="passages a shard (default: 1024)")
+    add("--threads", type=int, default=0, help="of a dense build (default: the free cores)")
+    add("--quiet", action="store_true", help="show no progress")
+    words = parser.add_argument_group("BM25")
+    words.add_argument("--k1", type=float, help="saturation (default: 0.9)")
+    words.add_argument("--b", type=float, help="length (default: 0.4)")
+    words.add_argument("--title-weight", type=int, help="count titles so often (default: 2)")
+    dense = parser.add_argument_group("dense")
+    add = dense.add_argument
+    add("--model", help="encoder: a name on the Hugging Face hub, or a folder")
+    add("--preset", choices=PRESETS, help="prefixes and pooling (default: by the model's name)")
+    add("--max-length", type=positive, help="cut texts to so many tokens (default: 256)")
+    add("--precision", choices=PRECISIONS, help="of the encoder's weights (default: float32)")
+    add("--batch-size", type=positive, help="texts per pass (default: 32)")
+    add("--device", help="where the encoder runs (default: a GPU if there is one)")
+    add("--factory", help="FAISS factory string (default: Flat, which is exact)")
+    add("--search", help="such as nprobe=64 or efSearch=256 (default: by the factory string)")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

