@@ -8,17 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from igsearch_env.episode import Episode
+from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.metrics import bootstrap_interval, cover_exact_match
 
 
 def gold_document_rate(episode: Episode) -> float | None:
     """Share of the question's gold passages that its searches found; None if they are unknown."""
     found = [document for step in episode.searches for document in step.documents]
-    if episode.question.supporting_ids:
-        gold, seen = set(episode.question.supporting_ids), {document.id for document in found}
+    return gold_share(episode.question, found)
+
+
+def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
+    """Share of a question's gold passages that are among some; None if they are unknown.
+
+    >>> question = Question("q", "?", ("Lima",), supporting_titles=("Lima", "Peru"))
+    >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
+    0.5
+    """
+    if question.supporting_ids:
+        gold, seen = set(question.supporting_ids), {document.id for document in documents}
     else:
-        gold, seen = set(episode.question.supporting_titles), {d.title for d in found}
+        gold, seen = set(question.supporting_titles), {document.title for document in documents}
     return len(gold & seen) / len(gold) if gold else None
 
 

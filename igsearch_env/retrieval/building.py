@@ -198,7 +198,7 @@ class IndexBuild:
         sizes = [min(self.shard_size, len(documents) - start) for start in starts]
         missing = [n for n in range(len(starts)) if not self._shard_file(n).is_file()]
         done = len(documents) - sum(sizes[number] for number in missing)
-        self.progress.stage("encode passages", len(documents), done)
+        self.progress.stage("make shards", len(documents), done)
         for number in missing:
             passages = range(starts[number], starts[number] + sizes[number])
             arrays: dict[str, Any] = dict(

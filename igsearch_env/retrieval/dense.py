@@ -12,7 +12,7 @@ import numpy as np
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder, Vectors
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
     read_manifest,
@@ -49,7 +49,7 @@ class DenseRetriever:
         set_search(index, parameters["search"])
         self._index = index
         self._documents = documents
-        self._encoder = encoder
+        self.encoder = encoder
         self.parameters = parameters
         self._loaded_from = loaded_from
 
@@ -102,7 +102,7 @@ class DenseRetriever:
         check_search(queries, k, len(self))
         if not queries:
             return []
-        scores, numbers = self._index.search(self._encoder.encode_queries(queries), k)
+        scores, numbers = self._index.search(self.encoder.encode_queries(queries), k)
         return [self._found(*row) for row in zip(scores, numbers, strict=True)]
 
     def _found(self, scores: Any, numbers: Any) -> list[Document]:
@@ -112,6 +112,11 @@ class DenseRetriever:
                 doc = self._documents[int(numbers[place])]
                 found.append(Document(doc.id, doc.title, doc.text, float(scores[place])))
         return found
+
+    def vectors(self) -> Vectors:
+        """The vectors of all passages, shape (passages, dimension); approximate if compressed."""
+        vectors: Vectors = self._index.reconstruct_n(0, len(self))
+        return vectors
 
     def save(self, path: str | Path) -> None:
         """Write the index to a folder, whole or not at all; the model stays where it is.
@@ -195,7 +200,7 @@ class DenseRetriever:
             raise TypeError("only a dense retriever that was loaded can be pickled; save it first")
         return (
             _reload,
-            (type(self), self._loaded_from, self._encoder.config.model, self.parameters["search"]),
+            (type(self), self._loaded_from, self.encoder.config.model, self.parameters["search"]),
         )
 
 

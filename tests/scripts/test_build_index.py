@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.dense import DenseRetriever
+from igsearch_env.retrieval.fusion import FusionRetriever
+from igsearch_env.retrieval.saved_index import load_retriever
 from scripts.build_index import main
 
 
@@ -22,36 +25,67 @@ def test_an_index_is_built_and_replaced(
 ) -> None:
     out = tmp_path / "index"
     for k1 in ("0.9", "1.2"):
-        assert main(["--corpus", str(corpus), "--out", str(out), "--quiet", "--k1", k1]) == 0
+        main(["--corpus", str(corpus), "--out", str(out), "--quiet", "--k1", k1])
         printed = capsys.readouterr()
-        assert "read 20 passages in" in printed.out
-        assert "indexed 20 passages in" in printed.out
+        assert "20 passages" in printed.out
         assert printed.err == ""
     retriever = BM25Retriever.load(out)
     assert retriever.k1 == 1.2
     assert retriever.search(["page 7"], 1)[0][0].title == "Page 7"
 
 
-def test_errors_are_one_line_and_exit_with_2(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_dense_and_fused(
+    corpus: Path, minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bm25, dense, hybrid = (str(tmp_path / name) for name in ("bm25", "dense", "hybrid"))
+    main(["--corpus", str(corpus), "--out", bm25])
+    options = ["--model", minilm, "--preset", "e5", "--factory", "HNSW8", "--threads", "1"]
+    main(["--corpus", str(corpus), "--out", dense, *options, "--max-length", "32", "--resume"])
+    printed = capsys.readouterr().out
+    assert "read corpus: 0" in printed
+    assert "make shards: 0 of 20" in printed
+    main(["--fuse", bm25, dense, "--out", hybrid])
+    kinds = [type(load_retriever(path)) for path in (bm25, dense, hybrid)]
+    assert kinds == [BM25Retriever, DenseRetriever, FusionRetriever]
+    parameters = load_retriever(dense).parameters
+    assert (parameters["preset"], parameters["max_length"]) == ("e5", 32)
+    assert (parameters["factory"], parameters["search"]) == ("HNSW8", "efSearch=128")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus", "nowhere"], "unknown corpus 'nowhere'"),
+        (["--corpus", "BAD"], "no column 'contents'"),
+        (["--corpus", "CORPUS", "--b", "2"], "0 <= b <= 1"),
+        (["--corpus", "CORPUS", "--factory", "Flat"], r"BM25 \(there is no --model\) has no"),
+        (["--corpus", "CORPUS", "--model", "x", "--k1", "2"], r"a dense index .* has no --k1"),
+        (["--corpus", "CORPUS", "--model", "nowhere/at-all"], "cannot load 'nowhere/at-all'"),
+        (["--fuse", "CORPUS"], "is not an index"),
+    ],
+)
+def test_errors_say_what_to_mend(
+    corpus: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": 1}\n')
-    for arguments, message in (
-        (["--corpus", str(corpus), "--out", str(tmp_path)], "is not an index"),
-        (["--corpus", "nowhere", "--out", str(tmp_path / "index")], "unknown corpus 'nowhere'"),
-        (["--corpus", str(bad), "--out", str(tmp_path / "index")], "no column 'contents'"),
-        (["--corpus", str(corpus), "--out", str(tmp_path / "index"), "--b", "2"], "0 <= b <= 1"),
-    ):
-        assert main(arguments) == 2
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.startswith("build_index: ")
-        assert error.count("\n") == 1
+    places = {"CORPUS": str(corpus), "BAD": str(bad)}
+    given = [places.get(argument, argument) for argument in arguments]
+    with pytest.raises(ValueError, match=message):
+        main([*given, "--out", str(tmp_path / "index")])
     assert not (tmp_path / "index").exists()
 
 
-def test_it_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "scripts.build_index", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "--corpus" in shown.stdout
+def test_nothing_but_an_index_is_replaced(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="is not an index"):
+        main(["--corpus", str(corpus), "--out", str(tmp_path)])
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.build_index", "--corpus", "nowhere", "--out"]
+    failed = subprocess.run(
+        [*command, str(tmp_path / "index")], capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: unknown corpus 'nowhere'")
+    assert failed.stderr.count("\n") == 1

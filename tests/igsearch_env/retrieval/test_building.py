@@ -1,0 +1,237 @@
+"""Builds that are killed and resumed.
+
+Every kind of index is killed with SIGKILL a few times; IGSEARCH_KILLS=20 says how often.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from igsearch_env.corpus import read_corpus
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.building import IndexBuild, Recipe
+from igsearch_env.retrieval.dense import DenseRetriever
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
+from igsearch_env.retrieval.saved_index import load_retriever
+from tests.igsearch_env.retrieval.killed_build import NoBar, build
+
+KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
+
+
+def write_corpus(path: Path, documents: Iterable[Document]) -> Path:
+    rows = ({"id": d.id, "title": d.title, "text": d.text} for d in documents)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[..., BaseProcess]:
+    """Starts a build in a fresh process; returns once it has begun."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.igsearch_env.retrieval.killed_build"])
+
+    def begin(*arguments: object) -> BaseProcess:
+        ready, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=build, args=(*arguments, theirs))
+        process.start()
+        theirs.close()
+        assert ready.poll(120), "the build has not begun"
+        ready.recv()
+        return process
+
+    return begin
+
+
+@pytest.mark.parametrize("kind", ["bm25", "flat", "ivf", "hnsw"])
+def test_a_killed_build_is_resumed_to_the_same_bytes(
+    kind: str,
+    start: Callable[..., BaseProcess],
+    minilm: str,
+    passages: list[Document],
+    tmp_path: Path,
+) -> None:
+    documents = passages[:100]
+    if kind == "bm25":
+        documents = [Document(f"{n}-{d.id}", d.title, d.text) for n in range(15) for d in documents]
+    corpus = write_corpus(tmp_path / "corpus.jsonl", documents)
+    began = time.monotonic()
+    start(kind, minilm, corpus, tmp_path / "whole").join()
+    seconds = time.monotonic() - began
+    expected = content(tmp_path / "whole")
+    assert len(load_retriever(tmp_path / "whole", mmap=False)) == len(documents)
+
+    out = tmp_path / "killed"
+    rng = random.Random(kind)
+    kills = 0
+    while kills < KILLS:
+        process = start(kind, minilm, corpus, out)
+        process.join(rng.uniform(0, seconds))
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+        else:  # it was done before the kill: begin again
+            assert content(out) == expected
+            shutil.rmtree(out)
+        if out.exists():
+            assert content(out) == expected  # whole or not there
+    start(kind, minilm, corpus, out).join()
+    assert content(out) == expected
+    assert not (tmp_path / "killed.partial").exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+class StopAfter(NoBar):
+    """Ends a build after so many calls, as a kill there would."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def advance(self, amount: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+
+
+def build_all(
+    documents: list[Document], out: Path, recipe: Recipe, progress: NoBar | None = None
+) -> IndexBuild:
+    return IndexBuild(lambda: documents, out, recipe, progress or NoBar(), 32)
+
+
+def interrupt(documents: list[Document], out: Path, recipe: Recipe, shards: int = 2) -> None:
+    with pytest.raises(Interrupted):
+        build_all(documents, out, recipe, StopAfter(shards)).run()
+
+
+@pytest.fixture(params=["bm25", "dense"])
+def recipe(request: pytest.FixtureRequest, encoder: SentenceEncoder) -> Recipe:
+    return BM25Recipe() if request.param == "bm25" else DenseRecipe(encoder)
+
+
+def test_an_index_is_as_one_built_in_memory(
+    passages: list[Document], encoder: SentenceEncoder, tmp_path: Path
+) -> None:
+    assert build_all(passages, tmp_path / "bm25", BM25Recipe(1.2, 0.5, 3)).run() == 160
+    BM25Retriever.build(passages, 1.2, 0.5, 3).save(tmp_path / "in_memory")
+    assert content(tmp_path / "bm25") == content(tmp_path / "in_memory")
+    build_all(passages, tmp_path / "dense", DenseRecipe(encoder)).run()
+    built, loaded = DenseRetriever.build(passages, encoder), load_retriever(tmp_path / "dense")
+    assert loaded.parameters == built.parameters
+    queries = ["Where was the poet born?"]
+    found, expected = (one.search(queries, 5)[0] for one in (loaded, built))
+    assert [document.id for document in found] == [document.id for document in expected]
+    assert [d.score for d in found] == pytest.approx([d.score for d in expected], abs=1e-5)
+
+
+def test_finished_shards_are_kept(passages: list[Document], recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    interrupt(passages, out, recipe)
+    shards = sorted((tmp_path / "index.partial" / "shards").glob("*.npz"))
+    assert len(shards) == 3
+    before = [shard.stat().st_mtime_ns for shard in shards]
+    with pytest.raises(FileExistsError, match="unfinished build; pass --resume"):
+        build_all(passages, out, recipe).run()
+    interrupted_again = build_all(passages, out, recipe, StopAfter(0))
+    with pytest.raises(Interrupted):
+        interrupted_again.run(resume=True)
+    assert [shard.stat().st_mtime_ns for shard in shards] == before
+    assert build_all(passages, out, recipe).run(resume=True) == 160
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_resuming_refuses_another_corpus(
+    passages: list[Document], recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    interrupt(passages, out, recipe)
+    changed = [*passages[:-1], Document(passages[-1].id, "changed", "text")]
+    with pytest.raises(ValueError, match=r"index\.partial is of another corpus"):
+        build_all(changed, out, recipe).run(resume=True)
+    build_all(passages, out, recipe).run(resume=True)
+    with pytest.raises(ValueError, match="index is of another corpus"):
+        build_all(changed, out, recipe).run(resume=True)
+    before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert build_all(passages, out, recipe).run(resume=True) == 160  # nothing to do
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_resuming_refuses_other_parameters(
+    passages: list[Document], encoder: SentenceEncoder, other_model: str, tmp_path: Path
+) -> None:
+    other = SentenceEncoder(EncoderConfig(other_model), device="cpu")
+    e5 = SentenceEncoder(EncoderConfig(encoder.config.model, "e5"), device="cpu")
+    for number, (first, second, message) in enumerate(
+        [
+            (BM25Recipe(), BM25Recipe(k1=1.5), r"k1 0\.9, asked for 1\.5"),
+            (BM25Recipe(), DenseRecipe(encoder), "format 'igsearch-env bm25', asked for"),
+            (DenseRecipe(encoder), DenseRecipe(encoder, "HNSW8"), "factory 'Flat', asked for"),
+            (DenseRecipe(encoder), DenseRecipe(e5), "query_prefix '', asked for 'query: '"),
+            (DenseRecipe(encoder), DenseRecipe(other), "model_sha256 '.*', asked for"),
+        ]
+    ):
+        out = tmp_path / f"index{number}"
+        interrupt(passages[:64], out, first, shards=1)
+        with pytest.raises(ValueError, match=message):
+            build_all(passages[:64], out, second).run(resume=True)
+        with pytest.raises(ValueError, match="shard_size 32, asked for 7"):
+            IndexBuild(lambda: passages[:64], out, first, NoBar(), 7).run(resume=True)
+        build_all(passages[:64], out, first).run(resume=True)
+        with pytest.raises(ValueError, match=r"expected|asked for"):
+            build_all(passages[:64], out, second).run(resume=True)
+
+
+def test_an_index_that_is_there_is_replaced_in_the_end_only(
+    passages: list[Document], tmp_path: Path
+) -> None:
+    out = tmp_path / "index"
+    build_all(passages, out, BM25Recipe()).run()
+    interrupt(passages[:70], out, BM25Recipe(k1=2.0))
+    assert len(load_retriever(out)) == 160
+    build_all(passages[:70], out, BM25Recipe(k1=2.0)).run(resume=True)
+    assert len(load_retriever(out)) == 70
+
+
+def test_what_cannot_be_built(encoder: SentenceEncoder, tmp_path: Path) -> None:
+    silent = [Document("1", "", "..."), Document("2", "", "!")]
+    with pytest.raises(ValueError, match="none of the 2 passages has a word"):
+        build_all(silent, tmp_path / "index", BM25Recipe()).run()
+    with pytest.raises(ValueError, match="too few to train"):
+        build_all(silent, tmp_path / "dense", DenseRecipe(encoder, "IVF4,Flat")).run()
+    for recipe, arguments, message in (
+        (BM25Recipe, (0.9, 2.0), "0 <= b <= 1"),
+        (DenseRecipe, (encoder, "Round"), "cannot make an index 'Round'"),
+        (DenseRecipe, (encoder, "Flat", "nprobe=2"), "cannot search with 'nprobe=2'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe(*arguments)
+    with pytest.raises(ValueError, match="shard_size must be at least 1"):
+        IndexBuild(lambda: silent, tmp_path / "x", BM25Recipe(), NoBar(), 0)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_corpus_is_read_as_a_stream(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", [Document(str(n), "", "x") for n in range(9)])
+    reading = read_corpus(corpus)
+    assert next(reading).id == "0"
+    corpus.unlink()
+    assert [document.id for document in reading][-1] == "8"
