@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from igsearch_env.episode import Document
+from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
 from igsearch_env.world import default_world
 
@@ -31,3 +32,8 @@ def other_model(minilm: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def passages() -> list[Document]:
     return list(default_world().documents[:160])
+
+
+@pytest.fixture(scope="session")
+def dense(passages: list[Document], encoder: SentenceEncoder) -> DenseRetriever:
+    return DenseRetriever.build(passages, encoder)

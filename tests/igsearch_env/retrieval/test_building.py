@@ -129,16 +129,16 @@ def recipe(request: pytest.FixtureRequest, encoder: SentenceEncoder) -> Recipe:
 
 
 def test_an_index_is_as_one_built_in_memory(
-    passages: list[Document], encoder: SentenceEncoder, tmp_path: Path
+    passages: list[Document], encoder: SentenceEncoder, dense: DenseRetriever, tmp_path: Path
 ) -> None:
     assert build_all(passages, tmp_path / "bm25", BM25Recipe(1.2, 0.5, 3)).run() == 160
     BM25Retriever.build(passages, 1.2, 0.5, 3).save(tmp_path / "in_memory")
     assert content(tmp_path / "bm25") == content(tmp_path / "in_memory")
     build_all(passages, tmp_path / "dense", DenseRecipe(encoder)).run()
-    built, loaded = DenseRetriever.build(passages, encoder), load_retriever(tmp_path / "dense")
-    assert loaded.parameters == built.parameters
+    loaded = load_retriever(tmp_path / "dense")
+    assert loaded.parameters == dense.parameters
     queries = ["Where was the poet born?"]
-    found, expected = (one.search(queries, 5)[0] for one in (loaded, built))
+    found, expected = (one.search(queries, 5)[0] for one in (loaded, dense))
     assert [document.id for document in found] == [document.id for document in expected]
     assert [d.score for d in found] == pytest.approx([d.score for d in expected], abs=1e-5)
 

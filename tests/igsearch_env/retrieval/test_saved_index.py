@@ -11,7 +11,6 @@ from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import SentenceEncoder
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
@@ -21,19 +20,19 @@ QUERIES = ["Where was the poet born?", "capital"]
 
 
 @pytest.fixture
-def indexes(passages: list[Document], encoder: SentenceEncoder, tmp_path: Path) -> Path:
+def indexes(passages: list[Document], dense: DenseRetriever, tmp_path: Path) -> Path:
     folder = tmp_path / "indexes"
     BM25Retriever.build(passages).save(folder / "bm25")
-    DenseRetriever.build(passages, encoder).save(folder / "dense")
+    dense.save(folder / "dense")
     save_fusion(folder / "hybrid", [folder / "bm25", folder / "dense"], constant=40, depth=50)
     return folder
 
 
 @pytest.mark.parametrize("mmap", [True, False])
 def test_the_manifest_says_what_an_index_is(
-    indexes: Path, passages: list[Document], encoder: SentenceEncoder, mmap: bool
+    indexes: Path, passages: list[Document], dense: DenseRetriever, mmap: bool
 ) -> None:
-    bm25, dense = BM25Retriever.build(passages), DenseRetriever.build(passages, encoder)
+    bm25 = BM25Retriever.build(passages)
     hybrid = FusionRetriever([bm25, dense], constant=40, depth=50)
     for name, built in (("bm25", bm25), ("dense", dense), ("hybrid", hybrid)):
         loaded = load_retriever(indexes / name, mmap)
