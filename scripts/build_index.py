@@ -12,6 +12,7 @@ with the shard that it was at, and the index comes out the same.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -59,6 +60,7 @@ class StageBar:
             TimeRemainingColumn(),
             console=console,
             disable=quiet or not console.is_terminal,
+            speed_estimate_period=1800.0,  # seconds; a shard may take a minute
         )
         self._lines = not quiet and not console.is_terminal
         self._task = TaskID(0)
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     args = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     started = time.perf_counter()
     if args.fuse:
         save_fusion(args.out, args.fuse)
@@ -124,7 +127,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     chosen = {name: getattr(args, name) for name in given}
     if not args.model:
         return BM25Recipe(**chosen)
-    import_extra("faiss", "dense")  # first: it takes the threads that torch is given
     import_extra("faiss", "dense").omp_set_num_threads(set_threads(args.threads))
     config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
     search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
