@@ -88,12 +88,10 @@ class SearchQAEngine:
         results: list[SearchResult | None] = [None] * len(turns)
         rows = [i for i, turn in enumerate(turns) if isinstance(turn.parsed, Search)]
         queries = [t.parsed.query for t in turns if isinstance(t.parsed, Search)]
-        found = self._retrieve(queries)
-        if found is None:
-            for row in rows:
+        for row, documents in zip(rows, self._retrieve(queries), strict=True):
+            if documents is None:
                 results[row] = SearchResult(failed=True)
-            return results
-        for row, documents in zip(rows, found, strict=True):
+                continue
             drawn = self._draw(episodes[row], documents)
             results[row] = SearchResult(documents, counterfactuals=tuple(drawn))
         self._fill_up(episodes, results)
@@ -106,20 +104,21 @@ class SearchQAEngine:
             shared = self.pool.shared_rng(episode.group_id, len(episode.searches))
         return self.pool.draw(episode.question, documents, self.num_counterfactuals, shared)
 
-    def _retrieve(self, queries: list[str]) -> list[tuple[Document, ...]] | None:
-        """Search; None if the retriever gave up."""
+    def _retrieve(self, queries: list[str]) -> list[tuple[Document, ...] | None]:
+        """Search; None for each query that the retriever gave up on."""
         if not queries:
             return []
+        found: Sequence[Sequence[Document] | None]
         try:
             found = self.retriever.search(queries, self.top_k)
-        except RetrievalError:
-            return None
+        except RetrievalError as error:
+            found = error.found or [None] * len(queries)
         if len(found) != len(queries):
             raise ValueError(
                 f"the retriever returned {len(found)} lists of documents for {len(queries)} "
                 "queries; it must return one list per query"
             )
-        return [tuple(documents) for documents in found]
+        return [None if documents is None else tuple(documents) for documents in found]
 
     def _fill_up(self, episodes: Sequence[Episode], results: list[SearchResult | None]) -> None:
         """Where the pool was short, add passages found for the text of another question."""
@@ -135,12 +134,14 @@ class SearchQAEngine:
             picks = self.pool.rng.integers(len(self.questions), size=len(missing))
             asked = [self.questions[int(pick)] for pick in picks]
             found = self._retrieve([question.text for question in asked])
-            if found is None:
+            if all(documents is None for documents in found):
                 break
             for row, question, documents in zip(missing, asked, found, strict=True):
                 result = results[row]
+                if result is None or not documents:
+                    continue
                 pair = Evidence(documents, NO_REFINEMENT, question.id, question.text)
-                if result is None or not documents or pair in result.counterfactuals:
+                if pair in result.counterfactuals:
                     continue
                 if self.pool.allows(pair, episodes[row].question, result.documents):
                     self.pool.counts["fallback"] += 1

@@ -9,7 +9,20 @@ from igsearch_env.episode import Document
 
 
 class RetrievalError(Exception):
-    """A search that failed after its retries; the environment records it as a failed step."""
+    """A search that failed after its retries; the environment records it as a failed step.
+
+    Args:
+        message: What happened.
+        found: Where only some of the queries failed: one entry per query, its documents or None.
+            Left empty, all of them failed.
+
+    Attributes:
+        found: The same, as a tuple.
+    """
+
+    def __init__(self, message: str = "", found: Sequence[Sequence[Document] | None] = ()) -> None:
+        super().__init__(message)
+        self.found = tuple(found)
 
 
 class Retriever(Protocol):
@@ -30,7 +43,8 @@ class Retriever(Protocol):
             One list per query, best first, of at most ``k`` documents.
 
         Raises:
-            RetrievalError: If the search failed for a reason outside of its arguments.
+            RetrievalError: If the search failed for a reason outside of its arguments; it carries
+                the documents of the queries that did not fail.
         """
         ...
 

@@ -120,6 +120,53 @@ class TestSharedDraws:
             assert {first, second} - {name} <= set(drawn)
 
 
+class PartlyDown(FakeRetriever):
+    """Has no answer to the queries that hold a word, and answers the others."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        found = super().search(queries, k)
+        if not any(self.word in query for query in queries):
+            return found
+        answers = [None if self.word in q else d for q, d in zip(queries, found, strict=True)]
+        raise RetrievalError("some shards are down", answers)
+
+
+class TestPartialFailures:
+    def test_only_the_rows_without_an_answer_fail(self) -> None:
+        engine = engine_of(PartlyDown("lost"), num_counterfactuals=1)
+        episodes = [engine.rules.begin(question) for question in QUESTIONS[:3]]
+        turns = ["<search>Peru</search>", "<search>lost</search>", "<search>Norway</search>"]
+        played = [episode.steps[-1] for episode, _ in engine.play(episodes, turns)]
+        assert [step.retrieval_failed for step in played] == [False, True, False]
+        assert [step.documents for step in played] == [
+            (DOCUMENTS["Peru"],),
+            (),
+            (DOCUMENTS["Norway"],),
+        ]
+        assert [len(step.counterfactuals) for step in played] == [1, 0, 1]
+
+    def test_a_fallback_without_an_answer_is_passed_over(self) -> None:
+        retriever = PartlyDown("Kenya")
+        engine = engine_of(retriever, num_counterfactuals=6)
+        (step,) = play(engine, ["<search>Peru</search>"]).steps
+        assert any("Kenya" in query for queries, _ in retriever.calls for query in queries)
+        assert not step.retrieval_failed
+        assert step.counterfactuals
+        assert all(pair.question_id != "q-Kenya" for pair in step.counterfactuals)
+
+    def test_too_few_answers_are_an_error_there_too(self) -> None:
+        class Short(FakeRetriever):
+            def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+                raise RetrievalError("some failed", [None, None])
+
+        with pytest.raises(ValueError, match="2 lists of documents for 1 queries"):
+            play(engine_of(Short()), ["<search>Peru</search>"])
+
+
 class TestFallback:
     def test_a_cold_pool_falls_back_to_other_questions(self) -> None:
         retriever = FakeRetriever()
