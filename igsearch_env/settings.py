@@ -126,11 +126,15 @@ def _retriever(retriever: Retriever | str) -> Retriever:
         return retriever
     if retriever == "bm25":
         return world_retriever()
+    if retriever.startswith(("http://", "https://")):
+        from igsearch_env.retrieval.http import HTTPRetriever
+
+        return HTTPRetriever(retriever)
     if Path(retriever).is_dir():
         return load_retriever(retriever)
     raise ValueError(
         f"unknown retriever {retriever!r}: expected 'bm25' (over the embedded world), the folder "
-        "of a saved index, or an object with search(queries, k)"
+        "of a saved index, the http:// address of a server, or an object with search(queries, k)"
     )
 
 

@@ -1,8 +1,10 @@
-"""A real encoder, the same with one weight changed, and passages of the embedded world."""
+"""A real encoder, passages of the embedded world, and servers on loopback."""
 
 from __future__ import annotations
 
 import shutil
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -10,6 +12,7 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
 from igsearch_env.world import default_world
+from tests.igsearch_env.retrieval.loopback import Answer, Behaviour, LoopbackServer, RawServer
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +40,34 @@ def passages() -> list[Document]:
 @pytest.fixture(scope="session")
 def dense(passages: list[Document], encoder: SentenceEncoder) -> DenseRetriever:
     return DenseRetriever.build(passages, encoder)
+
+
+@pytest.fixture
+def serve_answers() -> Iterator[Callable[[Answer], LoopbackServer]]:
+    """Starts a server that answers as a function says."""
+    servers: list[LoopbackServer] = []
+
+    def start(answer: Answer) -> LoopbackServer:
+        server = LoopbackServer(answer)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def misbehave() -> Iterator[Callable[..., RawServer]]:
+    """Starts a server that meets its connections with the given behaviours, in order."""
+    servers: list[RawServer] = []
+
+    def start(*behaviours: Behaviour) -> RawServer:
+        servers.append(RawServer(behaviours))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -1,0 +1,217 @@
+"""A retriever that asks a server over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Any, Self
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.http_line import HTTPLine, HTTPRetrievalError, retrieve_url
+from igsearch_env.retrieval.wire import DIALECTS, Dialect
+
+try:
+    import tenacity
+except ImportError as missing:
+    raise ImportError(
+        f'{missing.name} is needed to search over HTTP: pip install "igsearch-env[http]"'
+    ) from missing
+
+log = logging.getLogger(__name__)
+
+Found = list[Document] | HTTPRetrievalError
+
+
+class HTTPRetriever:
+    """Searches with a server that speaks one of the dialects of :mod:`igsearch_env.retrieval.wire`.
+
+    May be used from several threads, pickled, and used after a fork. Proxies of the environment
+    are not used: a retriever stands beside its trainer.
+
+    Args:
+        url: Where to post to, ``http://HOST:PORT/retrieve``; the path may be left out.
+        dialect: ``"search-r1"``, ``"skyrl"`` or ``"rllm"``.
+        timeout: Seconds that one attempt may take as a whole, until its last byte.
+        attempts: How often a request is tried. Between attempts it waits, at random, up to 0.25,
+            0.5, 1, ... seconds more, at most ``max_wait``.
+        max_wait: Seconds.
+        batch: Queries of one request at most, where the dialect takes several.
+        connections: Requests that are on their way at once.
+        cache_size: Searches whose documents are kept, the latest used; 0 for none.
+
+    Attributes:
+        counts: What has happened: ``requests`` (attempts), ``cached`` (queries answered from the
+            cache), ``failed`` (queries that had no answer), and failed attempts by their kind.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        dialect: Dialect = "search-r1",
+        *,
+        timeout: float = 30.0,
+        attempts: int = 5,
+        max_wait: float = 5.0,
+        batch: int = 64,
+        connections: int = 16,
+        cache_size: int = 4096,
+    ) -> None:
+        if dialect not in DIALECTS:
+            raise ValueError(f"unknown dialect {dialect!r}: expected one of {', '.join(DIALECTS)}")
+        if timeout <= 0 or max_wait < 0 or min(attempts, batch, connections) < 1 or cache_size < 0:
+            raise ValueError(
+                "HTTPRetriever needs timeout > 0, max_wait >= 0, attempts, batch and connections "
+                f">= 1 and cache_size >= 0, got {timeout}, {max_wait}, {attempts}, {batch}, "
+                f"{connections} and {cache_size}"
+            )
+        self.url = retrieve_url(url)
+        self.dialect: Dialect = dialect
+        self.timeout = timeout
+        self.attempts = attempts
+        self.max_wait = max_wait
+        self.batch = batch if dialect == "search-r1" else 1
+        self.connections = connections
+        self.cache_size = cache_size
+        self.counts: Counter[str] = Counter()
+        self._cache: OrderedDict[tuple[str, int], list[Document]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._line: HTTPLine | None = None
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Search for several queries at once.
+
+        Args:
+            queries: The queries; may be empty.
+            k: How many documents to return for each at most, at least 1; fewer where the server
+                has fewer.
+
+        Returns:
+            One list per query, in the order of the server.
+
+        Raises:
+            HTTPRetrievalError: If a query had no answer; it carries those of the others.
+            ValueError: If ``k`` is less than 1, or ``queries`` is a single string.
+        """
+        if isinstance(queries, str):
+            raise ValueError(f"queries must be a sequence of strings, got {queries!r}; wrap it")
+        if k < 1:
+            raise ValueError(f"got k = {k}; set k to at least 1")
+        if not queries:
+            return []
+        line = self._open_line()
+        found = line.run(self._search(line, queries, k))
+        failures = [one for one in found if isinstance(one, HTTPRetrievalError)]
+        answers = [None if isinstance(one, HTTPRetrievalError) else list(one) for one in found]
+        if failures:
+            first = failures[0]
+            message = f"{len(failures)} of {len(queries)} queries failed: {first}"
+            log.warning("%s", message)
+            raise HTTPRetrievalError(message, first.kind, answers)
+        return [answer for answer in answers if answer is not None]
+
+    def wait_until_ready(self, seconds: float = 600.0) -> None:
+        """Wait until the server answers a search, however long its index takes to load.
+
+        Raises:
+            HTTPRetrievalError: If it does not within that time, or speaks another dialect.
+        """
+        end = time.monotonic() + seconds
+        line = self._open_line()
+        while True:
+            (answer,) = line.run(self._ask(line, ["ready?"], 1))
+            if not isinstance(answer, HTTPRetrievalError):
+                return
+            if not answer.passing or time.monotonic() > end:
+                raise answer
+            time.sleep(min(1.0, seconds))
+
+    def close(self) -> None:
+        """Close the connections; a later search opens them again."""
+        with self._lock:
+            line, self._line = self._line, None
+        if line is not None:
+            line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        own: dict[str, Any] = {
+            "_lock": None,
+            "_line": None,
+            "_cache": OrderedDict(),
+            "counts": Counter(),
+        }
+        return self.__dict__ | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def _open_line(self) -> HTTPLine:
+        """The connections of this process: those that were made before a fork belong to another."""
+        with self._lock:
+            if self._line is None or self._line.process != os.getpid():
+                self._line = HTTPLine(self.url, self.dialect, self.timeout, self.connections)
+            return self._line
+
+    async def _search(self, line: HTTPLine, queries: Sequence[str], k: int) -> list[Found]:
+        found: dict[str, Found] = {}
+        for query in dict.fromkeys(queries):
+            if (query, k) in self._cache:
+                self._cache.move_to_end((query, k))
+                self.counts["cached"] += 1
+                found[query] = self._cache[query, k]
+        wanted = [query for query in dict.fromkeys(queries) if query not in found]
+        parts = [wanted[at : at + self.batch] for at in range(0, len(wanted), self.batch)]
+        answers = await asyncio.gather(*(self._ask_patiently(line, part, k) for part in parts))
+        for part, answer in zip(parts, answers, strict=True):
+            found |= zip(part, answer, strict=True)
+        for query in wanted:
+            documents = found[query]
+            if isinstance(documents, HTTPRetrievalError):
+                self.counts["failed"] += 1
+            else:
+                self._cache[query, k] = documents
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return [found[query] for query in queries]
+
+    async def _ask_patiently(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
+        """Ask with retries; a server that refuses a batch is asked for each query alone."""
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=self.max_wait),
+            retry=tenacity.retry_if_result(
+                lambda found: isinstance(found[0], HTTPRetrievalError) and found[0].passing
+            ),
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        found: list[Found] = await retrying(self._ask, line, queries, k)
+        first = found[0]
+        if len(queries) > 1 and isinstance(first, HTTPRetrievalError) and first.kind == "status":
+            alone = await asyncio.gather(*(self._ask(line, [query], k) for query in queries))
+            return [answer for (answer,) in alone]
+        return found
+
+    async def _ask(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
+        """One attempt: the documents of each query, or the failure for each."""
+        self.counts["requests"] += 1
+        try:
+            return [*await line.ask(queries, k)]
+        except HTTPRetrievalError as failure:
+            self.counts[failure.kind] += 1
+            return [failure] * len(queries)

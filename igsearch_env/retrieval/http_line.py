@@ -1,0 +1,152 @@
+"""One request to a retrieval server: posted, awaited for a limited time, and read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Literal, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.base import RetrievalError
+from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, read_answer
+
+try:
+    import httpx2
+except ImportError as missing:
+    raise ImportError(
+        f'{missing.name} is needed to search over HTTP: pip install "igsearch-env[http]"'
+    ) from missing
+
+Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect"]
+REPEATED_STATUSES = (408, 429)
+"""Refusals that may be over the next time, as those from 500 on may."""
+
+Result = TypeVar("Result")
+
+
+class HTTPRetrievalError(RetrievalError):
+    """A search over HTTP that failed after its retries.
+
+    Args:
+        message: What happened.
+        kind: ``"unreachable"`` (refused, reset, cut off), ``"timeout"``, ``"status"`` (not 200),
+            ``"garbage"`` (not JSON) or ``"dialect"`` (JSON of another shape).
+        found: See :class:`igsearch_env.RetrievalError`.
+        passing: Whether the same request may succeed later.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        kind: Failure = "unreachable",
+        found: Sequence[Sequence[Document] | None] = (),
+        passing: bool = True,
+    ) -> None:
+        super().__init__(message, found)
+        self.kind = kind
+        self.passing = passing
+
+
+class HTTPLine:
+    """Connections to one server, and the event loop that they live in, on a thread of its own.
+
+    They belong to the process that made them: two that share a socket after a fork would read each
+    other's answers.
+
+    Args:
+        url: Where to post to.
+        dialect: The dialect to speak.
+        timeout: Seconds that a request may take as a whole, until the last byte of its answer.
+        connections: How many requests may be on their way at once.
+    """
+
+    def __init__(self, url: str, dialect: Dialect, timeout: float, connections: int) -> None:
+        self.process = os.getpid()
+        self._url, self._dialect, self._timeout = url, dialect, timeout
+        self._free = asyncio.Semaphore(connections)
+        limits = httpx2.Limits(max_connections=connections)
+        # No timeouts of its own: they hold for each read, and a server that trickles meets them.
+        self._client = httpx2.AsyncClient(limits=limits, timeout=None, trust_env=False)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[object, object, Result]) -> Result:
+        """Wait for a coroutine that runs in the event loop; an interrupt cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def ask(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Make one request.
+
+        Returns:
+            At most ``k`` documents per query.
+
+        Raises:
+            HTTPRetrievalError: If there was no answer, or one that cannot be read.
+        """
+        body = json.dumps(make_request(self._dialect, queries, k)).encode("ascii")
+        url = self._url
+        try:
+            async with self._free, asyncio.timeout(self._timeout):
+                response = await self._client.post(
+                    url, content=body, headers={"content-type": "application/json"}
+                )
+        except TimeoutError:
+            message = f"{url} did not answer within {self._timeout} s"
+            raise HTTPRetrievalError(message, "timeout") from None
+        except httpx2.DecodingError as error:
+            raise HTTPRetrievalError(f"{url} answered garbage: {error}", "garbage") from error
+        except httpx2.RequestError as error:
+            raise HTTPRetrievalError(f"{url}: {error or type(error).__name__}") from error
+        found = _read(url, self._dialect, response, len(queries))
+        return [documents[:k] for documents in found]
+
+    def close(self) -> None:
+        """Close the connections and end the thread."""
+        if self.process != os.getpid():
+            return
+        self.run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _read(
+    url: str, dialect: Dialect, response: httpx2.Response, queries: int
+) -> list[list[Document]]:
+    status = response.status_code
+    if status != 200:
+        passing = status >= 500 or status in REPEATED_STATUSES
+        message = f"{url} answered {status}: {response.text[:200]}"
+        raise HTTPRetrievalError(message, "status", passing=passing)
+    try:
+        return read_answer(dialect, response.json(), queries)
+    except WireError as error:
+        message = f"{url} does not speak {dialect}: {error}"
+        raise HTTPRetrievalError(message, "dialect", passing=False) from error
+    except (ValueError, RecursionError) as error:  # no JSON, not even text, or absurdly nested
+        message = f"{url} answered no JSON: {response.content[:60]!r}"
+        raise HTTPRetrievalError(message, "garbage") from error
+
+
+def retrieve_url(url: str) -> str:
+    """The address to post to; a bare host gets the path that all dialects share.
+
+    Raises:
+        ValueError: If it is no address of a web server.
+
+    >>> retrieve_url("http://127.0.0.1:8000")
+    'http://127.0.0.1:8000/retrieve'
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"expected http://HOST:PORT/retrieve, got {url!r}")
+    return urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url

@@ -1,0 +1,86 @@
+"""Servers on loopback: one that answers as a function says, and one that misbehaves on the wire."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[dict[str, Any]], tuple[int, Any]]
+Behaviour = Callable[[socket.socket], None]
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """Answers what ``answer`` gives for the body of each request, and keeps the bodies."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.bodies: list[dict[str, Any]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: LoopbackServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        status, answer = self.server.answer(body)
+        self._reply(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+    def do_GET(self) -> None:
+        self._reply(404, b"{}")
+
+    def _reply(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class RawServer:
+    """Meets each connection, once a request has begun, with the next behaviour; the last stays."""
+
+    def __init__(self, behaviours: tuple[Behaviour, ...]) -> None:
+        self._behaviours = list(behaviours)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.connections: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            more = len(self._behaviours) > 1
+            behaviour = self._behaviours.pop(0) if more else self._behaviours[0]
+            threading.Thread(target=self._meet, args=(connection, behaviour), daemon=True).start()
+
+    def _meet(self, connection: socket.socket, behaviour: Behaviour) -> None:
+        try:
+            if connection.recv(65536):
+                behaviour(connection)
+        except OSError:
+            pass  # the client has gone
+
+    def close(self) -> None:
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
