@@ -1,0 +1,184 @@
+"""Which dialects a retrieval server speaks, and what it gets wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+from urllib.parse import urljoin
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.http_line import retrieve_url
+from igsearch_env.retrieval.wire import DIALECTS, Dialect, WireError, make_request, read_answer
+
+try:
+    import httpx2
+except ImportError as missing:
+    raise ImportError(
+        f'{missing.name} is needed to check a server: pip install "igsearch-env[http]"'
+    ) from missing
+
+Verdict = Literal["good", "note", "wrong", "not spoken"]
+K = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Args:
+        subject: A dialect, or the path of an endpoint.
+        verdict: ``"good"``; ``"note"`` for what a lenient client copes with; ``"wrong"`` for what
+            gives wrong documents or none; ``"not spoken"``.
+        text: What it is.
+    """
+
+    subject: str
+    verdict: Verdict
+    text: str
+
+
+def check_server(url: str, query: str, timeout: float = 30.0) -> list[Finding]:
+    """Ask a server a few searches in each dialect.
+
+    Args:
+        url: Where it is posted to.
+        query: What to search for; something that the corpus has at least two passages on.
+        timeout: Seconds to wait for each answer.
+
+    Raises:
+        ValueError: If the address is none, or the server cannot be reached.
+    """
+    address = retrieve_url(url)
+    with httpx2.Client(timeout=timeout, trust_env=False) as client:
+        try:
+            client.get(urljoin(address, "/health"))
+        except httpx2.RequestError as error:
+            raise ValueError(f"cannot reach {address}: {error or type(error).__name__}") from error
+        probe = _Probe(client, address, query)
+        return [
+            finding
+            for part in (probe.endpoints(), *map(probe.dialect, DIALECTS))
+            for finding in part
+        ]
+
+
+def spoken_dialects(findings: Sequence[Finding]) -> list[Dialect]:
+    """The dialects that are spoken without an error."""
+    bad = {finding.subject for finding in findings if finding.verdict in ("wrong", "not spoken")}
+    return [dialect for dialect in DIALECTS if dialect not in bad]
+
+
+class _Unanswered(Exception):
+    """A request that got no JSON back."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    client: httpx2.Client
+    url: str
+    query: str
+
+    def endpoints(self) -> Iterator[Finding]:
+        """What a client can know before it searches."""
+        for path, use in (("/health", "rLLM asks for it"), ("/ready", "tells a loaded index")):
+            try:
+                status = self.client.get(urljoin(self.url, path)).status_code
+            except httpx2.RequestError as error:
+                yield Finding(path, "note", f"no answer: {error or type(error).__name__}")
+                continue
+            good = status == 200
+            yield Finding(path, "good" if good else "note", f"answers {status}; {use}")
+
+    def dialect(self, dialect: Dialect) -> Iterator[Finding]:
+        """Everything about one dialect."""
+        request = make_request(dialect, [self.query], K)
+        try:
+            answer = self._post(request)
+            (found,) = read_answer(dialect, answer, 1)
+        except (_Unanswered, WireError) as error:
+            yield Finding(dialect, "not spoken", str(error))
+            return
+        yield Finding(dialect, "good", f"{len(found)} documents for {self.query!r}")
+        yield from (Finding(dialect, *note) for note in _about_documents(dialect, answer, found))
+        if dialect == "search-r1":
+            yield from self._several_queries(found)
+        if dialect != "rllm":
+            yield from self._without_scores(dialect, request, found)
+        yield from self._without_a_number(dialect, request)
+
+    def _several_queries(self, found: list[Document]) -> Iterator[Finding]:
+        """Each query has a list of its own, in order; no query, no list."""
+        other = f"{self.query} {self.query[::-1]}"
+        for queries in ([other, self.query], []):
+            try:
+                answer = self._post(make_request("search-r1", queries, K))
+                lists = read_answer("search-r1", answer, len(queries))
+            except (_Unanswered, WireError) as error:
+                # Some trainers post no queries when no rollout of a batch searched.
+                text = f"{len(queries)} queries in one request: {error}"
+                yield Finding("search-r1", "wrong" if queries else "note", text)
+                continue
+            if queries and [doc.id for doc in lists[1]] != [doc.id for doc in found]:
+                text = "a query finds other documents beside another query than alone"
+                yield Finding("search-r1", "wrong", text)
+
+    def _without_scores(
+        self, dialect: Dialect, request: dict[str, Any], found: list[Document]
+    ) -> Iterator[Finding]:
+        try:
+            answer = self._post(request | {"return_scores": False})
+            (bare,) = read_answer(dialect, answer, 1)
+        except (_Unanswered, WireError) as error:
+            yield Finding(dialect, "note", f"with return_scores false: {error}")
+            return
+        if [doc.id for doc in bare] != [doc.id for doc in found]:
+            yield Finding(dialect, "wrong", "return_scores false gives other documents")
+
+    def _without_a_number(self, dialect: Dialect, request: dict[str, Any]) -> Iterator[Finding]:
+        """Clients may leave out how many documents they want, or send null."""
+        name = "top_k" if dialect == "rllm" else "topk"
+        try:
+            read_answer(dialect, self._post(request | {name: None}), 1)
+        except (_Unanswered, WireError) as error:
+            yield Finding(dialect, "note", f"with {name} null: {error}")
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        try:
+            response = self.client.post(self.url, json=body)
+        except httpx2.RequestError as error:
+            raise _Unanswered(f"no answer: {error or type(error).__name__}") from error
+        if response.status_code != 200:
+            raise _Unanswered(f"answered {response.status_code}: {response.text[:120]}")
+        try:
+            return response.json()
+        except ValueError as error:
+            raise _Unanswered(f"answered no JSON: {response.content[:60]!r}") from error
+
+
+def _about_documents(
+    dialect: Dialect, answer: dict[str, Any], found: list[Document]
+) -> Iterator[tuple[Verdict, str]]:
+    """What is missing or odd in the documents of an answer that could be read."""
+    if not found:
+        yield "note", "no documents came, so they could not be checked; try another --query"
+        return
+    if len(found) > K:
+        yield "wrong", f"{len(found)} documents came where {K} were asked for"
+    if len({doc.id for doc in found}) < len(found):
+        yield "wrong", "two documents of one answer have the same id"
+    items = answer["results"] if dialect == "rllm" else answer["result"][0]
+    inner = [item.get("document", item) if isinstance(item, dict) else item for item in items]
+    if any(isinstance(document, str) for document in inner):
+        yield "note", "documents are strings: their ids are made from their words"
+    elif any(document.get("id") in (None, "") for document in inner):
+        yield "note", "documents have no id: it is made from their words"
+    scores = [doc.score for doc in found]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        yield "note", "documents have no score"
+    elif any(before < after for before, after in pairwise(known)):
+        yield "wrong", f"the documents are not ordered by score: {known}"
+    if not any(doc.title for doc in found):
+        yield "note", "documents have no title"

@@ -1,0 +1,240 @@
+"""A retriever as a web server, for this environment's client and for other trainers.
+
+``POST /retrieve`` understands the dialects of :mod:`igsearch_env.retrieval.wire` and answers in the
+one it was asked in. ``GET /health`` tells that the process lives, ``GET /ready`` whether the index
+is loaded, ``GET /metrics`` what has happened, in Prometheus' text format.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sized
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
+from igsearch_env.retrieval.server_gate import Gate
+from igsearch_env.retrieval.server_metrics import ServerMetrics
+from igsearch_env.retrieval.wire import DEFAULT_TOP_K, PATH, Dialect, make_answer
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException
+    from fastapi.responses import JSONResponse, PlainTextResponse, Response
+    from pydantic import BaseModel
+except ImportError as missing:
+    raise ImportError(
+        f'{missing.name} is needed to serve a retriever: pip install "igsearch-env[serve]"'
+    ) from missing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What a server puts up with.
+
+    Args:
+        queries: Queries per request.
+        characters: Characters per query.
+        k: Documents per query.
+        body_bytes: Size of a request.
+        body_seconds: Time for a request to arrive as a whole.
+        waiting: Queries that wait at once; more are told to come back later.
+        batch: Queries of a micro-batch; 1 turns micro-batching off.
+
+    Raises:
+        ValueError: If one of them is less than 1.
+    """
+
+    queries: int = 1024
+    characters: int = 8192
+    k: int = 100
+    body_bytes: int = 8 << 20
+    body_seconds: float = 30.0
+    waiting: int = 8192
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 1:
+                raise ValueError(f"the limit {name} must be at least 1, got {value}")
+
+
+class RetrieveRequest(BaseModel):
+    """A request in any of the dialects."""
+
+    queries: list[str] | None = None
+    query: str | None = None
+    topk: int | None = None
+    top_k: int | None = None
+    return_scores: bool = False
+
+    @property
+    def dialect(self) -> Dialect:
+        """Told apart by the names of the fields."""
+        if self.query is None:
+            return "search-r1"
+        return "rllm" if "top_k" in self.model_fields_set else "skyrl"
+
+
+class RetrievalService:
+    """Answers requests once it has a retriever.
+
+    Args:
+        limits: What it puts up with.
+        top_k: Documents per query of a request that does not tell.
+    """
+
+    def __init__(self, limits: ServerLimits, top_k: int = DEFAULT_TOP_K) -> None:
+        self.limits = limits
+        self.top_k = top_k
+        self.metrics = ServerMetrics()
+        self.retriever: Retriever | None = None
+        self._batcher: MicroBatcher | None = None
+
+    def open(self, retriever: Retriever) -> None:
+        """Begin to answer."""
+        self.retriever = retriever
+        limits, metrics = self.limits, self.metrics
+        batcher = MicroBatcher(
+            retriever, limits.batch, limits.waiting, metrics.batch_queries.observe
+        )
+        metrics.waiting.set_function(lambda: batcher.waiting)
+        metrics.ready.set(1)
+        self._batcher = batcher
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has a retriever to answer with."""
+        return self._batcher is not None
+
+    def close(self) -> None:
+        """End the searching thread."""
+        if self._batcher is not None:
+            self._batcher.close()
+
+    async def retrieve(self, request: RetrieveRequest) -> Response:
+        """Answer one request.
+
+        Raises:
+            HTTPException: 422 if it cannot be answered, 503 if it cannot be yet, or not now, and
+                500 if the search failed.
+        """
+        if self._batcher is None:
+            raise HTTPException(503, "the index is still loading", {"Retry-After": "1"})
+        queries, k = self._check(request)
+        self.metrics.queries.labels(request.dialect).inc(len(queries))
+        try:
+            found = await self._batcher.search(queries, k) if queries else []
+        except Overloaded as error:
+            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
+        except Exception as error:
+            log.exception("a search for %d queries failed", len(queries))
+            raise HTTPException(500, f"the search failed: {error}") from error
+        answer = make_answer(request.dialect, found, request.return_scores)
+        # In ASCII: passages may hold halves of surrogate pairs, which UTF-8 cannot write.
+        return Response(json.dumps(answer), media_type="application/json")
+
+    def _check(self, request: RetrieveRequest) -> tuple[list[str], int]:
+        """The queries, and how many documents for each: no more than there are."""
+        limits = self.limits
+        if (request.queries is None) == (request.query is None):
+            raise HTTPException(422, "expected either 'queries', a list, or 'query', a string")
+        queries = [request.query] if request.query is not None else request.queries or []
+        if len(queries) > limits.queries:
+            raise HTTPException(422, f"got {len(queries)} queries; send at most {limits.queries}")
+        longest = max(map(len, queries), default=0)
+        if longest > limits.characters:
+            raise HTTPException(
+                422, f"got a query of {longest} characters; send at most {limits.characters}"
+            )
+        k = request.topk or request.top_k or self.top_k
+        if not 1 <= k <= limits.k:
+            raise HTTPException(422, f"got topk = {k}; set it from 1 to {limits.k}")
+        return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
+
+
+def create_app(service: RetrievalService) -> FastAPI:
+    """The web application around a service."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title="igsearch-env retriever", lifespan=lifespan)
+
+    @app.post(PATH)
+    async def retrieve(request: RetrieveRequest) -> Response:
+        return await service.retrieve(request)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        if not service.ready:
+            return JSONResponse({"status": "loading"}, 503)
+        passages = len(service.retriever) if isinstance(service.retriever, Sized) else None
+        return JSONResponse({"status": "ready", "passages": passages})
+
+    @app.get("/metrics")
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(service.metrics.text())
+
+    limits = service.limits
+    app.add_middleware(
+        Gate, PATH, limits.body_bytes, limits.body_seconds, service.metrics.observe_request
+    )
+    return app
+
+
+def serve(
+    service: RetrievalService,
+    load: Callable[[], Retriever],
+    listener: socket.socket,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve until SIGINT, SIGTERM or ``stop``; requests that are on their way are answered.
+
+    Args:
+        service: Answers requests.
+        load: Gives the retriever. It runs beside the server, so that ``/health`` answers at once.
+        listener: A bound socket.
+        stop: Ends the server, where it does not run in the main thread.
+
+    Raises:
+        Exception: What ``load`` raised; the server ends then.
+    """
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    failures: list[Exception] = []
+
+    def fill() -> None:
+        try:
+            service.open(load())
+        except Exception as error:
+            failures.append(error)
+            server.should_exit = True
+
+    def end(stop: threading.Event) -> None:
+        stop.wait()
+        server.should_exit = True
+
+    threading.Thread(target=fill, daemon=True).start()
+    if stop is not None:
+        threading.Thread(target=end, args=(stop,), daemon=True).start()
+    server.run(sockets=[listener])
+    for failure in failures:
+        raise failure

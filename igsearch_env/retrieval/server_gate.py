@@ -1,0 +1,77 @@
+"""The gate of a web server: bodies of limited size that arrive in time, and requests counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class Gate:
+    """ASGI middleware that hands a request on once its body is there as a whole.
+
+    Args:
+        app: The application behind the gate.
+        path: Where requests with a body go; others are handed on as they are.
+        max_bytes: Size of a body; a larger one is answered 413.
+        seconds: Time for a body to arrive; a later one is answered 408.
+        observe: Called with status and seconds of each answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        path: str,
+        max_bytes: int,
+        seconds: float,
+        observe: Callable[[int, float], None],
+    ) -> None:
+        self._app = app
+        self._path = path
+        self._max_bytes = max_bytes
+        self._seconds = seconds
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection event, as ASGI has it."""
+        if scope["type"] != "http" or scope["path"] != self._path:
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._observe(message["status"], time.perf_counter() - start)
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            refusal = JSONResponse({"detail": f"no body within {self._seconds} s"}, 408)
+            await refusal(scope, receive, counted)
+            return
+        if body is None:
+            refusal = JSONResponse({"detail": f"send at most {self._max_bytes} bytes"}, 413)
+            await refusal(scope, receive, counted)
+            return
+        messages: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self._app(scope, replay, counted)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, or None if it is too large."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes:
+                return None
+            if not message.get("more_body", False):  # the end, or the other side has gone
+                return bytes(body)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.base import RetrievalError
+from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
+
+
+def about(query: str, k: int) -> list[Document]:
+    return [Document(f"{query}-{i}", query, query) for i in range(k)]
+
+
+class GatedRetriever:
+    """Holds its first call until it is let go; remembers its calls. "poison" makes a call fail."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], int]] = []
+        self.started = threading.Event()
+        self.go_on = threading.Event()
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        self.calls.append((list(queries), k))
+        self.started.set()
+        assert self.go_on.wait(10)
+        if "poison" in queries:
+            raise RetrievalError("poisoned")
+        return [about(query, k) for query in queries]
+
+
+async def run_behind_a_first_call(
+    retriever: GatedRetriever, batcher: MicroBatcher, requests: Sequence[tuple[list[str], int]]
+) -> list[list[list[Document]] | BaseException]:
+    """Answers of requests that all arrive while a first one is being searched."""
+    first = asyncio.create_task(batcher.search(["first"], 1))
+    await asyncio.to_thread(retriever.started.wait, 10)
+    rest = [asyncio.create_task(batcher.search(queries, k)) for queries, k in requests]
+    await asyncio.sleep(0)  # let them queue up
+    retriever.go_on.set()
+    assert await first == [about("first", 1)]
+    return await asyncio.gather(*rest, return_exceptions=True)
+
+
+def play(
+    max_batch: int, requests: Sequence[tuple[list[str], int]], max_waiting: int = 1000
+) -> tuple[list[tuple[list[str], int]], list[list[list[Document]] | BaseException]]:
+    retriever = GatedRetriever()
+    sizes: list[int] = []
+    batcher = MicroBatcher(retriever, max_batch, max_waiting, sizes.append)
+    answers = asyncio.run(run_behind_a_first_call(retriever, batcher, requests))
+    batcher.close()
+    assert batcher.waiting == 0
+    assert retriever.calls[0] == (["first"], 1)
+    assert sum(sizes) == 1 + sum(
+        len(queries)
+        for (queries, _), a in zip(requests, answers, strict=True)
+        if not isinstance(a, Overloaded)
+    )
+    return retriever.calls[1:], answers
+
+
+def test_what_arrives_meanwhile_is_one_batch() -> None:
+    calls, answers = play(64, [(["a", "b"], 2), (["c"], 2), (["d", "e"], 2)])
+    assert calls == [(["a", "b", "c", "d", "e"], 2)]
+    assert answers == [
+        [about("a", 2), about("b", 2)],
+        [about("c", 2)],
+        [about("d", 2), about("e", 2)],
+    ]
+
+
+def test_a_batch_has_its_limit_and_a_larger_request_is_its_own() -> None:
+    calls, answers = play(3, [(["a", "b"], 1), (["c", "d"], 1), (["e"], 1), (list("vwxyz"), 1)])
+    assert [queries for queries, _ in calls] == [["a", "b", "e"], ["c", "d"], list("vwxyz")]
+    assert answers[3] == [about(query, 1) for query in "vwxyz"]
+
+
+def test_a_batch_of_one_is_no_batching() -> None:
+    calls, _ = play(1, [(["a"], 1), (["b"], 1), (["c"], 1)])
+    assert [queries for queries, _ in calls] == [["a"], ["b"], ["c"]]
+
+
+def test_another_number_of_documents_is_another_batch() -> None:
+    calls, answers = play(64, [(["a"], 1), (["b"], 3), (["c"], 1)])
+    assert calls == [(["a", "c"], 1), (["b"], 3)]
+    assert answers == [[about("a", 1)], [about("b", 3)], [about("c", 1)]]
+
+
+def test_a_request_that_fails_does_not_fail_its_neighbours() -> None:
+    calls, answers = play(64, [(["a"], 1), (["poison"], 1), (["b"], 1)])
+    assert [queries for queries, _ in calls] == [["a", "poison", "b"], ["a"], ["poison"], ["b"]]
+    assert answers[0] == [about("a", 1)]
+    assert isinstance(answers[1], RetrievalError)
+    assert answers[2] == [about("b", 1)]
+
+
+def test_too_many_that_wait_are_sent_away() -> None:
+    calls, answers = play(64, [(["a", "b"], 1), (["c"], 1), (["d"], 1)], max_waiting=3)
+    assert calls == [(["a", "b", "c"], 1)]
+    assert isinstance(answers[2], Overloaded)
+
+
+def test_it_goes_on_after_a_failure() -> None:
+    retriever = GatedRetriever()
+    retriever.go_on.set()
+    batcher = MicroBatcher(retriever, 8, 8)
+
+    async def scenario() -> None:
+        with pytest.raises(RetrievalError, match="poisoned"):
+            await batcher.search(["poison"], 1)
+        assert await batcher.search(["a"], 1) == [about("a", 1)]
+
+    asyncio.run(scenario())
+    batcher.close()
+
+
+def test_a_retriever_that_loses_a_query_is_an_error() -> None:
+    class Forgetful:
+        def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+            return [about(query, k) for query in queries][1:]
+
+    batcher = MicroBatcher(Forgetful(), 8, 8)
+    with pytest.raises(ValueError, match="1 lists for 2 queries"):
+        asyncio.run(batcher.search(["a", "b"], 1))
+    batcher.close()
+
+
+def test_a_request_that_was_given_up_disturbs_nobody() -> None:
+    retriever = GatedRetriever()
+    batcher = MicroBatcher(retriever, 8, 8)
+
+    async def scenario() -> list[list[Document]]:
+        gone = asyncio.create_task(batcher.search(["gone"], 1))
+        await asyncio.to_thread(retriever.started.wait, 10)
+        also_gone = asyncio.create_task(batcher.search(["also gone"], 1))
+        stays = asyncio.create_task(batcher.search(["stays"], 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        also_gone.cancel()
+        retriever.go_on.set()
+        return await stays
+
+    assert asyncio.run(scenario()) == [about("stays", 1)]
+    batcher.close()

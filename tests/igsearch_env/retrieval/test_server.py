@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+from igsearch_env.episode import Document
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.http import HTTPRetriever
+from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
+from igsearch_env.retrieval.wire import DIALECTS, Dialect
+
+PASSAGES = [
+    Document("1", "Lima", "Lima is the capital of Peru."),
+    Document("2", 'The "Who"', "A band.\nFrom London."),
+    Document("3", "", "Untitled: a \ud800 broken letter, é and 日本."),
+    Document("4", "Two\nlines", "The capital of nothing."),
+]
+LIMITS = ServerLimits(queries=4, characters=50, k=10, body_bytes=2000, body_seconds=1)
+
+
+class Slow(BM25Retriever):
+    """Takes its time over every call; fails where a query says so."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        time.sleep(0.02)
+        if "explode" in queries:
+            raise MemoryError("too large")
+        return super().search(queries, k)
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., str]]:
+    """Serves a retriever from a thread; returns its address."""
+    stops: list[tuple[threading.Event, threading.Thread]] = []
+
+    def run(load: Callable[[], Any], limits: ServerLimits = LIMITS) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        stop = threading.Event()
+        service = RetrievalService(limits)
+        thread = threading.Thread(target=serve, args=(service, load, listener, stop), daemon=True)
+        thread.start()
+        stops.append((stop, thread))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield run
+    for stop, thread in stops:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def url(start: Callable[..., str]) -> str:
+    address = start(lambda: Slow.build(PASSAGES))
+    HTTPRetriever(address).wait_until_ready(20)
+    return address
+
+
+def post(url: str, body: Any, **more: Any) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"content-type": "application/json"}
+    return httpx2.post(f"{url}/retrieve", content=content, headers=headers, **more)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_it_finds_over_http_what_it_finds_in_process(url: str, dialect: Dialect) -> None:
+    queries = ["capital", "band from London", "untitled é", "lines", "日本", "zebra"]
+    with HTTPRetriever(url, dialect, batch=3) as retriever:
+        found = retriever.search(queries, 3)
+    assert found == BM25Retriever.build(PASSAGES).search(queries, 3)
+    assert found[-1] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "documents"),
+    [
+        ({"queries": ["capital"], "topk": 1}, 1),
+        ({"queries": ["capital"]}, 2),
+        ({"queries": ["capital"], "topk": None}, 2),
+        ({"queries": ["capital"], "topk": 0}, 2),
+        ({"queries": ["capital"], "topk": 9}, 2),  # more than there are passages
+        ({"query": "capital"}, 2),
+        ({"query": "capital", "topk": 1}, 1),
+        ({"queries": ["capital"], "topk": 1, "something": "else"}, 1),
+    ],
+)
+def test_a_number_may_be_left_out(url: str, body: dict[str, Any], documents: int) -> None:
+    (found,) = post(url, body).json()["result"]
+    assert len(found) == documents
+    assert found[0]["contents"] == '"Lima"\nLima is the capital of Peru.'  # bare: no scores
+
+
+def test_rllm_is_answered_as_it_expects(url: str) -> None:
+    for body in ({"query": "Peru", "top_k": 1}, {"query": "Peru", "top_k": None}):
+        (found,) = post(url, body).json()["results"]
+        assert found["id"] == "1"
+        assert found["content"] == '"Lima"\nLima is the capital of Peru.'
+        assert found["score"] > 0
+    assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
+
+
+def test_no_queries_are_no_results(url: str) -> None:
+    answer = post(url, {"queries": [], "topk": 3, "return_scores": True})
+    assert (answer.status_code, answer.json()) == (200, {"result": []})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"queries": ["a"] * 5}, 422, "5 queries; send at most 4"),
+        ({"queries": ["a" * 51]}, 422, "51 characters; send at most 50"),
+        ({"queries": ["a"], "topk": 11}, 422, "topk = 11; set it from 1 to 10"),
+        ({"queries": ["a"], "topk": -1}, 422, "topk = -1"),
+        ({"query": "a", "queries": ["a"]}, 422, "either 'queries', a list, or 'query'"),
+        ({}, 422, "either 'queries', a list, or 'query'"),
+        ({"queries": "a"}, 422, "valid list"),
+        ({"queries": [None]}, 422, "valid string"),
+        ({"query": "a", "topk": "many"}, 422, "valid integer"),
+        ([], 422, ""),
+        (b"{", 422, "JSON"),
+        (b"\xff", 400, "parsing"),
+        (b" " * 2001, 413, "at most 2000 bytes"),
+        ({"queries": ["explode"]}, 500, "the search failed: too large"),
+    ],
+)
+def test_bad_requests_are_refused_with_a_reason(
+    url: str, body: Any, status: int, message: str
+) -> None:
+    answer = post(url, body)
+    assert answer.status_code == status, answer.text
+    assert message in json.dumps(answer.json()).replace('\\"', '"')
+
+
+def test_one_explosion_hurts_nobody_else(url: str) -> None:
+    queries = ["capital", "explode", "band", "explode", "Peru", "London"] * 4
+    with ThreadPoolExecutor(24) as threads:
+        answers = list(threads.map(lambda query: post(url, {"query": query}), queries))
+    expected = [500 if query == "explode" else 200 for query in queries]
+    assert [answer.status_code for answer in answers] == expected
+
+
+def test_a_body_that_never_comes_is_not_waited_for(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_in_chunks_is_limited_too(url: str) -> None:
+    chunks = (b" " * 500 for _ in range(5))
+    assert httpx2.post(f"{url}/retrieve", content=chunks).status_code == 413
+
+
+def sample(url: str, name: str) -> float:
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_concurrent_requests_share_batches_and_are_counted(url: str) -> None:
+    names = {
+        "queries": 'igsearch_queries_total{dialect="skyrl"}',
+        "batches": "igsearch_batch_queries_count",
+        "answered": 'igsearch_requests_total{status="200"}',
+        "timed": "igsearch_request_seconds_count",
+    }
+    before = {key: sample(url, name) for key, name in names.items()}
+    queries = [f"{word} {i}" for i in range(10) for word in ("capital", "band", "Peru")]
+    with ThreadPoolExecutor(30) as threads:
+        answers = list(threads.map(lambda q: post(url, {"query": q, "topk": 2}), queries))
+    direct = BM25Retriever.build(PASSAGES)
+    for query, answer in zip(queries, answers, strict=True):
+        (found,) = direct.search([query], 2)
+        assert [item["id"] for item in answer.json()["result"][0]] == [doc.id for doc in found]
+    counted = {key: sample(url, name) - before[key] for key, name in names.items()}
+    assert counted["queries"] == counted["answered"] == counted["timed"] == 30
+    assert counted["batches"] < 30
+    assert sample(url, "igsearch_waiting_queries") == 0
+    assert sample(url, "igsearch_ready") == 1
+
+
+def test_it_lives_before_it_is_ready(start: Callable[..., str]) -> None:
+    loaded = threading.Event()
+
+    def load() -> BM25Retriever:
+        assert loaded.wait(20)
+        return BM25Retriever.build(PASSAGES)
+
+    url = start(load)
+    assert httpx2.get(f"{url}/health", timeout=20).status_code == 200
+    ready = httpx2.get(f"{url}/ready")
+    assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
+    early = post(url, {"query": "capital"})
+    assert early.status_code == 503
+    assert early.headers["retry-after"] == "1"
+    assert sample(url, "igsearch_ready") == 0
+    loaded.set()
+    HTTPRetriever(url).wait_until_ready(20)
+    ready = httpx2.get(f"{url}/ready")
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "passages": 4})
+
+
+def test_it_ends_where_the_index_cannot_be_loaded() -> None:
+    def load() -> BM25Retriever:
+        raise ValueError("the index is damaged")
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    with pytest.raises(ValueError, match="the index is damaged"):
+        serve(RetrievalService(LIMITS), load, listener)
+
+
+def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> None:
+    url = start(lambda: Slow.build(PASSAGES), ServerLimits(waiting=1, batch=1))
+    HTTPRetriever(url).wait_until_ready(20)
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda i: post(url, {"query": f"Peru {i}"}), range(16)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 503}
+    with HTTPRetriever(url, "skyrl", attempts=20, max_wait=0.2) as retriever:
+        found = retriever.search([f"Peru {i}" for i in range(16)], 1)
+        assert [doc.id for (doc,) in found] == ["1"] * 16
+        assert retriever.counts["status"] > 0
+
+
+@pytest.mark.parametrize("name", ["queries", "characters", "k", "batch", "body_seconds"])
+def test_limits_are_at_least_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"limit {name} must be at least 1, got 0"):
+        ServerLimits(**{name: 0})
