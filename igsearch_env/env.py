@@ -40,7 +40,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         questions: Questions, or the name or file of a set (see
             :func:`igsearch_env.load_questions`).
         retriever: Searches; ``"bm25"`` is BM25 over the embedded world, another string the folder
-            of a saved index.
+            of a saved index, or the http:// address of a server (Search-R1's dialect).
         scorer: Scores answers; ``"unigram"`` needs no weights. With None, information gain is left
             for :meth:`igsearch_env.InformationGain.settle`.
         protocol: The tag grammar or the name of a preset.

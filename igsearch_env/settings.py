@@ -76,7 +76,7 @@ def make_engine(
             f"information_gain is for the protocol {gain.protocol.name!r}, the environment for "
             f"{rules.protocol.name!r}; build it with InformationGain(protocol=...) of the same"
         )
-    found = _retriever(retriever)
+    found = resolve_retriever(retriever)
     if isinstance(found, Sized) and top_k > len(found):
         raise ValueError(
             f"top_k must be at most {len(found)}, the number of passages of the corpus, got {top_k}"
@@ -121,7 +121,13 @@ def _questions(questions: Sequence[Question] | str, num_counterfactuals: int) ->
     return asked
 
 
-def _retriever(retriever: Retriever | str) -> Retriever:
+def resolve_retriever(retriever: Retriever | str) -> Retriever:
+    """The retriever that a string stands for: a name, the folder of an index, or an address.
+
+    Raises:
+        ValueError: If it stands for none.
+        ImportError: If it is an address and the ``http`` extra is not installed.
+    """
     if not isinstance(retriever, str):
         return retriever
     if retriever == "bm25":

@@ -23,9 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from igsearch_env.corpus import load_corpus
-from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.conformance import check_server, spoken_dialects
+from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 from scripts.command_line import console, positive, run
@@ -57,9 +58,11 @@ def main() -> None:
     serve(RetrievalService(limits, arguments.top_k), load, listener)
 
 
-def _load(index: str | None, corpus: str) -> Retriever:
+def _load(index: str | None, corpus: str) -> IndexedRetriever:
     start = time.perf_counter()
-    retriever = BM25Retriever.load(index) if index else BM25Retriever.build(load_corpus(corpus))
+    retriever: IndexedRetriever = (
+        load_retriever(index) if index else BM25Retriever.build(load_corpus(corpus))
+    )
     seconds = time.perf_counter() - start
     print(f"ready: {len(retriever):,} passages after {seconds:.1f} s", flush=True)
     return retriever

@@ -37,7 +37,8 @@ class EnvironmentConfig:
         questions: Training questions: ``"world-train"``, a file, or ``hf:...``.
         eval_questions: Questions held out for evaluation.
         corpus: ``"world"``, or a file of passages that is indexed in memory.
-        index: Folder of a saved index, in place of ``corpus``; empty for none.
+        index: Folder of a saved index, or http:// address of a server that speaks as Search-R1's
+            does, in place of ``corpus``; empty for none.
         protocol: Name of the tag grammar.
         max_searches: Searches per attempt.
         max_attempts: Attempts at a question, each after the first opened by a reflection prompt.

@@ -22,8 +22,7 @@ from igsearch_env.protocol import get_protocol
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.saved_index import load_retriever
-from igsearch_env.settings import make_engine
+from igsearch_env.settings import make_engine, resolve_retriever
 from igsearch_env.shaping import Shaping
 from igsearch_env.world import World
 from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig
@@ -52,9 +51,9 @@ def make_questions(name: str, world: WorldConfig) -> list[Question]:
 
 
 def make_retriever(environment: EnvironmentConfig, world: WorldConfig) -> Retriever:
-    """The saved index of a run, or BM25 over its corpus, built in memory."""
+    """The saved index or the server of a run, or BM25 over its corpus, built in memory."""
     if environment.index:
-        return load_retriever(environment.index)
+        return resolve_retriever(environment.index)
     if environment.corpus == "world":
         if not environment.questions.startswith("world-"):
             raise ValueError(

@@ -104,6 +104,7 @@ strange: Any = [{"question": "Who?"}]
         ({"outcome": "rouge"}, ValueError, "outcome must be 'em', 'f1' or a callable, got 'rouge'"),
         ({"protocol": "react"}, ValueError, "unknown protocol 'react'; known are refine,"),
         ({"counterfactual": "queries"}, ValueError, "counterfactual must be .* got 'queries'"),
+        ({"retriever": "http://"}, ValueError, "expected http://HOST:PORT/retrieve"),
         ({"retriever": "faiss"}, ValueError, "unknown retriever 'faiss': expected 'bm25'"),
         ({"scorer": "gpt"}, ValueError, "unknown scorer 'gpt': expected 'unigram', None, or an"),
         ({"questions": "trivia"}, ValueError, "unknown question set 'trivia'"),
