@@ -212,6 +212,9 @@ def serve(
     Raises:
         Exception: What ``load`` raised; the server ends then.
     """
+    # Otherwise the body of an answer waits for the client to acknowledge its head, 40 ms and more:
+    # asyncio does not recognise the connections of a listener that it did not open as TCP.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         create_app(service),
         log_level="warning",

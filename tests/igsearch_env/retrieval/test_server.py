@@ -217,6 +217,14 @@ def test_it_ends_where_the_index_cannot_be_loaded() -> None:
         serve(RetrievalService(LIMITS), load, listener)
 
 
+def test_answers_are_not_held_back_by_the_kernel() -> None:
+    listener, stop = socket.create_server(("127.0.0.1", 0)), threading.Event()
+    stop.set()
+    serve(RetrievalService(LIMITS), lambda: BM25Retriever.build(PASSAGES), listener.dup(), stop)
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    listener.close()
+
+
 def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> None:
     url = start(lambda: Slow.build(PASSAGES), ServerLimits(waiting=1, batch=1))
     HTTPRetriever(url).wait_until_ready(20)

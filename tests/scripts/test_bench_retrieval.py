@@ -1,0 +1,100 @@
+"""The benchmark of servers: a quick run of the real thing, and its arithmetic by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from igsearch_env import BM25Retriever, Document, World
+from scripts.bench_retrieval import ARMS, summarise
+from scripts.retrieval_load import Arm, Samples, put_load, running_server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_quick_run_measures_every_arm(tmp_path: Path) -> None:
+    BM25Retriever.build(World.generate(0, people=30).documents).save(tmp_path / "words")
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.bench_retrieval",
+        "--quick",
+        "--out",
+        tmp_path / "out",
+    ]
+    subprocess.run([*command, "--index", tmp_path / "words"], cwd=ROOT, check=True, timeout=120)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = results["rows"]
+    arms = ["in process", *ARMS]
+    assert [(row["arm"], row["clients"]) for row in rows] == [(a, n) for n in (1, 64) for a in arms]
+    for row in rows:
+        assert row["index"] == "words"
+        assert row["searches"] >= row["clients"]
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+        assert row["per_second"] > 0
+        assert not math.isnan(row["cpu_ms"])
+        assert row["different"] == 0
+    (summary,) = results["summary"]
+    assert summary == summarise("words", rows)
+
+
+def test_the_summary_by_hand() -> None:
+    rows = [
+        {
+            "index": "a",
+            "arm": arm,
+            "clients": clients,
+            "per_second": rate,
+            "p50_ms": p50,
+            "cpu_ms": c,
+        }
+        for arm, clients, rate, p50, c in (
+            ("in process", 1, 100.0, 10.0, 9.0),
+            ("micro-batches", 1, 80.0, 12.5, 10.0),
+            ("one at a time", 64, 50.0, 600.0, 8.0),
+            ("micro-batches", 64, 200.0, 300.0, 2.0),
+        )
+    ]
+    expected = {"index": "a", "speedup": 4.0, "cpu_saving": 4.0, "added_ms": 2.5}
+    assert summarise("a", rows) == expected
+
+
+def test_load_is_what_it_says_and_finds_what_is_different() -> None:
+    active, most = set[int](), 0
+    everyone = threading.Barrier(4)
+
+    def search(queries: Sequence[str], k: int) -> list[list[Document]]:
+        nonlocal most
+        active.add(threading.get_ident())
+        most = max(most, len(active))
+        if not samples_are_in.is_set():
+            everyone.wait(10)  # all four search at once
+            samples_are_in.set()
+        active.discard(threading.get_ident())
+        (query,) = queries
+        return [[Document("other" if query == "b" else query, "", "")]]
+
+    samples_are_in = threading.Event()
+    samples = Samples()
+    expected = {query: [query] for query in "abcd"}
+    put_load(Arm(search, lambda: 1.5), 4, 0.05, list("abcd"), expected, samples)
+    assert most == 4
+    assert samples.different == {"b"}
+    assert len(samples.milliseconds) >= 4
+    assert samples.row()["cpu_ms"] == 0.0
+    assert samples.row()["different"] == 1
+
+
+def test_a_server_that_cannot_start_is_an_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"the server of .* ended"),
+        running_server(tmp_path / "none", 1),
+    ):
+        pass
