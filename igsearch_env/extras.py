@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -21,4 +23,19 @@ def import_extra(module: str, extra: str) -> Any:
     except ImportError as error:
         raise ImportError(
             f'{module} is needed here ({error}): pip install "igsearch-env[{extra}]"'
+        ) from error
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around imports at the head of a module that is of no use without an extra.
+
+    Raises:
+        ImportError: If one of them is not installed; the message says how to get it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f'{error.name} is needed here ({error}): pip install "igsearch-env[{name}]"'
         ) from error

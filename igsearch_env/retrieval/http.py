@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from igsearch_env.episode import Document
+from igsearch_env.extras import extra
 from igsearch_env.retrieval.http_line import HTTPLine, HTTPRetrievalError, retrieve_url
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
 
-try:
+with extra("http"):
     import tenacity
-except ImportError as missing:
-    raise ImportError(
-        f'{missing.name} is needed to search over HTTP: pip install "igsearch-env[http]"'
-    ) from missing
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ class HTTPRetriever:
         timeout: Seconds that one attempt may take as a whole, until its last byte.
         attempts: How often a request is tried. Between attempts it waits, at random, up to 0.25,
             0.5, 1, ... seconds more, at most ``max_wait``.
-        max_wait: Seconds.
+        max_wait: Seconds. No search takes longer than ``(attempts + 1) * (timeout + max_wait)``.
         batch: Queries of one request at most, where the dialect takes several.
         connections: Requests that are on their way at once.
         cache_size: Searches whose documents are kept, the latest used; 0 for none.
@@ -177,7 +174,7 @@ class HTTPRetriever:
                 found[query] = self._cache[query, k]
         wanted = [query for query in dict.fromkeys(queries) if query not in found]
         parts = [wanted[at : at + self.batch] for at in range(0, len(wanted), self.batch)]
-        answers = await asyncio.gather(*(self._ask_patiently(line, part, k) for part in parts))
+        answers = await asyncio.gather(*(self._ask_in_time(line, part, k) for part in parts))
         for part, answer in zip(parts, answers, strict=True):
             found |= zip(part, answer, strict=True)
         for query in wanted:
@@ -189,6 +186,16 @@ class HTTPRetriever:
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return [found[query] for query in queries]
+
+    async def _ask_in_time(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
+        """Ask, but give up in the end, even if no connection gets free."""
+        limit = (self.attempts + 1) * (self.timeout + self.max_wait)
+        try:
+            async with asyncio.timeout(limit):
+                return await self._ask_patiently(line, queries, k)
+        except TimeoutError:
+            message = f"{self.url} did not answer within {limit:.1f} s, all attempts together"
+            return [HTTPRetrievalError(message, "timeout")] * len(queries)
 
     async def _ask_patiently(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
         """Ask with retries; a server that refuses a batch is asked for each query alone."""
@@ -209,9 +216,10 @@ class HTTPRetriever:
 
     async def _ask(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
         """One attempt: the documents of each query, or the failure for each."""
-        self.counts["requests"] += 1
-        try:
-            return [*await line.ask(queries, k)]
-        except HTTPRetrievalError as failure:
-            self.counts[failure.kind] += 1
-            return [failure] * len(queries)
+        async with line.free:
+            self.counts["requests"] += 1
+            try:
+                return [*await line.ask(queries, k)]
+            except HTTPRetrievalError as failure:
+                self.counts[failure.kind] += 1
+                return [failure] * len(queries)

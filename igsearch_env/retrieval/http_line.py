@@ -11,15 +11,12 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from igsearch_env.episode import Document
+from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, read_answer
 
-try:
+with extra("http"):
     import httpx2
-except ImportError as missing:
-    raise ImportError(
-        f'{missing.name} is needed to search over HTTP: pip install "igsearch-env[http]"'
-    ) from missing
 
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect"]
 REPEATED_STATUSES = (408, 429)
@@ -62,12 +59,15 @@ class HTTPLine:
         dialect: The dialect to speak.
         timeout: Seconds that a request may take as a whole, until the last byte of its answer.
         connections: How many requests may be on their way at once.
+
+    Attributes:
+        free: Is held while a request is on its way.
     """
 
     def __init__(self, url: str, dialect: Dialect, timeout: float, connections: int) -> None:
         self.process = os.getpid()
         self._url, self._dialect, self._timeout = url, dialect, timeout
-        self._free = asyncio.Semaphore(connections)
+        self.free = asyncio.Semaphore(connections)
         limits = httpx2.Limits(max_connections=connections)
         # No timeouts of its own: they hold for each read, and a server that trickles meets them.
         self._client = httpx2.AsyncClient(limits=limits, timeout=None, trust_env=False)
@@ -84,7 +84,7 @@ class HTTPLine:
             future.cancel()
 
     async def ask(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Make one request.
+        """Make one request; hold :attr:`free` meanwhile.
 
         Returns:
             At most ``k`` documents per query.
@@ -95,7 +95,7 @@ class HTTPLine:
         body = json.dumps(make_request(self._dialect, queries, k)).encode("ascii")
         url = self._url
         try:
-            async with self._free, asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeout):
                 response = await self._client.post(
                     url, content=body, headers={"content-type": "application/json"}
                 )

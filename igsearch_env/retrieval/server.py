@@ -15,21 +15,18 @@ from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
 from igsearch_env.retrieval.server_gate import Gate
 from igsearch_env.retrieval.server_metrics import ServerMetrics
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K, PATH, Dialect, make_answer
 
-try:
+with extra("serve"):
     import uvicorn
     from fastapi import FastAPI, HTTPException
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from pydantic import BaseModel
-except ImportError as missing:
-    raise ImportError(
-        f'{missing.name} is needed to serve a retriever: pip install "igsearch-env[serve]"'
-    ) from missing
 
 log = logging.getLogger(__name__)
 

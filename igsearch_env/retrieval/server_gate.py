@@ -6,8 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from igsearch_env.extras import extra
+
+with extra("serve"):
+    from starlette.responses import JSONResponse
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Gate:

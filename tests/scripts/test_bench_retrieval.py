@@ -32,7 +32,7 @@ def test_a_quick_run_measures_every_arm(tmp_path: Path) -> None:
     subprocess.run([*command, "--index", tmp_path / "words"], cwd=ROOT, check=True, timeout=120)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = results["rows"]
-    arms = ["in process", *ARMS]
+    arms = ["direct", *ARMS]
     assert [(row["arm"], row["clients"]) for row in rows] == [(a, n) for n in (1, 64) for a in arms]
     for row in rows:
         assert row["index"] == "words"
@@ -56,10 +56,10 @@ def test_the_summary_by_hand() -> None:
             "cpu_ms": c,
         }
         for arm, clients, rate, p50, c in (
-            ("in process", 1, 100.0, 10.0, 9.0),
-            ("micro-batches", 1, 80.0, 12.5, 10.0),
-            ("one at a time", 64, 50.0, 600.0, 8.0),
-            ("micro-batches", 64, 200.0, 300.0, 2.0),
+            ("direct", 1, 100.0, 10.0, 9.0),
+            ("batched", 1, 80.0, 12.5, 10.0),
+            ("single", 64, 50.0, 600.0, 8.0),
+            ("batched", 64, 200.0, 300.0, 2.0),
         )
     ]
     expected = {"index": "a", "speedup": 4.0, "cpu_saving": 4.0, "added_ms": 2.5}

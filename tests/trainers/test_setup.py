@@ -11,6 +11,7 @@ import torch
 
 from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Question
+from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.shaping import Shaping
 from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig, load_config
 from trainers.setup import (
@@ -68,6 +69,12 @@ def test_questions_and_passages_from_files(tmp_path: Path) -> None:
     saved.save(tmp_path / "index")  # type: ignore[attr-defined]
     environment = EnvironmentConfig(corpus="nowhere", index=str(tmp_path / "index"))
     assert make_retriever(environment, WORLD).search(["word7"], 1)[0][0].title == "Page 7"
+
+
+def test_the_index_may_be_the_address_of_a_server() -> None:
+    retriever = make_retriever(EnvironmentConfig(index="http://127.0.0.1:8000"), WORLD)
+    assert isinstance(retriever, HTTPRetriever)
+    assert retriever.url == "http://127.0.0.1:8000/retrieve"
 
 
 def test_passages_of_the_world() -> None:

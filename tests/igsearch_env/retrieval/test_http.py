@@ -22,7 +22,8 @@ from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
 
-FAST: dict[str, Any] = {"timeout": 0.4, "attempts": 3, "max_wait": 0.02}
+FAST: dict[str, Any] = {"timeout": 20.0, "attempts": 3, "max_wait": 0.02}
+IMPATIENT = FAST | {"timeout": 1.0}
 GOOD = json.dumps(make_answer("search-r1", [[Document("1", "Lima", "In Peru.", 1.0)]])).encode()
 
 
@@ -94,12 +95,23 @@ FAULTS = {
 def test_a_fault_is_a_typed_failure_after_the_retries(misbehave: Any, name: str) -> None:
     behaviour, kind, attempts = FAULTS[name]
     server = misbehave(behaviour)
-    with HTTPRetriever(server.url, **FAST) as retriever:
+    options = IMPATIENT if kind == "timeout" else FAST
+    with HTTPRetriever(server.url, **options) as retriever:
         with pytest.raises(HTTPRetrievalError, match="1 of 1 queries failed") as raised:
             retriever.search(["Peru"], 1)
         assert raised.value.kind == kind
         assert raised.value.found == (None,)
         assert retriever.counts == {"requests": attempts, kind: attempts, "failed": 1}
+
+
+def test_no_search_takes_longer_than_all_attempts(misbehave: Any) -> None:
+    options: dict[str, Any] = {"timeout": 0.2, "attempts": 2, "max_wait": 0.05, "connections": 1}
+    with HTTPRetriever(misbehave(silent).url, "skyrl", **options) as retriever:
+        with pytest.raises(HTTPRetrievalError, match="40 of 40 queries failed") as raised:
+            retriever.search([f"q{i}" for i in range(40)], 1)
+        assert raised.value.kind == "timeout"
+        assert retriever.counts["failed"] == 40
+        assert retriever.counts["requests"] <= 4  # 80 would have been tried, one after the other
 
 
 def test_no_server_is_unreachable() -> None:
@@ -119,7 +131,8 @@ def test_no_server_is_unreachable() -> None:
 def test_a_fault_that_passes_is_mended_by_a_retry(misbehave: Any, name: str) -> None:
     behaviour, kind, _ = FAULTS[name]
     server = misbehave(behaviour, send(respond(GOOD)))
-    with HTTPRetriever(server.url, **FAST) as retriever:
+    options = IMPATIENT if kind == "timeout" else FAST
+    with HTTPRetriever(server.url, **options) as retriever:
         ((doc,),) = retriever.search(["Peru"], 1)
         assert doc == Document("1", "Lima", "In Peru.", 1.0)
         assert retriever.counts == {"requests": 2, kind: 1}

@@ -23,7 +23,7 @@ PASSAGES = [
     Document("3", "", "Untitled: a \ud800 broken letter, é and 日本."),
     Document("4", "Two\nlines", "The capital of nothing."),
 ]
-LIMITS = ServerLimits(queries=4, characters=50, k=10, body_bytes=2000, body_seconds=1)
+LIMITS = ServerLimits(queries=4, characters=50, k=10, body_bytes=2000, body_seconds=3)
 
 
 class Slow(BM25Retriever):
@@ -53,21 +53,21 @@ def start() -> Iterator[Callable[..., str]]:
     yield run
     for stop, thread in stops:
         stop.set()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def url(start: Callable[..., str]) -> str:
     address = start(lambda: Slow.build(PASSAGES))
-    HTTPRetriever(address).wait_until_ready(20)
+    HTTPRetriever(address).wait_until_ready(60)
     return address
 
 
-def post(url: str, body: Any, **more: Any) -> httpx2.Response:
+def post(url: str, body: Any) -> httpx2.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
-    return httpx2.post(f"{url}/retrieve", content=content, headers=headers, **more)
+    return httpx2.post(f"{url}/retrieve", content=content, headers=headers, timeout=60)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -104,7 +104,7 @@ def test_rllm_is_answered_as_it_expects(url: str) -> None:
         assert found["id"] == "1"
         assert found["content"] == '"Lima"\nLima is the capital of Peru.'
         assert found["score"] > 0
-    assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx2.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
 
 
 def test_no_queries_are_no_results(url: str) -> None:
@@ -149,7 +149,7 @@ def test_one_explosion_hurts_nobody_else(url: str) -> None:
 
 def test_a_body_that_never_comes_is_not_waited_for(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
         answer = connection.recv(1000)
     assert answer.startswith(b"HTTP/1.1 408 ")
@@ -157,11 +157,11 @@ def test_a_body_that_never_comes_is_not_waited_for(url: str) -> None:
 
 def test_a_body_in_chunks_is_limited_too(url: str) -> None:
     chunks = (b" " * 500 for _ in range(5))
-    assert httpx2.post(f"{url}/retrieve", content=chunks).status_code == 413
+    assert httpx2.post(f"{url}/retrieve", content=chunks, timeout=60).status_code == 413
 
 
 def sample(url: str, name: str) -> float:
-    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    lines = httpx2.get(f"{url}/metrics", timeout=60).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
@@ -191,20 +191,20 @@ def test_it_lives_before_it_is_ready(start: Callable[..., str]) -> None:
     loaded = threading.Event()
 
     def load() -> BM25Retriever:
-        assert loaded.wait(20)
+        assert loaded.wait(60)
         return BM25Retriever.build(PASSAGES)
 
     url = start(load)
-    assert httpx2.get(f"{url}/health", timeout=20).status_code == 200
-    ready = httpx2.get(f"{url}/ready")
+    assert httpx2.get(f"{url}/health", timeout=60).status_code == 200
+    ready = httpx2.get(f"{url}/ready", timeout=60)
     assert (ready.status_code, ready.json()) == (503, {"status": "loading"})
     early = post(url, {"query": "capital"})
     assert early.status_code == 503
     assert early.headers["retry-after"] == "1"
     assert sample(url, "igsearch_ready") == 0
     loaded.set()
-    HTTPRetriever(url).wait_until_ready(20)
-    ready = httpx2.get(f"{url}/ready")
+    HTTPRetriever(url).wait_until_ready(60)
+    ready = httpx2.get(f"{url}/ready", timeout=60)
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "passages": 4})
 
 
@@ -227,7 +227,7 @@ def test_answers_are_not_held_back_by_the_kernel() -> None:
 
 def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> None:
     url = start(lambda: Slow.build(PASSAGES), ServerLimits(waiting=1, batch=1))
-    HTTPRetriever(url).wait_until_ready(20)
+    HTTPRetriever(url).wait_until_ready(60)
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda i: post(url, {"query": f"Peru {i}"}), range(16)))
     statuses = {answer.status_code for answer in answers}
