@@ -3,32 +3,56 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
+from igsearch_env.information_gain import Counterfactual
 from igsearch_env.protocol import PROTOCOLS, TagProtocol, get_protocol
 
 FILE = "igsearch.json"
 
 
 @dataclass(frozen=True)
+class TrainedIn:
+    """The environment that a policy was trained in.
+
+    Args:
+        top_k: Documents per search.
+        max_searches: Searches per episode.
+        counterfactual: What the counterfactuals of information gain swapped.
+    """
+
+    top_k: int = 3
+    max_searches: int = 5
+    counterfactual: Counterfactual = "documents+refinement"
+
+    def __post_init__(self) -> None:
+        _check_count("top_k", self.top_k)
+        _check_count("max_searches", self.max_searches)
+        if self.counterfactual not in get_args(Counterfactual):
+            raise ValueError(
+                f"counterfactual must be one of {', '.join(get_args(Counterfactual))}, "
+                f"got {self.counterfactual!r}"
+            )
+
+
+@dataclass(frozen=True)
 class CheckpointSettings:
-    """What a policy was trained to write. A checkpoint from elsewhere gets the defaults.
+    """What a policy was trained to write, and where. A checkpoint from elsewhere gets the defaults.
 
     Args:
         protocol: Its tag grammar.
         max_new_tokens: Its longest turn, in tokens.
+        trained_in: Its environment.
     """
 
     protocol: TagProtocol = PROTOCOLS["refine"]
     max_new_tokens: int = 64
+    trained_in: TrainedIn = field(default_factory=TrainedIn)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise ValueError(
-                f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}"
-            )
+        _check_count("max_new_tokens", self.max_new_tokens)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -42,7 +66,9 @@ class CheckpointSettings:
             return cls()
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
-            return cls(**{**data, "protocol": _protocol(data.get("protocol", cls.protocol))})
+            protocol = _protocol(data.get("protocol", cls.protocol))
+            trained_in = TrainedIn(**data.get("trained_in", {}))
+            return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
                 f'expected {file} to be like {{"protocol": "refine", "max_new_tokens": 64}} '
@@ -59,6 +85,11 @@ def protocol_record(protocol: TagProtocol) -> str | dict[str, Any]:
     """A protocol as JSON-ready data: the name of a preset, or all fields of another one."""
     preset = PROTOCOLS.get(protocol.name) == protocol
     return protocol.name if preset else asdict(protocol)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
 
 
 def _protocol(data: Any) -> TagProtocol:

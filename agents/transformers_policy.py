@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agents.checkpoint_settings import CheckpointSettings
+from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.inference import eos_ids, evaluating, max_positions
 from agents.prefix_memory import PrefixMemory
 from agents.sampling import Job, Sample, sample
@@ -45,6 +45,7 @@ class TransformersPolicy:
         max_new_tokens: Longest turn, in tokens; shorter where the model's positions run out.
         seed: Seeds this policy's own random generator.
         batch_size: Largest number of episodes that run together.
+        trained_in: The environment that it was, or will be, trained in; saved with it.
 
     Attributes:
         memory: The keys and values kept for the next call; ``memory.clear()`` frees them.
@@ -66,6 +67,7 @@ class TransformersPolicy:
         max_new_tokens: int = 64,
         seed: int = 0,
         batch_size: int = 128,
+        trained_in: TrainedIn | None = None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}; try greedy=True")
@@ -82,6 +84,7 @@ class TransformersPolicy:
         self.greedy = greedy
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self.trained_in = trained_in or TrainedIn()
         self.overflows = 0
         self.memory = PrefixMemory(model)
         self._generator = torch.Generator(device=model.device).manual_seed(seed)
@@ -127,14 +130,15 @@ class TransformersPolicy:
             tokenizer,
             saved.protocol if protocol is None else protocol,
             max_new_tokens=saved.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            **options,
+            **{"trained_in": saved.trained_in, **options},
         )
 
     def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the model, the tokenizer, the protocol and the longest turn to a directory."""
+        """Write the model, the tokenizer, and :class:`CheckpointSettings` to a directory."""
         self.model.save_pretrained(path)
         self.tokenizer.tokenizer.save_pretrained(path)
-        CheckpointSettings(self.protocol, self.max_new_tokens).save(Path(path))
+        settings = CheckpointSettings(self.protocol, self.max_new_tokens, self.trained_in)
+        settings.save(Path(path))
 
     def scorer(self) -> TrieScorer:
         """A scorer over the same weights, which sees every later change of them.

@@ -9,14 +9,18 @@ from igsearch_env.episode import Document
 from igsearch_env.rows import Row, read_rows
 
 
-def _world() -> list[Document]:
-    from igsearch_env.world import default_world
+def _world(name: str) -> list[Document]:
+    from igsearch_env.world import world_of_name
 
-    return list(default_world().documents)
+    return list(world_of_name(name).documents)
 
 
-BUILTIN_CORPORA: dict[str, Callable[[], list[Document]]] = {"world": _world}
-"""Corpora that :func:`load_corpus` knows by name; add an entry to register another."""
+BUILTIN_CORPORA: dict[str, Callable[[str], list[Document]]] = {"world": _world}
+"""Corpora that :func:`load_corpus` knows by name; add an entry to register another.
+
+Each is called with the whole name, of which what stands before the first colon is the key:
+``"world:320"`` is the corpus of a world of 320 people.
+"""
 
 
 def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
@@ -29,7 +33,8 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
     - ``text``, with an optional ``title``.
 
     Args:
-        name_or_path: A name of :data:`BUILTIN_CORPORA`, the path of a JSONL (``.jsonl``,
+        name_or_path: A name of :data:`BUILTIN_CORPORA` (``"world:PEOPLE:SEED"`` for a world of
+            another size), the path of a JSONL (``.jsonl``,
             ``.jsonl.gz``) or Parquet file, or ``hf:REPO[:CONFIG][:SPLIT]``.
 
     Yields:
@@ -41,8 +46,9 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
         ImportError: If the source needs the ``data`` extra and it is not installed.
     """
     source = str(name_or_path)
-    if source in BUILTIN_CORPORA:
-        yield from BUILTIN_CORPORA[source]()
+    builtin = BUILTIN_CORPORA.get(source.partition(":")[0])
+    if builtin is not None:
+        yield from builtin(source)
         return
     seen: dict[str, str] = {}
     for row in read_rows(source, "corpus", BUILTIN_CORPORA):

@@ -10,9 +10,10 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from math import comb
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -103,10 +104,42 @@ def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
     return False
 
 
+def bootstrap_means(values: ArrayLike, seed: int = 0, samples: int = 1000) -> NDArray[np.float64]:
+    """Means of resamples, drawn with replacement and as large as the sample.
+
+    Args:
+        values: One score per question, shape (questions,), finite.
+        seed: Seed of the resampling.
+        samples: How many times to resample, at least 1.
+
+    Returns:
+        The mean of each resample, shape (samples,).
+
+    Raises:
+        ValueError: If there are no values, one is not finite, or ``samples`` is out of range.
+    """
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+        raise ValueError(
+            "the bootstrap needs a non-empty one-dimensional array of finite values, "
+            f"got shape {scores.shape}; leave out what was not scored"
+        )
+    if samples < 1:
+        raise ValueError(f"the bootstrap needs samples >= 1, got {samples}")
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // scores.size)  # so that a draw holds about a million indices
+    means = np.empty(samples)
+    for start in range(0, samples, rows):
+        count = min(rows, samples - start)
+        draw = rng.integers(scores.size, size=(count, scores.size))  # (count, questions)
+        means[start : start + count] = scores[draw].mean(axis=1)
+    return means
+
+
 def bootstrap_interval(
     values: ArrayLike, seed: int = 0, samples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean.
+    """Percentile bootstrap interval of a mean; see :func:`bootstrap_means`.
 
     Args:
         values: One score per question, shape (questions,), finite.
@@ -123,26 +156,45 @@ def bootstrap_interval(
     >>> bootstrap_interval([1.0, 1.0, 1.0])
     (1.0, 1.0)
     """
-    scores = np.asarray(values, dtype=np.float64)
-    if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
-        raise ValueError(
-            "bootstrap_interval needs a non-empty one-dimensional array of finite values, "
-            f"got shape {scores.shape}; leave out what was not scored"
-        )
-    if samples < 1 or not 0.0 < level < 1.0:
-        raise ValueError(
-            f"bootstrap_interval needs samples >= 1 and 0 < level < 1, got {samples} and {level}"
-        )
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // scores.size)  # so that a draw holds about a million indices
-    means = np.empty(samples)
-    for start in range(0, samples, rows):
-        count = min(rows, samples - start)
-        draw = rng.integers(scores.size, size=(count, scores.size))  # (count, questions)
-        means[start : start + count] = scores[draw].mean(axis=1)
+    return percentile_interval(bootstrap_means(values, seed, samples), level)
+
+
+def percentile_interval(means: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """The central interval that holds the share ``level`` of bootstrap means.
+
+    Raises:
+        ValueError: If ``level`` does not lie between 0 and 1.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"the level of an interval must lie between 0 and 1, got {level}")
     tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
+    low, high = np.quantile(np.asarray(means), [tail, 1.0 - tail])
     return float(low), float(high)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Probability that k of the samples of a question, drawn without replacement, hold a right one.
+
+    It is the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374, equation 1):
+    ``1 - C(samples - right, k) / C(samples, k)``.
+
+    Args:
+        samples: Number of samples of the question.
+        right: How many of them are right.
+        k: Size of the draw, from 1 to ``samples``.
+
+    Raises:
+        ValueError: If the numbers do not fit together.
+
+    >>> pass_at_k(4, 1, 2)
+    0.5
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError(
+            "pass@k needs 1 <= k <= samples and 0 <= right <= samples, "
+            f"got k = {k}, samples = {samples}, right = {right}"
+        )
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
 def _best(

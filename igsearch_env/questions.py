@@ -11,23 +11,27 @@ from igsearch_env.episode import Question
 from igsearch_env.rows import Row, read_rows, source_stem
 
 
-def _world_train() -> list[Question]:
-    from igsearch_env.world import default_world
+def _world_train(name: str) -> list[Question]:
+    from igsearch_env.world import world_of_name
 
-    return list(default_world().train_questions)
-
-
-def _world_test() -> list[Question]:
-    from igsearch_env.world import default_world
-
-    return list(default_world().test_questions)
+    return list(world_of_name(name).train_questions)
 
 
-BUILTIN_QUESTIONS: dict[str, Callable[[], list[Question]]] = {
+def _world_test(name: str) -> list[Question]:
+    from igsearch_env.world import world_of_name
+
+    return list(world_of_name(name).test_questions)
+
+
+BUILTIN_QUESTIONS: dict[str, Callable[[str], list[Question]]] = {
     "world-train": _world_train,
     "world-test": _world_test,
 }
-"""Question sets that :func:`load_questions` knows by name; add an entry to register another."""
+"""Question sets that :func:`load_questions` knows by name; add an entry to register another.
+
+Each is called with the whole name, of which what stands before the first colon is the key:
+``"world-test:320"`` asks for the test questions of a world of 320 people.
+"""
 
 
 def load_questions(
@@ -39,7 +43,8 @@ def load_questions(
     ``dataset``, ``hops``, ``supporting_ids``, ``supporting_titles`` and ``split``. Two layouts of
     others are read as well:
 
-    - FlashRAG: titles from ``metadata`` (``supporting_facts`` or ``question_decomposition``);
+    - FlashRAG: titles from ``metadata`` (``supporting_facts``, ``question_decomposition`` or
+      ``s_wiki_title``);
     - Search-R1: answers from ``reward_model["ground_truth"]``; where there is no ``question``, what
       follows the last ``Question:`` of the user's ``prompt``, or all of it if that does not occur.
       Its ids are unique only within a ``data_source``, so they become ``"{data_source}-{id}"``.
@@ -47,7 +52,8 @@ def load_questions(
     A row without an id gets ``"{name of the file}-{row}"``, rows counted from 0.
 
     Args:
-        name_or_path: A name of :data:`BUILTIN_QUESTIONS`, the path of a JSONL (``.jsonl``,
+        name_or_path: A name of :data:`BUILTIN_QUESTIONS` (``"world-test:PEOPLE:SEED"`` for a world
+            of another size), the path of a JSONL (``.jsonl``,
             ``.jsonl.gz``) or Parquet file, or ``hf:REPO[:CONFIG][:SPLIT]``.
         limit: Load only so many questions, the first ones; None for all.
         split: Load only this split: of a file, the rows whose ``split`` is that.
@@ -63,10 +69,11 @@ def load_questions(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for all questions, got {limit}")
     source = str(name_or_path)
-    if source in BUILTIN_QUESTIONS:
+    builtin = BUILTIN_QUESTIONS.get(source.partition(":")[0])
+    if builtin is not None:
         if split is not None:
             raise ValueError(f"{source!r} has no splits, got split={split!r}; leave it out")
-        return BUILTIN_QUESTIONS[source]()[:limit]
+        return builtin(source)[:limit]
     stem = source_stem(source)
     seen: dict[str, str] = {}
     questions = []
@@ -156,6 +163,8 @@ def _metadata_titles(metadata: dict[str, Any]) -> list[Any]:
     else:
         hops = metadata.get("question_decomposition") or []
         titles = [title for title in map(_paragraph_title, hops) if title is not None]
+        if metadata.get("s_wiki_title"):  # the page of PopQA's subject
+            titles.append(metadata["s_wiki_title"])
     return list(dict.fromkeys(titles))
 
 

@@ -11,6 +11,7 @@ moves the probability of its answer.
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,9 +136,24 @@ class World:
 
 
 @lru_cache(maxsize=4)
-def default_world() -> World:
-    """The world that the environment runs on when nothing else is given (seed 0)."""
-    return World.generate(seed=0)
+def default_world(people: int = 120, seed: int = 0) -> World:
+    """The world that the environment runs on when nothing else is given, or one of another size."""
+    return World.generate(seed, people=people)
+
+
+def world_of_name(name: str) -> World:
+    """The world that a name asks for: ``"world-test"``, ``"world-test:320"``, ``"world:320:7"``.
+
+    Args:
+        name: What is taken from the world, and, after colons, its number of people and its seed.
+
+    Raises:
+        ValueError: If what follows the first colon is not one or two numbers, or out of range.
+    """
+    found = re.fullmatch(r"[^:]*(?::(\d+)(?::(\d+))?)?", name)
+    if found is None:
+        raise ValueError(f"expected a name like world-test or world-test:PEOPLE:SEED, got {name!r}")
+    return default_world(*(int(number) for number in found.groups() if number is not None))
 
 
 def group_by_cluster(

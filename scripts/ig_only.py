@@ -21,7 +21,7 @@ from scripts.command_line import console, positive, progress_bar, run, run_parse
 from trainers.config import PolicyConfig, TrainConfig, load_config
 from trainers.evaluation import play_questions
 from trainers.grpo import GRPOTrainer
-from trainers.metrics import gold_document_rate
+from trainers.scores import gold_document_rate
 from trainers.setup import ROOT, make_policy, make_questions, make_training_engine
 from trainers.threads import set_threads
 

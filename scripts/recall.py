@@ -22,7 +22,7 @@ from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.rows import source_stem
 from scripts.command_line import console, positive, run, write_json
-from trainers.metrics import gold_share
+from trainers.scores import gold_share
 
 BATCH = 64
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from agents.checkpoint_settings import TrainedIn
 from agents.transformers_policy import TransformersPolicy
 from scripts.command_line import console, progress_bar, run, write_json
 from trainers.evaluation import play_questions
@@ -55,7 +56,13 @@ def main() -> None:
         warm_start.run(
             lambda n, loss: bar.update(task, completed=n, note=f"loss {loss:.3f}"), checkpoint
         )
-    policy = TransformersPolicy(warm_start.model, warm_start.tokenizer, PROTOCOL, max_new_tokens=16)
+    policy = TransformersPolicy(
+        warm_start.model,
+        warm_start.tokenizer,
+        PROTOCOL,
+        max_new_tokens=16,
+        trained_in=TrainedIn(1, config.max_searches, "documents"),
+    )
     policy.save_pretrained(policy_folder)
     checkpoint.unlink(missing_ok=True)
     results: dict[str, object] = {"seconds": round(time.perf_counter() - started, 1)}

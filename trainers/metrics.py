@@ -8,34 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.metrics import bootstrap_interval, cover_exact_match
-
-
-def gold_document_rate(episode: Episode) -> float | None:
-    """Share of the question's gold passages that its searches found; None if they are unknown."""
-    found = [document for step in episode.searches for document in step.documents]
-    return gold_share(episode.question, found)
-
-
-def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
-    """Share of a question's gold passages that are among some; None if they are unknown.
-
-    >>> question = Question("q", "?", ("Lima",), supporting_titles=("Lima", "Peru"))
-    >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
-    0.5
-    """
-    if question.supporting_ids:
-        gold, seen = set(question.supporting_ids), {document.id for document in documents}
-    else:
-        gold, seen = set(question.supporting_titles), {document.title for document in documents}
-    return len(gold & seen) / len(gold) if gold else None
-
-
-def mean_gain(episode: Episode) -> float | None:
-    """Mean information gain of an episode's settled searches, in nats; None if there are none."""
-    gains = [gain for gain in episode.information_gains if gain is not None]
-    return sum(gains) / len(gains) if gains else None
+from igsearch_env.episode import Episode
+from trainers.scores import by_dataset, gold_document_rate, score_example, summary
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -78,41 +52,13 @@ def evaluation_results(episodes: Sequence[Episode]) -> dict[str, Any]:
     """Metrics per example, averaged over all and per data set, with 95 % bootstrap intervals.
 
     Returns:
-        ``n``, ``em``, ``f1``, ``cover_em`` and ``searches`` with ``*_interval`` each (and
-        ``gold_documents`` and ``information_gain`` where known), and the same per data set under
+        :func:`trainers.scores.summary` of all episodes, and that of each data set under
         ``datasets``. Episodes in which a search failed are left out and counted in ``failed``.
     """
-    by_dataset: dict[str, list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        by_dataset[episode.question.dataset or "unnamed"].append(episode)
-    per_dataset = {name: _summary(group) for name, group in sorted(by_dataset.items())}
-    return {**_summary(episodes), "datasets": per_dataset}
+    scores = [score_example(episode) for episode in episodes]
+    groups = sorted(by_dataset(scores).items())
+    return {**summary(scores), "datasets": {name: summary(group) for name, group in groups}}
 
 
 def _unbroken(episodes: Sequence[Episode]) -> list[Episode]:
     return [episode for episode in episodes if not episode.retrieval_failed]
-
-
-def _summary(played: Sequence[Episode]) -> dict[str, Any]:
-    episodes = _unbroken(played)
-    columns: dict[str, list[float]] = {
-        "em": [e.em or 0.0 for e in episodes],
-        "f1": [e.f1 or 0.0 for e in episodes],
-        "cover_em": [cover_exact_match(e.answer, e.question.golden_answers) for e in episodes],
-        "searches": [float(len(e.searches)) for e in episodes],
-        "gold_documents": [r for e in episodes if (r := gold_document_rate(e)) is not None],
-        "information_gain": [gain for e in episodes if (gain := mean_gain(e)) is not None],
-    }
-    summary: dict[str, Any] = {"n": len(episodes), "failed": len(played) - len(episodes)}
-    for name, values in columns.items():
-        if values:
-            summary[name] = float(np.mean(values))
-            summary[f"{name}_interval"] = list(bootstrap_interval(values))
-    golds = [{a.lower().strip() for a in e.question.golden_answers} for e in episodes]
-    yes_no = [e for e, gold in zip(episodes, golds, strict=True) if gold <= {"yes", "no"}]
-    if yes_no:
-        summary["yes_no"] = {"n": len(yes_no), "em": float(np.mean([e.em or 0.0 for e in yes_no]))}
-        gains = [gain for e in yes_no if (gain := mean_gain(e)) is not None]
-        if gains:
-            summary["yes_no"]["information_gain"] = float(np.mean(gains))
-    return summary

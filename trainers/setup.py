@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from agents.checkpoint_settings import TrainedIn
 from agents.grpo_agent import GRPOAgent, needs_information_gain
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.corpus import load_corpus
@@ -171,11 +172,13 @@ def make_agent(config: TrainConfig, engine: SearchQAEngine) -> GRPOAgent:
             f"the credit method {config.credit['method']!r} needs information gain; set "
             "environment.num_counterfactuals to at least 1"
         )
+    e = config.environment
     policy = make_policy(
         config.policy,
-        config.environment.protocol,
+        e.protocol,
         temperature=config.policy.temperature,
         seed=config.run.seed,
+        trained_in=TrainedIn(e.top_k, e.max_searches, e.counterfactual),
     )
     return GRPOAgent(policy, engine.information_gain, credit)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.checkpoint_settings import CheckpointSettings
+from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.transformers_policy import TransformersPolicy
 from agents.trie_scorer import TrieScorer
 from igsearch_env.completion import Completion
@@ -332,6 +333,22 @@ def test_a_checkpoint_knows_how_its_policy_writes(
     assert (foreign.protocol.name, foreign.max_new_tokens) == ("refine", 64)
 
 
+def test_a_checkpoint_knows_the_environment_it_was_trained_in(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model, environment = make_model("qwen3", len(bpe)), TrainedIn(1, 4, "documents")
+    TransformersPolicy(model, bpe, "refine", trained_in=environment).save_pretrained(tmp_path)
+    loaded = TransformersPolicy.from_pretrained(tmp_path)
+    assert loaded.trained_in == environment
+    loaded.save_pretrained(tmp_path / "again")
+    assert CheckpointSettings.load(tmp_path / "again") == CheckpointSettings.load(tmp_path)
+    told = TransformersPolicy.from_pretrained(tmp_path, trained_in=TrainedIn(2))
+    assert told.trained_in == TrainedIn(2, 5, "documents+refinement")
+    old = {"protocol": "refine-bare", "max_new_tokens": 16}  # as written before it was kept
+    (tmp_path / "igsearch.json").write_text(json.dumps(old))
+    assert CheckpointSettings.load(tmp_path).trained_in == TrainedIn(3, 5, "documents+refinement")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -343,6 +360,9 @@ def test_a_checkpoint_knows_how_its_policy_writes(
         '{"max_new_tokens": "many"}',
         '{"max_new_tokens": 0}',
         '{"temperature": 1.0}',
+        '{"trained_in": {"top_k": 0}}',
+        '{"trained_in": {"counterfactual": "nothing"}}',
+        '{"trained_in": [3]}',
     ],
 )
 def test_damaged_settings_of_a_checkpoint(tmp_path: Path, content: str) -> None:

@@ -84,7 +84,7 @@ def test_unreadable_corpora(tmp_path: Path) -> None:
 
 
 def test_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BUILTIN_CORPORA, "mine", lambda: [LIMA])
+    monkeypatch.setitem(BUILTIN_CORPORA, "mine", lambda name: [LIMA])
     assert load_corpus("mine") == [LIMA]
     world = load_corpus("world")
     assert len({document.id for document in world}) == len(world) > 0

@@ -1,3 +1,5 @@
+import itertools
+import string
 import unicodedata
 
 import numpy as np
@@ -12,6 +14,7 @@ from igsearch_env.metrics import (
     exact_match,
     f1_score,
     normalize_answer,
+    pass_at_k,
 )
 
 # Text that is rich in what normalisation touches: articles, punctuation, accents, blanks.
@@ -147,5 +150,41 @@ def test_an_interval_matches_the_normal_approximation() -> None:
     ],
 )
 def test_an_interval_needs_sound_arguments(values, options) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="bootstrap_interval needs"):
+    with pytest.raises(ValueError, match="the bootstrap needs|the level of an interval"):
         bootstrap_interval(values, **options)
+
+
+def squad_normal_form(text: str) -> str:
+    """The published rules, a character at a time: case, ASCII punctuation, articles, blanks."""
+    kept = [char for char in text.lower() if char not in string.punctuation]
+    words: list[str] = []
+    for word, run in itertools.groupby(kept, key=lambda char: char.isalnum() or char == "_"):
+        part = "".join(run)
+        words.append(" " if word and part in ("a", "an", "the") else part)
+    return " ".join("".join(words).split())
+
+
+@given(TEXTS)
+def test_normalisation_is_that_of_squad(text: str) -> None:
+    composed = unicodedata.normalize("NFC", text)
+    if all(char.isascii() or char.isalnum() or char.isspace() for char in composed):
+        assert normalize_answer(text) == squad_normal_form(composed)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=7), st.data())
+def test_pass_at_k_counts_the_draws_that_hold_a_right_answer(
+    right: list[bool], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(right)))
+    draws = list(itertools.combinations(right, k))
+    expected = sum(map(any, draws)) / len(draws)
+    assert pass_at_k(len(right), sum(right), k) == pytest.approx(expected)
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert pass_at_k(5, 2, 1) == pytest.approx(2 / 5)
+    assert pass_at_k(5, 2, 3) == pytest.approx(1 - 1 / 10)
+    assert pass_at_k(5, 2, 4) == 1.0
+    for wrong in ((0, 0, 1), (3, 4, 1), (3, 1, 0), (3, 1, 4), (3, -1, 1)):
+        with pytest.raises(ValueError, match="pass@k needs"):
+            pass_at_k(*wrong)

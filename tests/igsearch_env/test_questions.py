@@ -176,7 +176,7 @@ def test_duplicate_ids_name_both_rows(tmp_path: Path) -> None:
 
 def test_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [Question("1", "?", ("x",)), Question("2", "?", ("y",))]
-    monkeypatch.setitem(BUILTIN_QUESTIONS, "mine", lambda: list(mine))
+    monkeypatch.setitem(BUILTIN_QUESTIONS, "mine", lambda name: list(mine))
     assert load_questions("mine") == mine
     assert load_questions("mine", limit=1) == mine[:1]
     with pytest.raises(ValueError, match="'mine' has no splits"):

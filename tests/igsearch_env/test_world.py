@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from igsearch_env import BM25Retriever, Document, Question, World
+from igsearch_env.corpus import load_corpus
 from igsearch_env.lexicon import (
     CLUSTERS,
     DISTRACTORS,
@@ -22,6 +23,7 @@ from igsearch_env.lexicon import (
     Relation,
 )
 from igsearch_env.metrics import contains_answer
+from igsearch_env.questions import load_questions
 from igsearch_env.world import Fact, default_world, group_by_cluster, hinted_cluster
 
 WORLD = World.generate(seed=0)
@@ -364,3 +366,16 @@ class TestInformativeBridges:
 
 
 RELATION = {relation.name: relation for relation in RELATIONS}
+
+
+def test_a_name_may_ask_for_a_world_of_another_size() -> None:
+    world = World.generate(3, people=40)
+    assert load_questions("world-test:40:3") == list(world.test_questions)
+    assert load_questions("world-train:40:3", limit=5) == list(world.train_questions[:5])
+    assert load_corpus("world:40:3") == list(world.documents)
+    assert load_corpus("world:120:0") == load_corpus("world") == load_corpus("world:120")
+    for name in ("world:", "world:many", "world:40:", "world:40:3:1"):
+        with pytest.raises(ValueError, match="expected a name like world-test"):
+            load_corpus(name)
+    with pytest.raises(ValueError, match="people must lie between"):
+        load_questions("world-test:1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from igsearch_env.episode import Document, Episode, Question
-from trainers.metrics import evaluation_results, gold_document_rate, rollout_metrics
+from trainers.metrics import evaluation_results, rollout_metrics
+from trainers.scores import gold_document_rate
 
 Written = Callable[..., Episode]
 SEARCH = "<search> Allia home </search>"
@@ -138,10 +140,11 @@ def test_a_failed_search_takes_its_rollout_out_of_the_metrics(written: Written) 
 
 def test_evaluation_is_a_mean_over_questions_not_over_data_sets(written: Written) -> None:
     """A mean of the means of batches or data sets would give .5 here."""
+    numbers = itertools.count()
 
     def played(dataset: str, em: float, answer: str, searches: int, **rest: Any) -> Episode:
         turns = [*[SEARCH] * searches, f"<answer> {answer} </answer>"]
-        asked = question(dataset=dataset, **rest)
+        asked = question(f"q{next(numbers)}", dataset, **rest)
         return written(asked, turns, documents=FOUND, em=em, f1=em, outcome=em)
 
     episodes = [
