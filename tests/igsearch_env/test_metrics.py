@@ -150,7 +150,7 @@ def test_an_interval_matches_the_normal_approximation() -> None:
     ],
 )
 def test_an_interval_needs_sound_arguments(values, options) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ValueError, match="the bootstrap needs|the level of an interval"):
+    with pytest.raises(ValueError, match=r"the bootstrap needs|the level of an interval"):
         bootstrap_interval(values, **options)
 
 

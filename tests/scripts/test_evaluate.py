@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +20,19 @@ from igsearch_env.corpus import load_corpus
 from igsearch_env.questions import load_questions
 from igsearch_env.record import episode_from_record
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from scripts import command_line
-from scripts.evaluate import main
+from tests.scripts.evaluating import (
+    ROOT,
+    evaluate,
+    read_json,
+    read_records,
+    same_results,
+    write_rows,
+)
 from trainers import evaluation
-from trainers.metrics import evaluation_results
+from trainers.scores import report, score_example
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLD = ("--questions", "world-test", "--corpus", "world", "--threads", "1")
-FILES = ("settings.json", "episodes.jsonl", "results.json", "timing.json")
-
-
-def evaluate(*arguments: object) -> int:
-    """Run the script in this process; its exit code."""
-    with pytest.raises(SystemExit) as ended:
-        command_line.run(lambda: main([str(argument) for argument in arguments]))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_rows(path: Path, rows: Sequence[object]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def same_results(one: Path, other: Path) -> bool:
-    return all(
-        (one / name).read_bytes() == (other / name).read_bytes()
-        for name in ("results.json", "episodes.jsonl")
-    )
+FILES = ("manifest.json", "episodes.jsonl", "results.json")
 
 
 def test_records_results_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,13 +42,16 @@ def test_records_results_and_the_table(tmp_path: Path, capsys: pytest.CaptureFix
     episodes = [episode_from_record(record) for record in read_records(out / "episodes.jsonl")]
     assert [e.question for e in episodes] == load_questions("world-test", limit=300)
     results = read_json(out / "results.json")
-    assert results == evaluation_results(episodes)
-    assert (results["n"], results["em"], results["cover_em"]) == (300, 1.0, 1.0)
-    assert results["em_interval"] == [1.0, 1.0]
+    assert results == report([score_example(episode) for episode in episodes])
+    micro = results["micro"]
+    assert (micro["n"], micro["em"], micro["cover_em"]) == (300, 1.0, 1.0)
+    assert micro["em_interval"] == [1.0, 1.0]
     assert results["datasets"]["world-2hop"]["searches"] == 2.0
-    assert "information_gain" not in results
+    assert "information_gain" not in micro
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("oracle on world-test", "world-1hop", "all", "EM"))
+    assert all(
+        name in printed for name in ("oracle on world-test", "world-1hop", "micro", "macro", "EM")
+    )
 
 
 @pytest.mark.parametrize("agent", ["direct", "search_once", "random_query"])
@@ -78,7 +59,7 @@ def test_scripted_agents_with_information_gain(tmp_path: Path, agent: str) -> No
     out = tmp_path / "out"
     code = evaluate(*WORLD, "--agent", agent, "--limit", 40, "--information-gain", "--out", out)
     assert code == 0
-    results = read_json(out / "results.json")
+    results = read_json(out / "results.json")["micro"]
     searches = {"direct": 0.0, "search_once": 1.0, "random_query": 2.0}[agent]
     assert results["searches"] == searches
     assert ("information_gain" in results) == (searches > 0)
@@ -100,7 +81,7 @@ def test_options_reach_the_environment(tmp_path: Path) -> None:
 
 def test_smoke(tmp_path: Path) -> None:
     assert evaluate("--smoke", "--out", tmp_path / "out") == 0
-    assert read_json(tmp_path / "out" / "results.json")["n"] == 6
+    assert read_json(tmp_path / "out" / "results.json")["micro"]["n"] == 6
 
 
 def test_the_same_seed_gives_the_same_files(checkpoint: Path, tmp_path: Path) -> None:
@@ -124,10 +105,10 @@ def test_the_same_seed_gives_the_same_files(checkpoint: Path, tmp_path: Path) ->
 def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path: Path) -> None:
     agent = ("--agent", checkpoint, "--limit", 12, "--information-gain")
     assert evaluate(*WORLD, *agent, "--out", tmp_path / "own") == 0
-    settings = read_json(tmp_path / "own" / "settings.json")
-    assert settings["config"]["protocol"] is None
-    assert settings["inputs"]["protocol"] == "refine-bare"
-    assert settings["inputs"]["max_new_tokens"] == 16
+    manifest = read_json(tmp_path / "own" / "manifest.json")
+    assert manifest["config"]["protocol"] is None
+    assert manifest["inputs"]["protocol"] == "refine-bare"
+    assert manifest["inputs"]["model"]["max_new_tokens"] == 16
     records = read_records(tmp_path / "own" / "episodes.jsonl")
     assert all(record["prompt"]["text"].startswith("question : ") for record in records)
     turns = [step["turn"] for record in records for step in record["steps"]]
@@ -142,54 +123,81 @@ def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path:
     assert max(len(turn["token_ids"]) for turn in turns) == 4
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """``IGSEARCH_KILLS=10`` kills it ten times."""
     agent = (*WORLD, "--agent", checkpoint, "--information-gain", "--max-searches", 2)
-    run = (*agent, "--limit", 122, "--batch-size", 4)  # the last chunk is a short one
+    run = (*agent, "--limit", 40, "--samples", 2, "--batch-size", 3)  # short last chunks
     assert evaluate(*run, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
     partial = out / "episodes.jsonl.partial"
     command = [sys.executable, "-m", "scripts.evaluate", *map(str, run), "--out", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        while not partial.exists() or partial.read_bytes().count(b"\n") < 12:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.005)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert not (out / "results.json").exists()
-    done = partial.read_bytes().count(b"\n")
-    assert 12 <= done < 122
-    with partial.open("ab") as file:  # a kill in the middle of a write
-        file.write(b'{"question": {"id"')
-    assert evaluate("--out", out, "--resume") == 0
+    moments, done = random.Random(), 0
+    for kill in range(KILLS):
+        process = subprocess.Popen([*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            least = done + moments.randrange(min(3, 27 - done) + (kill == 0))
+            while (partial.read_bytes().count(b"\n") if partial.exists() else 0) < least:
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.05))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        done = partial.read_bytes().count(b"\n") if partial.exists() else 28
+    assert evaluate(*run, "--out", out, "--resume") == 0
     assert same_results(tmp_path / "whole", out)
     assert not partial.exists()
-    assert read_json(out / "timing.json")["resumed_after"] == done // 4 * 4
+    asked = [(r["question"]["id"]) for r in read_records(out / "episodes.jsonl")]
+    assert {asked.count(one) for one in asked} == {2}
+    runs = read_json(out / "manifest.json")["runs"]
+    assert 0 < runs[-1]["resumed_after"] <= 80
 
 
-@pytest.mark.parametrize("lines", [0, 1, 4, 9, 11, 12])
-def test_resuming_after_any_number_of_records(tmp_path: Path, lines: int) -> None:
+@pytest.mark.parametrize("lines", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", [0, 7])
+def test_resuming_after_any_number_of_chunks(tmp_path: Path, lines: int, torn: int) -> None:
     run = (*WORLD, "--agent", "search_once", "--limit", 12, "--batch-size", 5, "--information-gain")
     assert evaluate(*run, "--out", tmp_path / "whole") == 0
     out = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", out)
-    for name in ("episodes.jsonl", "results.json", "timing.json"):
+    records = read_records(out / "episodes.jsonl")
+    chunks = [{"chunk": n, "episodes": records[5 * n : 5 * n + 5]} for n in (1, 2, 0)]
+    text = "".join(json.dumps(chunk) + "\n" for chunk in chunks[:lines])
+    (out / "episodes.jsonl.partial").write_text(text + json.dumps(chunks[0])[:torn])
+    for name in ("episodes.jsonl", "results.json"):
         (out / name).unlink()
-    records = (tmp_path / "whole" / "episodes.jsonl").read_bytes().splitlines(keepends=True)
-    (out / "episodes.jsonl.partial").write_bytes(b"".join(records[:lines]))
     assert evaluate(*run, "--out", out, "--resume") == 0
     assert same_results(tmp_path / "whole", out)
+    resumed = sum(len(chunk["episodes"]) for chunk in chunks[:lines])
+    assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == resumed
+
+
+def test_a_chunk_that_is_there_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--agent", "direct", "--limit", 4, "--batch-size", 2, "--out", tmp_path / "out")
+    assert evaluate(*run) == 0
+    records = read_records(tmp_path / "out" / "episodes.jsonl")
+    line = json.dumps({"chunk": 0, "episodes": records[:2]}) + "\n"
+    for text in (line + line, line.replace('"chunk": 0', '"chunk": 1')):
+        (tmp_path / "out" / "episodes.jsonl.partial").write_text(text)
+        assert "is there twice or holds other questions" in error_of(capsys, *run, "--resume")
 
 
 def test_resuming_where_nothing_is_left_or_nothing_was_done(tmp_path: Path) -> None:
     run = (*WORLD, "--agent", "direct", "--limit", 5, "--out", tmp_path / "out", "--resume")
     assert evaluate(*run) == 0  # it starts where there is nothing to resume
-    before = {name: (tmp_path / "out" / name).read_bytes() for name in FILES[:3]}
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in FILES[1:]}
     assert evaluate("--out", tmp_path / "out", "--resume") == 0
     (tmp_path / "out" / "results.json").unlink()  # killed just before it was written
     assert evaluate(*run) == 0
-    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in FILES[:3]}
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in FILES[1:]}
+    assert len(read_json(tmp_path / "out" / "manifest.json")["runs"]) == 3
 
 
 def test_an_interrupt_keeps_what_was_done(
@@ -210,7 +218,7 @@ def test_an_interrupt_keeps_what_was_done(
         patched.setattr(evaluation, "collect", interrupted)
         assert evaluate(*run, "--out", tmp_path / "out") == 130
     assert capsys.readouterr().err == "interrupted\n"
-    assert len(read_records(tmp_path / "out" / "episodes.jsonl.partial")) == 8
+    assert len(read_records(tmp_path / "out" / "episodes.jsonl.partial")) == 2
     assert evaluate(*run, "--out", tmp_path / "out", "--resume") == 0
     assert same_results(tmp_path / "whole", tmp_path / "out")
 
@@ -233,14 +241,14 @@ def test_results_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
     before = {name: (out / name).read_bytes() for name in FILES}
     assert "holds results already; pass --resume" in error_of(capsys, *run)
     changed = error_of(capsys, *run, "--resume", "--top-k", 2)
-    assert "has another top_k: top_k was 3, got 2" in changed
+    assert "has another top_k: top_k was None, got 2" in changed
     assert "has another limit" in error_of(capsys, *run, "--resume", "--limit", 1)
     write_rows(questions, [{"question": "?", "golden_answers": ["b"]}])
     assert "has another questions_sha256" in error_of(capsys, *run, "--resume")
-    (out / "settings.json").write_text("{}")
-    assert "settings.json is damaged" in error_of(capsys, *run, "--resume")
-    (out / "settings.json").unlink()
-    assert "no settings.json" in error_of(capsys, *run, "--resume")
+    (out / "manifest.json").write_text("{}")
+    assert "manifest.json is damaged" in error_of(capsys, *run, "--resume")
+    (out / "manifest.json").unlink()
+    assert "no manifest.json" in error_of(capsys, *run, "--resume")
     for name in FILES[1:]:
         assert (out / name).read_bytes() == before[name]
     assert "is not a folder" in error_of(capsys, *run[:-1], questions)
@@ -410,9 +418,10 @@ def test_scripted_agents_on_real_questions(
     for agent in ("direct", "search_once", "random_query", "oracle"):
         gain = () if agent == "direct" else ("--information-gain",)
         assert evaluate(*run, *gain, "--agent", agent, "--out", tmp_path / agent) == 0
-        results[agent] = read_json(tmp_path / agent / "results.json")
+        whole = read_json(tmp_path / agent / "results.json")
+        assert set(whole["datasets"]) == {name}
+        results[agent] = whole["micro"]
         assert results[agent]["n"] == 100
-        assert set(results[agent]["datasets"]) == {name}
     assert results["oracle"]["em"] == results["oracle"]["f1"] == 1.0
     assert results["oracle"]["gold_documents"] >= 0.95
     assert results["search_once"]["gold_documents"] >= least

@@ -1,0 +1,180 @@
+"""An OpenAI-compatible server, asked over HTTP until it answers."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import tenacity
+
+PASSING = (408, 409, 425, 429)
+"""Statuses that may be over the next time, as those from 500 on may."""
+
+
+class EndpointError(ConnectionError):
+    """The server gave no usable answer, however often it was asked."""
+
+
+class RequestRefusedError(ValueError):
+    """The server refuses this request, and would refuse it again.
+
+    Args:
+        status: The HTTP status.
+        reason: What the server says.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"the endpoint refuses the request with status {status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class Endpoint:
+    """A server of the OpenAI API, such as ``vllm serve``; any number of threads may ask at once.
+
+    A request is repeated, after a pause that grows and is partly random, when the connection fails,
+    a time limit is exceeded, the status may pass (408, 409, 425, 429, 500 and above), or the answer
+    is not a JSON object. ``Retry-After`` is honoured up to ``longest_pause``.
+
+    Args:
+        url: The base, such as ``http://127.0.0.1:8000/v1``.
+        api_key: Sent as a bearer token, if given.
+        retries: How often a request is repeated.
+        timeout: Seconds to wait for an answer.
+        first_pause: Mean seconds before the first repetition; each further one waits twice as long.
+        longest_pause: Most seconds before a repetition.
+
+    Raises:
+        ValueError: If an argument is out of range, or ``url`` is no HTTP address.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        retries: int = 8,
+        timeout: float = 600.0,
+        first_pause: float = 0.5,
+        longest_pause: float = 30.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"expected an address like http://127.0.0.1:8000/v1, got {url!r}")
+        if retries < 0 or timeout <= 0 or first_pause <= 0 or longest_pause <= 0:
+            raise ValueError(
+                "an endpoint needs retries >= 0 and times above 0, got "
+                f"{retries}, {timeout}, {first_pause} and {longest_pause}"
+            )
+        self.url = url.rstrip("/")
+        self.retries = retries
+        self._longest_pause = longest_pause
+        self._pause = tenacity.wait_random_exponential(2 * first_pause, max=longest_pause)
+        self._closed = threading.Event()
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+
+    def models(self) -> list[str]:
+        """The names of the models that it serves.
+
+        Raises:
+            EndpointError: If it gave no usable answer.
+        """
+        answer = self._ask("GET", "/models", None)
+        found = answer.get("data")
+        names = [m.get("id") for m in found if isinstance(m, dict)] if found else []
+        return [name for name in names if isinstance(name, str)]
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Send a request until it is answered.
+
+        Args:
+            path: Such as ``"/completions"``.
+            body: The request.
+
+        Returns:
+            The answer.
+
+        Raises:
+            EndpointError: If it gave no usable answer in ``retries + 1`` tries, or was closed.
+            RequestRefusedError: If it refuses the request for good.
+        """
+        return self._ask("POST", path, body)
+
+    def close(self) -> None:
+        """Give up what is being asked: no request is repeated or begun after this."""
+        self._closed.set()
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.retries + 1),
+            wait=self._wait,
+            sleep=self._sleep,
+            retry=tenacity.retry_if_exception_type(_PassingError),
+            reraise=True,
+        )
+        try:
+            answer: dict[str, Any] = retrying(self._once, method, path, body)
+        except _PassingError as error:
+            raise EndpointError(
+                f"{self.url}{path} gave no answer in {self.retries + 1} tries ({error}); see that "
+                "the server runs, or allow more tries"
+            ) from error
+        return answer
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        if self._closed.is_set():
+            raise EndpointError(f"the connection to {self.url} was closed")
+        try:
+            response = self._client.request(method, f"{self.url}{path}", json=body)
+        except httpx2.TransportError as error:
+            raise _PassingError(str(error) or type(error).__name__) from error
+        except RuntimeError as error:  # closed between the check above and the request
+            raise EndpointError(f"the connection to {self.url} was closed") from error
+        if response.status_code >= 500 or response.status_code in PASSING:
+            pause = response.headers.get("retry-after", "")  # seconds, or a date
+            raise _PassingError(
+                f"status {response.status_code}", float(pause) if pause.isdecimal() else 0.0
+            )
+        if response.status_code >= 400:
+            raise RequestRefusedError(response.status_code, " ".join(response.text.split())[:500])
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise _PassingError(f"the answer is not JSON: {response.text[:80]!r}") from error
+        if not isinstance(answer, dict):
+            raise _PassingError(f"the answer is not a JSON object: {response.text[:80]!r}")
+        return answer
+
+    def _sleep(self, seconds: float) -> None:
+        self._closed.wait(seconds)  # closing ends the pause
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.pause if isinstance(error, _PassingError) else 0.0
+        return max(self._pause(state), min(asked, self._longest_pause))
+
+
+class _PassingError(Exception):
+    """A failure that may be over the next time."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
