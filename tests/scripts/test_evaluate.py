@@ -123,6 +123,46 @@ def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path:
     assert max(len(turn["token_ids"]) for turn in turns) == 4
 
 
+def test_a_checkpoint_brings_the_environment_it_was_trained_in(tmp_path: Path) -> None:
+    shipped = ("--agent", "agents/world-tiny", "--limit", 3, "--information-gain", "--threads", 1)
+    world = ("--questions", "world-test:40", "--corpus", "world:40")
+    assert evaluate(*world, *shipped, "--out", tmp_path / "own") == 0
+    inputs = read_json(tmp_path / "own" / "manifest.json")["inputs"]
+    assert (inputs["top_k"], inputs["max_searches"]) == (1, 4)
+    assert (inputs["counterfactual"], inputs["scorer"]) == ("documents", "TrieScorer")
+    told = ("--top-k", 2, "--max-searches", 1, "--counterfactual", "documents+refinement")
+    assert evaluate(*world, *shipped, *told, "--out", tmp_path / "told") == 0
+    inputs = read_json(tmp_path / "told" / "manifest.json")["inputs"]
+    assert (inputs["top_k"], inputs["max_searches"]) == (2, 1)
+    assert inputs["counterfactual"] == "documents+refinement"
+    searches = [
+        step
+        for record in read_records(tmp_path / "told" / "episodes.jsonl")
+        for step in record["steps"]
+        if step["action"] == "search"
+    ]
+    assert {len(step["documents"]) for step in searches} <= {0, 1, 2}
+    assert max(step["search_step"] for step in searches) == 0
+
+
+def test_samples_of_a_checkpoint_differ_and_begin_with_those_of_a_single_run(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    run = (*WORLD, "--agent", checkpoint, "--limit", 7, "--batch-size", 3)
+    assert evaluate(*run, "--out", tmp_path / "one") == 0
+    assert evaluate(*run, "--samples", 3, "--out", tmp_path / "three") == 0
+    one, three = (read_records(tmp_path / name / "episodes.jsonl") for name in ("one", "three"))
+    assert three[:7] == one
+    turns = [
+        [record["steps"][0]["turn"]["text"] for record in part]
+        for part in (three[:7], three[7:14], three[14:])
+    ]
+    assert turns[0] != turns[1] != turns[2] != turns[0]
+    micro = read_json(tmp_path / "three" / "results.json")["micro"]
+    assert micro["pass_at_1"] == pytest.approx(micro["em"])
+    assert micro["pass_at_1"] <= micro["pass_at_2"] <= micro["pass_at_3"]
+
+
 KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
 
 
@@ -355,6 +395,14 @@ def cut(file: Path) -> None:
         (options("--batch-size", -3), "batch_size must be at least 1, got -3"),
         (options("--threads", -1), "threads must be at least 0, got -1"),
         (options("--questions", ""), "give --questions"),
+        (options("--questions", "world-test", "world-test"), "is asked for more than once"),
+        (options("--questions", "world-test:320"), "give --corpus world:320"),
+        (options("--corpus", "world:40"), "give --corpus world"),
+        (options("--corpus", "world:x", "--questions", "world-test:x"), "expected a name like"),
+        (options("--questions", "nq", "--benchmarks", "nowhere"), "in nowhere/nq, which has none"),
+        (options("--agent", "http://127.0.0.1:9/v1", "--retries", 0), "gave no answer in 1 tries"),
+        (options("--samples", 0), "samples must be at least 1"),
+        (options("--temperature", 0), "temperature must be above 0"),
         (options("--agent", ""), "give --agent"),
         (options("--corpus", ""), "give --corpus"),
         (options("--limit", 1, "--information-gain"), "there is only one question"),
