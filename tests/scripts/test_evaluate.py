@@ -180,7 +180,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     for kill in range(KILLS):
         process = subprocess.Popen([*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL)
         try:
-            least = done + moments.randrange(min(3, 27 - done) + (kill == 0))
+            least = done + moments.randrange(3) + (kill == 0)
             while (partial.read_bytes().count(b"\n") if partial.exists() else 0) < least:
                 assert process.poll() is None, "it ended before it could be killed"
                 time.sleep(0.001)
@@ -188,7 +188,9 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        done = partial.read_bytes().count(b"\n") if partial.exists() else 28
+        done = partial.read_bytes().count(b"\n")
+        if done > 24:  # of 28: the next one would end by itself
+            break
     assert evaluate(*run, "--out", out, "--resume") == 0
     assert same_results(tmp_path / "whole", out)
     assert not partial.exists()

@@ -96,25 +96,26 @@ def test_an_endpoint_gives_what_the_checkpoint_gives_though_both_sides_are_kille
     served: Served, tmp_path: Path
 ) -> None:
     """16 requests at once; the server dies in the middle, and later so does the client."""
-    run = (*WORLD, "--limit", 60, "--greedy")
+    run = (*WORLD, "--limit", 40, "--greedy")
     remote, out = ("--agent", served.url, "--concurrency", 16), tmp_path / "remote"
+    remote = (*remote, "--retries", 99)  # however long the server takes to come back
     first = served.answered()
     process = begin(*run, *remote, "--out", out)
     try:
-        until(process, lambda: served.answered() > first + 60)
+        until(process, lambda: served.answered() > first + 40)
         served.kill()
         before = served.answered()
         served.start(elsewhere=False)
-        until(process, lambda: served.answered() > before + 40)
+        until(process, lambda: served.answered() > before + 25)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     kept = len(read_records(out / "episodes.jsonl.partial"))
-    assert 0 < kept < 60
+    assert 0 < kept < 40
     assert evaluate(*run, *remote, "--resume", "--out", out) == 0
     records = read_records(out / "episodes.jsonl")
     assert max(Counter(record["question"]["id"] for record in records).values()) == 1
-    assert len(records) == 60
+    assert len(records) == 40
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == kept
     # What was asked again is no more than what was under way at the two kills.
     assert served.answered() - first <= requests_of(records) + 16 + 16 * 5
@@ -155,7 +156,7 @@ def test_an_endpoint_that_is_gone_is_told_in_one_line_and_nothing_is_lost(
 ) -> None:
     out = tmp_path / "out"
     partial = out / "episodes.jsonl.partial"
-    run = (*WORLD, "--limit", 40, "--greedy", "--out", out, "--concurrency", 4)
+    run = (*WORLD, "--limit", 24, "--greedy", "--out", out, "--concurrency", 4)
 
     def kill() -> None:
         while not partial.exists():
@@ -168,11 +169,11 @@ def test_an_endpoint_that_is_gone_is_told_in_one_line_and_nothing_is_lost(
     killer.join()
     assert "gave no answer in 2 tries" in capsys.readouterr().err.splitlines()[-1]
     kept = len(read_records(partial))
-    assert 1 <= kept < 40
+    assert 1 <= kept < 24
     served.start(elsewhere=True)
     served.wait()
     assert evaluate(*run, "--agent", served.url, "--resume", "--retries", 3) == 0
     assert evaluate(*run, "--agent", "oracle", "--resume") == 2
     assert "has another agent" in capsys.readouterr().err.splitlines()[-1]
-    assert len(read_records(out / "episodes.jsonl")) == 40
+    assert len(read_records(out / "episodes.jsonl")) == 24
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == kept
