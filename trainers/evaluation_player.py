@@ -128,6 +128,8 @@ def _endpoint(config: EvaluationConfig) -> Player:
             )
         name = served[0]
     folder = checkpoint_folder(name)  # a server names a local checkpoint by its folder
+    if folder is not None and not (folder / "config.json").is_file():
+        folder = None  # a folder that happens to have the name
     settings, tokenizer = CheckpointSettings(max_new_tokens=ENDPOINT_TOKENS), None
     if folder is not None:
         settings = CheckpointSettings.load(folder)
@@ -145,6 +147,7 @@ def _endpoint(config: EvaluationConfig) -> Player:
     )
     shown = agent()
     model = {"name": name, "api": shown.api, "max_new_tokens": shown.max_new_tokens}
+    model |= {"token_ids": tokenizer is not None and shown.api == "completions"}
     return Player(
         lambda chunk: agent(seed=_seed(config, chunk.sample)),
         shown.protocol,

@@ -120,6 +120,7 @@ def test_an_endpoint_gives_what_the_checkpoint_gives_though_both_sides_are_kille
     # What was asked again is no more than what was under way at the two kills.
     assert served.answered() - first <= requests_of(records) + 16 + 16 * 5
     model = read_json(out / "manifest.json")["inputs"]["model"]
+    assert model.pop("token_ids") is True
     assert model == {"name": POLICY, "api": "completions", "max_new_tokens": 16}
     # The server reads and returns token ids, so that nothing is lost on the way.
     assert evaluate(*run, "--agent", POLICY, "--out", tmp_path / "local") == 0
@@ -146,7 +147,19 @@ def test_sampling_at_an_endpoint_can_be_repeated(served: Served, tmp_path: Path)
     micro = read_json(tmp_path / "one" / "results.json")["micro"]
     assert (micro["n"], "pass_at_2" in micro, "tokens" in micro) == (6, True, True)
     assert read_json(tmp_path / "one" / "manifest.json")["inputs"]["scorer"] == "UnigramScorer"
-    chat = (*WORLD, "--limit", 2, "--agent", served.url, "--api", "chat", "--model", "any")
+    chat = (
+        *WORLD,
+        "--limit",
+        2,
+        "--agent",
+        served.url,
+        "--api",
+        "chat",
+        "--model",
+        "scripts",
+        "--max-new-tokens",
+        8,
+    )
     assert evaluate(*chat, "--out", tmp_path / "chat") == 0
     assert "tokens" not in read_json(tmp_path / "chat" / "results.json")["micro"]
 
