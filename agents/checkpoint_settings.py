@@ -19,17 +19,19 @@ class TrainedIn:
 
     Args:
         top_k: Documents per search.
-        max_searches: Searches per episode.
+        max_searches: Searches per attempt.
         counterfactual: What the counterfactuals of information gain swapped.
+        max_attempts: Attempts at a question.
     """
 
     top_k: int = 3
     max_searches: int = 5
     counterfactual: Counterfactual = "documents+refinement"
+    max_attempts: int = 1
 
     def __post_init__(self) -> None:
-        _check_count("top_k", self.top_k)
-        _check_count("max_searches", self.max_searches)
+        for name in ("top_k", "max_searches", "max_attempts"):
+            _check_count(name, getattr(self, name))
         if self.counterfactual not in get_args(Counterfactual):
             raise ValueError(
                 f"counterfactual must be one of {', '.join(get_args(Counterfactual))}, "

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 from agents.endpoint import Endpoint, RequestRefusedError
@@ -132,10 +133,11 @@ class OpenAIAgent:
 
 
 def messages(episode: Episode) -> list[dict[str, str]]:
-    """The transcript as a conversation: the environment's side is the user's."""
+    """The transcript as a conversation: the environment's side is the user's, in one message."""
+    sides = groupby(episode.transcript, lambda segment: segment.source == "policy")
     return [
-        {"role": "assistant" if s.source == "policy" else "user", "content": s.text}
-        for s in episode.transcript
+        {"role": "assistant" if policy else "user", "content": "".join(s.text for s in said)}
+        for policy, said in sides
     ]
 
 

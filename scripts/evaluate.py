@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, help="longest turn (default: what the checkpoint says)")
     add("--top-k", type=int, help="documents per search (default: the checkpoint's, or else 3)")
     add("--max-searches", type=int, help="searches (default: the checkpoint's, or else 5)")
+    add("--max-attempts", type=int, help="attempts (default: the checkpoint's, or else 1)")
     add("--temperature", type=float, help="of sampling (default: 1)")
     add("--greedy", action="store_true", help="take the most likely tokens, do not sample")
     add("--information-gain", action="store_true", help="settle and report the gain of searches")

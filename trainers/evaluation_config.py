@@ -31,7 +31,8 @@ class EvaluationConfig:
         max_new_tokens: Longest turn, in tokens; None for what the checkpoint says, or else 64, and
             512 at an endpoint.
         top_k: Documents per search; None for what the checkpoint was trained with, or else 3.
-        max_searches: Searches per episode; None for the checkpoint's, or else 5.
+        max_searches: Searches per attempt; None for the checkpoint's, or else 5.
+        max_attempts: Attempts at a question; None for the checkpoint's, or else 1.
         counterfactual: What the counterfactuals of information gain swap; None for the
             checkpoint's, or else ``"documents+refinement"``.
         temperature: Of sampling.
@@ -64,6 +65,7 @@ class EvaluationConfig:
     max_new_tokens: int | None = None
     top_k: int | None = None
     max_searches: int | None = None
+    max_attempts: int | None = None
     counterfactual: Counterfactual | None = None
     temperature: float = 1.0
     greedy: bool = False
@@ -88,7 +90,7 @@ class EvaluationConfig:
             raise ValueError("there is nothing to search; give --corpus, or --index of a saved one")
         if repeated := {name for name in self.questions if self.questions.count(name) > 1}:
             raise ValueError(f"{', '.join(sorted(repeated))} is asked for more than once")
-        for name in ("limit", "max_new_tokens", "top_k", "max_searches"):
+        for name in ("limit", "max_new_tokens", "top_k", "max_searches", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -76,6 +76,7 @@ def make_evaluation(
         config.top_k or player.trained_in.top_k,
         config.max_searches or player.trained_in.max_searches,
         config.counterfactual or player.trained_in.counterfactual,
+        config.max_attempts or player.trained_in.max_attempts,
     )
     engine = make_engine(
         questions,
@@ -83,6 +84,7 @@ def make_evaluation(
         player.scorer if config.information_gain else None,
         protocol=player.protocol,
         max_searches=rules.max_searches,
+        max_attempts=rules.max_attempts,
         top_k=rules.top_k,
         num_counterfactuals=COUNTERFACTUALS if config.information_gain else 0,
         counterfactual=rules.counterfactual,

@@ -178,7 +178,7 @@ def make_agent(config: TrainConfig, engine: SearchQAEngine) -> GRPOAgent:
         e.protocol,
         temperature=config.policy.temperature,
         seed=config.run.seed,
-        trained_in=TrainedIn(e.top_k, e.max_searches, e.counterfactual),
+        trained_in=TrainedIn(e.top_k, e.max_searches, e.counterfactual, e.max_attempts),
     )
     return GRPOAgent(policy, engine.information_gain, credit)
 

@@ -145,6 +145,10 @@ def test_what_chat_is_asked(server: Server) -> None:
     assert said[1][1] == "<search> Peru </search>"
     assert "Lima." in said[2][1]
     assert messages(begun())[0]["content"] == begun().prompt.text
+    again = TurnRules(PROTOCOL, 2, max_attempts=2)  # what opens an attempt joins the documents
+    turn = again.read(searched(), "<answer> Lima </answer>")
+    roles = [message["role"] for message in messages(turn.extend(searched(), again, None))]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
 
 
 @pytest.mark.parametrize(

@@ -336,14 +336,14 @@ def test_a_checkpoint_knows_how_its_policy_writes(
 def test_a_checkpoint_knows_the_environment_it_was_trained_in(
     make_model: MakeModel, bpe: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    model, environment = make_model("qwen3", len(bpe)), TrainedIn(1, 4, "documents")
+    model, environment = make_model("qwen3", len(bpe)), TrainedIn(1, 4, "documents", 2)
     TransformersPolicy(model, bpe, "refine", trained_in=environment).save_pretrained(tmp_path)
     loaded = TransformersPolicy.from_pretrained(tmp_path)
     assert loaded.trained_in == environment
     loaded.save_pretrained(tmp_path / "again")
     assert CheckpointSettings.load(tmp_path / "again") == CheckpointSettings.load(tmp_path)
     told = TransformersPolicy.from_pretrained(tmp_path, trained_in=TrainedIn(2))
-    assert told.trained_in == TrainedIn(2, 5, "documents+refinement")
+    assert told.trained_in == TrainedIn(2, 5, "documents+refinement", 1)
     old = {"protocol": "refine-bare", "max_new_tokens": 16}  # as written before it was kept
     (tmp_path / "igsearch.json").write_text(json.dumps(old))
     assert CheckpointSettings.load(tmp_path).trained_in == TrainedIn(3, 5, "documents+refinement")

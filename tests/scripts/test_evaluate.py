@@ -131,6 +131,7 @@ def test_a_checkpoint_brings_the_environment_it_was_trained_in(tmp_path: Path) -
     assert (inputs["top_k"], inputs["max_searches"]) == (1, 4)
     assert (inputs["counterfactual"], inputs["scorer"]) == ("documents", "TrieScorer")
     told = ("--top-k", 2, "--max-searches", 1, "--counterfactual", "documents+refinement")
+    told = (*told, "--max-attempts", 2)
     assert evaluate(*world, *shipped, *told, "--out", tmp_path / "told") == 0
     inputs = read_json(tmp_path / "told" / "manifest.json")["inputs"]
     assert (inputs["top_k"], inputs["max_searches"]) == (2, 1)
@@ -142,7 +143,8 @@ def test_a_checkpoint_brings_the_environment_it_was_trained_in(tmp_path: Path) -
         if step["action"] == "search"
     ]
     assert {len(step["documents"]) for step in searches} <= {0, 1, 2}
-    assert max(step["search_step"] for step in searches) == 0
+    assert max(step["search_step"] for step in searches) == 1  # one in each attempt
+    assert {step["attempt"] for step in searches} == {0, 1}
 
 
 def test_samples_of_a_checkpoint_differ_and_begin_with_those_of_a_single_run(
