@@ -168,6 +168,7 @@ def test_samples_of_a_checkpoint_differ_and_begin_with_those_of_a_single_run(
 KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
 
 
+@pytest.mark.timeout(1200)  # processes that start on a busy machine take their time
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     checkpoint: Path, tmp_path: Path
 ) -> None:

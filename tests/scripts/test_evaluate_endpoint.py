@@ -20,6 +20,7 @@ import pytest
 from tests.scripts.evaluating import ROOT, evaluate, read_json, read_records, same_results
 
 pytest.importorskip("fastapi")
+pytestmark = pytest.mark.timeout(1200)  # servers that start on a busy machine take their time
 POLICY = "agents/world-tiny"
 WORLD = ("--questions", "world-test:320", "--corpus", "world:320", "--threads", 1)
 
