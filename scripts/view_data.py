@@ -20,7 +20,7 @@ from trainers.metrics import gold_document_rate
 from trainers.saved_rollouts import SavedRollout, saved_steps
 
 EPISODES, METRICS = "episodes.jsonl", "metrics.jsonl"
-SETTINGS = {"evaluation": "settings.json", "training": "config.json"}
+SETTINGS = {"evaluation": "manifest.json", "training": "config.json"}
 
 
 @dataclass(frozen=True)
