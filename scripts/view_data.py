@@ -16,8 +16,8 @@ from igsearch_env.episode import Document, Episode, Evidence, Question, Step
 from igsearch_env.metrics import contains_answer
 from igsearch_env.record import episode_from_record
 from igsearch_env.render import is_gold
-from trainers.metrics import gold_document_rate
 from trainers.saved_rollouts import SavedRollout, saved_steps
+from trainers.scores import gold_document_rate
 
 EPISODES, METRICS = "episodes.jsonl", "metrics.jsonl"
 SETTINGS = {"evaluation": "manifest.json", "training": "config.json"}
