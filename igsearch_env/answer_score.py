@@ -31,12 +31,14 @@ def answer_score(
             "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
             f"got shape {values.shape}"
         )
-    if np.isnan(values).any() or (values > 1e-6).any():
+    if not (values <= 1e-6).all():  # nor is it true of NaN
         raise ValueError(f"log-probs must be numbers of at most 0, got {values.tolist()}")
     if floor is not None:
         values = np.maximum(values, floor)
     elif np.isneginf(values).any():
         raise ValueError(f"a log-prob of -inf needs a floor, got {values.tolist()} and no floor")
+    if head_tokens == 0:
+        return float(values.mean())
     weights = np.ones_like(values)
     weights[:head_tokens] = head_weight
     return float(values @ weights / weights.sum())

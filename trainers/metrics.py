@@ -45,7 +45,28 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "log_prob": [s.log_prob for s in searches if s.log_prob is not None],
         "baseline_log_prob": [b for s in searches for b in s.baseline_log_probs or ()],
     }
-    return {name: float(np.mean(column)) for name, column in values.items() if column}
+    means = {name: float(np.mean(column)) for name, column in values.items() if column}
+    correlation = gain_gold_correlation(episodes)
+    return means if correlation is None else means | {"gain_gold_correlation": correlation}
+
+
+def gain_gold_correlation(episodes: Sequence[Episode]) -> float | None:
+    """Correlation of a search's information gain with whether it found a new gold passage.
+
+    Pearson's, over the settled searches of questions whose ``supporting_ids`` are known; None
+    where either is constant.
+    """
+    pairs: list[tuple[float, float]] = []
+    for episode in episodes:
+        missing = set(episode.question.supporting_ids)
+        for step in episode.searches:
+            found = missing & {document.id for document in step.documents}
+            missing -= found
+            if step.information_gain is not None and episode.question.supporting_ids:
+                pairs.append((step.information_gain, float(bool(found))))
+    if len(pairs) < 2 or np.ptp(np.array(pairs), axis=0).min() == 0:
+        return None
+    return float(np.corrcoef(np.array(pairs).T)[0, 1])
 
 
 def evaluation_results(episodes: Sequence[Episode]) -> dict[str, Any]:

@@ -88,7 +88,13 @@ def _table(value: Any) -> Any:
 
 _RULES = dacite.Config(
     strict=True,
-    type_hooks={int: _whole, float: _float, tuple[int, ...]: _tuple, dict[str, Any]: _table},
+    type_hooks={
+        int: _whole,
+        float: _float,
+        tuple[int, ...]: _tuple,
+        tuple[str, ...]: _tuple,
+        dict[str, Any]: _table,
+    },
 )
 
 

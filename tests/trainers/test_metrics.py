@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from igsearch_env.episode import Document, Episode, Question
-from trainers.metrics import evaluation_results, rollout_metrics
+from trainers.metrics import evaluation_results, gain_gold_correlation, rollout_metrics
 from trainers.scores import gold_document_rate
 
 Written = Callable[..., Episode]
@@ -96,6 +96,7 @@ def test_rollouts(written: Written) -> None:
             "information_gain_positive": 0.5,
             "log_prob": -0.875,
             "baseline_log_prob": -1.0,
+            "gain_gold_correlation": 1.0,
         }
     )
 
@@ -174,3 +175,17 @@ def test_evaluation_is_a_mean_over_questions_not_over_data_sets(written: Written
     assert found["datasets"]["small"]["cover_em"] == 1.0
     assert "information_gain" not in found["datasets"]["small"]
     assert "yes_no" not in found["datasets"]["big"]
+
+
+def test_gains_are_compared_with_new_gold_passages(written: Written) -> None:
+    """What is found again counts for nothing: 1, 0, 0 against gains of 2, 1, 0."""
+    episode = written(question(), [SEARCH, SEARCH, SEARCH, ANSWER], documents=FOUND)
+    episode = settled(episode, 2.0, 1.0, 0.0)
+    gains, found = [2.0, 1.0, 0.0], [1.0, 0.0, 0.0]
+    means = [sum(gains) / 3, sum(found) / 3]
+    over = sum((g - means[0]) * (f - means[1]) for g, f in zip(gains, found, strict=True))
+    spreads = [sum((x - m) ** 2 for x in xs) for xs, m in zip((gains, found), means, strict=True)]
+    expected = over / (spreads[0] * spreads[1]) ** 0.5
+    assert gain_gold_correlation([episode]) == pytest.approx(expected)
+    assert rollout_metrics([episode])["gain_gold_correlation"] == pytest.approx(expected)
+    assert gain_gold_correlation([settled(written(question(), [ANSWER]))]) is None

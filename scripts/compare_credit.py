@@ -1,0 +1,256 @@
+"""The credit laboratory: every credit assignment method on the same worlds, questions and budget.
+
+python -m scripts.compare_credit develop --out runs/credit --arms grpo oracle ig
+python -m scripts.compare_credit qualify --out runs/credit
+python -m scripts.compare_credit compare --out runs/credit --report docs/results
+
+`develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
+on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
+fresh seeds, and refuses to go on once the protocol has been changed. Runs are kept as they end, and
+none is repeated; --known takes in runs that were made before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from scripts.command_line import console, positive, progress_bar, run, write_json
+from scripts.credit_protocol import Job, Protocol, load_protocol, sha256_of, shortened
+from scripts.credit_report import endpoint, plot_differences, summarise, tables
+from scripts.credit_runs import look_at_start, run_job
+from trainers.files import write_whole
+from trainers.setup import ROOT
+from trainers.threads import free_cores
+
+PROTOCOL = ROOT / "trainers/configs/credit.toml"
+GROUPS = 100
+"""Groups of rollouts that a regime is looked at with before training."""
+LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
+FIRST_HOP_LIMIT = 0.8
+
+
+def main() -> None:
+    """Run what is missing of a stage, then print and save what came out."""
+    arguments = _parser().parse_args()
+    protocol = load_protocol(arguments.protocol)
+    if arguments.smoke:
+        protocol = shortened(protocol)
+    unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
+    unknown |= set(arguments.arms or ()) - protocol.arms.keys()
+    if unknown:
+        raise ValueError(f"the protocol has no {', '.join(sorted(unknown))}")
+    {"develop": develop, "qualify": qualify, "compare": compare}[arguments.stage](
+        protocol, arguments
+    )
+
+
+def develop(protocol: Protocol, arguments: argparse.Namespace) -> None:
+    """Arms on development seeds, once for each value that --try lists."""
+    regimes = arguments.regimes or list(protocol.regimes)
+    arms = arguments.arms or ["grpo", "oracle"]
+    jobs = [
+        Job("develop", regime, arm, seed, changes)
+        for regime in regimes
+        for changes in _grid(arguments.tries)
+        for seed in protocol.development_seeds
+        for arm in arms
+    ]
+    table = Table(title="development seeds: mean EM over the budget, by seed")
+    for heading in ("regime", "arm", "changed", "mean", "by seed", "last EM", "first hop at half"):
+        table.add_column(heading)
+    runs = run_jobs(protocol, jobs, arguments)
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for one in runs:
+        key = (one["job"]["regime"], one["job"]["arm"], " ".join(one["changes"]))
+        groups.setdefault(key, []).append(one)
+    for key, found in groups.items():
+        values = [endpoint(one) for one in found]
+        last = [f"{one['evaluations'][-1]['em']:.3f}" for one in found]
+        half = np.mean([one["evaluations"][2]["hop_hits"][0] for one in found])
+        each = " ".join(f"{value:.3f}" for value in values)
+        table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
+    console.print(table)
+
+
+def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
+    """Decide which regimes can tell arms apart, on development seeds alone."""
+    regimes = arguments.regimes or list(protocol.regimes)
+    seeds = protocol.development_seeds
+    arms = ("grpo", "oracle")
+    jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
+    runs = run_jobs(protocol, jobs, arguments)
+    path = arguments.out / "qualified.json"
+    verdicts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for regime in regimes:
+        looks = [look_at_start(protocol, regime, seed, GROUPS) for seed in seeds]
+        trained = [one for one in runs if one["job"]["regime"] == regime]
+        verdicts[regime] = verdict_of(looks, trained)
+        passes, figures = verdicts[regime]["passes"], verdicts[regime]["figures"]
+        failed = ", ".join(name for name, passed in passes.items() if not passed)
+        verdict = f"dropped: {failed}" if failed else "qualified"
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        console.print(f"{regime}: {verdict} ({numbers})")
+    write_json(path, verdicts)
+
+
+def verdict_of(
+    looks: Sequence[Mapping[str, float]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Whether a regime qualifies: every figure against its limit.
+
+    Args:
+        looks: What it is like before training, by development seed.
+        runs: Runs of ``grpo`` and ``oracle`` on these seeds, in the same order.
+    """
+    grpo, oracle = ([o for o in runs if o["job"]["arm"] == arm] for arm in ("grpo", "oracle"))
+    gains = [endpoint(best) - endpoint(plain) for best, plain in zip(oracle, grpo, strict=True)]
+    hits = [one["evaluations"][2]["hop_hits"][0] for one in grpo]
+    figures = {name: float(np.mean([look[name] for look in looks])) for name in LIMITS}
+    passes = {name: figures[name] >= least for name, least in LIMITS.items()}
+    figures |= {
+        "grpo_first_hop_at_half": float(np.mean(hits)),
+        "oracle_minus_grpo": float(np.mean(gains)),
+    }
+    passes["grpo_first_hop_at_half"] = figures["grpo_first_hop_at_half"] < FIRST_HOP_LIMIT
+    passes["oracle_minus_grpo"] = figures["oracle_minus_grpo"] > 0
+    return {
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "oracle_minus_grpo_by_seed": [round(gain, 4) for gain in gains],
+        "passes": passes,
+        "qualified": all(passes.values()),
+    }
+
+
+def compare(protocol: Protocol, arguments: argparse.Namespace) -> None:
+    """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
+    path = arguments.out / "qualified.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: run `qualify` before fresh seeds are looked at")
+    qualified = json.loads(path.read_text(encoding="utf-8"))
+    regimes = [
+        regime
+        for regime in arguments.regimes or protocol.regimes
+        if qualified.get(regime, {}).get("qualified")
+    ]
+    if not regimes:
+        raise ValueError(f"no regime has qualified ({path}); there is nothing to compare")
+    _fix_protocol(arguments)
+    jobs = [
+        Job("compare", regime, name, seed)
+        for regime in regimes
+        for place, seed in enumerate(protocol.seeds)
+        for name, arm in protocol.arms.items()
+        if place < arm.seeds and (not arguments.arms or name in arguments.arms)
+    ]
+    runs = run_jobs(protocol, jobs, arguments)
+    summary = summarise(protocol, runs, qualified)
+    folder = arguments.report or arguments.out
+    write_json(folder / "credit.json", summary)
+    lines = "".join(json.dumps(one, sort_keys=True) + "\n" for one in runs)
+    write_whole(folder / "credit_runs.jsonl", lines)
+    plot_differences(summary, folder / "credit.png")
+    for table in tables(summary):
+        console.print(table)
+
+
+def run_jobs(
+    protocol: Protocol, jobs: Sequence[Job], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The results of the jobs, in their order; those that are missing are run."""
+    folder = arguments.out / ("smoke" if arguments.smoke else "runs")
+    known = _known(arguments.known)
+    paths = {job: folder / job.stage / f"{job.name}.json" for job in jobs}
+    for job, path in paths.items():
+        if not path.is_file() and _key(job) in known:
+            write_json(path, known[_key(job)])
+    missing = [job for job, path in paths.items() if not path.is_file()]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["scripts.credit_runs"])
+    with (
+        ProcessPoolExecutor(arguments.workers or free_cores(), mp_context=context) as pool,
+        progress_bar() as bar,
+    ):
+        task = bar.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing), note="")
+        futures = {pool.submit(run_job, protocol, job): job for job in missing}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                write_json(paths[job], future.result())
+                bar.update(task, advance=1, note=job.name)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
+
+
+def _key(job: Job) -> tuple[str, str, str, int, tuple[str, ...]]:
+    return job.stage, job.regime, job.arm, job.seed, job.changes
+
+
+def _known(path: Path | None) -> dict[tuple[str, str, str, int, tuple[str, ...]], dict[str, Any]]:
+    """Runs that were made before, by what they are."""
+    if path is None:
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return {_key(Job(**row["job"], changes=tuple(row["changes"]))): row for row in rows}
+
+
+def _fix_protocol(arguments: argparse.Namespace) -> None:
+    """Write down which protocol the fresh seeds are run under, and hold on to it."""
+    path, digest = arguments.out / "protocol.json", sha256_of(arguments.protocol)
+    if path.is_file():
+        fixed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        if fixed != digest:
+            raise ValueError(
+                f"{arguments.protocol} has changed since fresh seeds were run in {arguments.out} "
+                f"(sha256 {fixed[:12]}, now {digest[:12]}); start again in another folder"
+            )
+    write_json(path, {"sha256": digest})
+
+
+def _grid(tries: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every combination of ``section.key=a,b,c``; one empty one without tries."""
+    if not tries:
+        yield ()
+        return
+    name, _, values = tries[0].partition("=")
+    for value in values.split(","):
+        for rest in _grid(tries[1:]):
+            yield (f"{name}={value}", *rest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("develop", "qualify", "compare"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
+    parser.add_argument("--protocol", type=Path, default=PROTOCOL, help="the protocol's file")
+    parser.add_argument("--known", type=Path, help="runs made before, one JSON line each")
+    parser.add_argument("--regimes", nargs="+", help="these regimes only")
+    parser.add_argument("--arms", nargs="+", help="these arms only")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=A,B",
+        help="develop: settings to try, all combinations",
+    )
+    parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
+    parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, to see that it works")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

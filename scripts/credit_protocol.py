@@ -1,0 +1,191 @@
+"""The written protocol of the credit laboratory: regimes, arms, seeds, and what was fixed before.
+
+It is a TOML file (``trainers/configs/credit.toml``). A run's settings are those of ``base``, then
+the regime's, then the arm's, then what the regime has tuned for the arm's family.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trainers.config import TrainConfig, from_dict
+from trainers.setup import ROOT
+from trainers.typed import build
+
+Stage = Literal["develop", "qualify", "compare"]
+Settings = dict[str, dict[str, Any]]
+QUARTERS = 4
+"""Evaluations per run, evenly spaced; the primary endpoint is the mean of their EM."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to assign credit.
+
+    Args:
+        settings: Sections of a training configuration.
+        family: Whose tuned settings it takes: ``"outcome"`` or ``"gain"``.
+        seeds: On how many of the fresh seeds it runs.
+    """
+
+    settings: Settings
+    family: Literal["outcome", "gain"] = "outcome"
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A world and a way to search it in which arms are compared.
+
+    Args:
+        settings: Sections of a training configuration.
+        primary: The one arm that is tested against GRPO.
+        tuned: For each family, what tuning on development seeds settled.
+        why: What the regime is for, in a line.
+    """
+
+    settings: Settings
+    primary: str
+    tuned: dict[str, Settings] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that is settled before fresh worlds are looked at.
+
+    Args:
+        base: File of the training settings that everything starts from.
+        checkpoints: Warm-started policies; seed s starts from the s-th, round and round.
+        seeds: Fresh seeds. A seed fixes world, questions, checkpoint and sampling.
+        development_seeds: Seeds for qualifying, tuning and choosing.
+        questions: Held-out questions of the final evaluation.
+        samples: Samples per question in the final evaluation.
+        interim_questions: Held-out questions of the evaluations before it.
+        arms: By name; ``"grpo"`` and ``"oracle"`` must be among them.
+        regimes: By name.
+        settings_tried: What was tried on development seeds, in words, for the record.
+    """
+
+    base: str
+    checkpoints: tuple[str, ...]
+    seeds: tuple[int, ...]
+    development_seeds: tuple[int, ...]
+    questions: int
+    samples: int
+    interim_questions: int
+    arms: dict[str, Arm]
+    regimes: dict[str, Regime]
+    settings_tried: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if common := set(self.seeds) & set(self.development_seeds):
+            raise ValueError(f"fresh seeds must not be development seeds, got {sorted(common)}")
+        for name in ("grpo", "oracle", *(regime.primary for regime in self.regimes.values())):
+            if name not in self.arms:
+                raise ValueError(f"the protocol needs an arm {name!r}; it has {sorted(self.arms)}")
+        for name, arm in self.arms.items():
+            if not 1 <= arm.seeds <= len(self.seeds):
+                raise ValueError(
+                    f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
+                )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        stage: What it is for.
+        regime: Name of the regime.
+        arm: Name of the arm.
+        seed: World, questions, checkpoint and sampling.
+        changes: Further settings that are tried, in development only.
+    """
+
+    stage: Stage
+    regime: str
+    arm: str
+    seed: int
+    changes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A file name."""
+        pairs = (change.partition("=") for change in self.changes)
+        tail = "".join(f"-{key.rpartition('.')[2]}_{value}" for key, _, value in pairs)
+        return f"{self.regime}-{self.arm}-{self.seed}{tail}"
+
+
+def load_protocol(path: Path) -> Protocol:
+    """Read a protocol.
+
+    Raises:
+        ValueError: If the file is not TOML, or a key is unknown or of the wrong type.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the protocol {path}: {error}") from error
+    return build(Protocol, data)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a protocol's file, so that a later change of it is noticed."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def shortened(protocol: Protocol) -> Protocol:
+    """The same protocol at a size that shows that it works, and nothing else."""
+    arms = {name: replace(arm, seeds=min(arm.seeds, 2)) for name, arm in protocol.arms.items()}
+    tiny: Settings = {"optimization": {"steps": QUARTERS, "questions_per_step": 2, "group_size": 2}}
+    regimes = {
+        name: replace(regime, settings=merged(regime.settings, tiny))
+        for name, regime in protocol.regimes.items()
+    }
+    return replace(
+        protocol,
+        seeds=protocol.seeds[:2],
+        development_seeds=protocol.development_seeds[:2],
+        questions=6,
+        samples=2,
+        interim_questions=4,
+        arms=arms,
+        regimes=regimes,
+    )
+
+
+def job_config(protocol: Protocol, job: Job) -> TrainConfig:
+    """The training settings of a run."""
+    regime, arm = protocol.regimes[job.regime], protocol.arms[job.arm]
+    base = tomllib.loads((ROOT / protocol.base).read_text(encoding="utf-8"))
+    checkpoint = protocol.checkpoints[job.seed % len(protocol.checkpoints)]
+    fixed: Settings = {
+        "world": {"seed": job.seed},
+        "run": {"seed": job.seed, "threads": 1},
+        "policy": {"path": checkpoint},
+    }
+    parts = (regime.settings, arm.settings, regime.tuned.get(arm.family, {}), fixed)
+    data: dict[str, Any] = base
+    for part in parts:
+        data = merged(data, part)
+    if "credit" in arm.settings:  # an arm says all of it: nothing is left over from the base
+        data["credit"] = dict(arm.settings["credit"])
+    for change in job.changes:
+        section, rest = change.split(".", 1)
+        key, value = rest.split("=", 1)
+        data = merged(data, {section: {key: tomllib.loads(f"v = {value}")["v"]}})
+    return from_dict(data)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configurations of sections, the second one's values winning."""
+    result = {section: dict(values) for section, values in base.items()}
+    for section, values in over.items():
+        result[section] = {**result.get(section, {}), **values}
+    return result

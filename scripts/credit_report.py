@@ -1,0 +1,226 @@
+"""From the runs of the credit laboratory to its tables, its file and its plots."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from rich.table import Table
+
+from scripts.credit_protocol import Protocol
+from scripts.credit_statistics import holm, sign_flip_test, t_interval
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CAVEAT = "tiny world, 0.7 M-parameter policy: no claim for 3B"
+NOT_BEHIND = -0.02
+Run = Mapping[str, Any]
+
+
+def endpoint(run: Run) -> float:
+    """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %."""
+    return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
+
+
+def endpoint_at(run: Run, share: float) -> float:
+    """The endpoint had training stopped at a share of its budget, EM between evaluations linear.
+
+    Args:
+        run: A run.
+        share: Above 0; beyond 1 the last EM stands.
+    """
+    steps = np.array([one["step"] for one in run["evaluations"]], dtype=np.float64)
+    ems = np.array([one["em"] for one in run["evaluations"]])
+    return float(np.mean(np.interp(steps[1:] * share, steps, ems)))
+
+
+def collapsed(run: Run) -> bool:
+    """Whether the last EM is below half of the best one, or below the first one."""
+    ems = [one["em"] for one in run["evaluations"]]
+    return bool(ems[-1] < 0.5 * max(ems) or ems[-1] < ems[0])
+
+
+def summarise(
+    protocol: Protocol, runs: Sequence[Run], qualified: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Every regime's table, as JSON-ready data.
+
+    Args:
+        protocol: The protocol.
+        runs: Runs on fresh seeds.
+        qualified: What each regime qualified by.
+    """
+    regimes: dict[str, Any] = {}
+    for name, regime in protocol.regimes.items():
+        by_arm: defaultdict[str, dict[int, Run]] = defaultdict(dict)
+        for run in runs:
+            if run["job"]["regime"] == name:
+                by_arm[run["job"]["arm"]][run["job"]["seed"]] = run
+        if by_arm:
+            regimes[name] = {
+                "why": regime.why,
+                "primary": regime.primary,
+                "qualified": qualified.get(name, {}),
+                "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
+            }
+    _test_primaries(regimes)
+    return {
+        "caveat": CAVEAT,
+        "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
+        "settings_tried": list(protocol.settings_tried),
+        "regimes": regimes,
+    }
+
+
+def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
+    runs, baseline = by_arm[arm], by_arm.get("grpo", {})
+    paired = sorted(runs.keys() & baseline.keys())
+    row: dict[str, Any] = {
+        "seeds": len(runs),
+        "em": list(t_interval([endpoint(run) for run in runs.values()])),
+        "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
+        "collapses": sum(map(collapsed, runs.values())),
+        "cpu_seconds": _cpu(runs),
+        **_details(list(runs.values())),
+    }
+    if arm != "grpo" and paired:
+        deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
+        share = _cpu({s: baseline[s] for s in paired}) / _cpu({s: runs[s] for s in paired})
+        equal = [endpoint_at(runs[s], share) - endpoint(baseline[s]) for s in paired]
+        row |= {
+            "delta_em": list(t_interval(deltas)),
+            "delta_em_equal_cpu": list(t_interval(equal)),
+            "sign_flip_p": sign_flip_test(deltas),
+            "deltas": [round(delta, 4) for delta in deltas],
+        }
+    return row
+
+
+def _cpu(runs: Mapping[int, Run]) -> float:
+    """Median CPU seconds of training; a share of it is what equal CPU means."""
+    return float(np.median([run["evaluations"][-1]["cpu_seconds"] for run in runs.values()]))
+
+
+def _details(runs: Sequence[Run]) -> dict[str, Any]:
+    """Means over runs of what the last evaluation and the training log tell."""
+    last = [run["evaluations"][-1] for run in runs]
+    curves = [[one["em"] for one in run["evaluations"]] for run in runs]
+    detail: dict[str, Any] = {
+        "em_curve": _mean_columns(curves),
+        "hop_hits": _mean_columns([one["hop_hits"] for one in last]),
+        "gold_by_search": _mean_columns([one["gold_by_search"] for one in last]),
+        "searches": float(np.mean([one["searches"] for one in last])),
+        "query_tokens": float(np.mean([one["query_tokens"] for one in last])),
+        "pass_at": {
+            k: float(np.mean([one["pass_at"][k] for one in last])) for k in last[0]["pass_at"]
+        },
+        "em_by_hops": {
+            hops: float(np.mean([one["em_by_hops"][hops] for one in last]))
+            for hops in last[0]["em_by_hops"]
+        },
+    }
+    names = {name for run in runs for quarter in run["training"] for name in quarter}
+    detail["training"] = {
+        name: _mean_columns([[q[name] for q in run["training"] if name in q] for run in runs])
+        for name in sorted(names)
+    }
+    return detail
+
+
+def _mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _mean_columns(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Mean of each column; a row that ends early counts where it has a value."""
+    longest = max(map(len, rows))
+    columns = [[row[i] for row in rows if i < len(row)] for i in range(longest)]
+    return [round(float(np.mean(column)), 4) for column in columns]
+
+
+def _test_primaries(regimes: dict[str, Any]) -> None:
+    """Holm's correction of the one primary test of each regime, and its verdict."""
+    p_values = {
+        name: regime["arms"][regime["primary"]]["sign_flip_p"]
+        for name, regime in regimes.items()
+        if "sign_flip_p" in regime["arms"].get(regime["primary"], {})
+    }
+    for name, p in holm(p_values).items():
+        row = regimes[name]["arms"][regimes[name]["primary"]]
+        row["sign_flip_p_holm"] = p
+        low, high = row["delta_em"][1:]
+        regimes[name]["verdict"] = {
+            "win": bool(low > 0),
+            "loss": bool(high < 0),
+            "not_behind_at_equal_cpu": bool(row["delta_em_equal_cpu"][1] > NOT_BEHIND),
+        }
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """One table per regime."""
+    made = []
+    for name, regime in summary["regimes"].items():
+        table = Table(
+            title=f"{name}: {summary['endpoint']}", caption=f"{regime['why']}; {summary['caveat']}"
+        )
+        table.add_column("arm", no_wrap=True)
+        for heading in ("seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for arm, row in regime["arms"].items():
+            table.add_row(
+                arm + (" *" if arm == regime["primary"] else ""),
+                str(row["seeds"]),
+                _interval(row["em"]),
+                _interval(row.get("delta_em"), signed=True),
+                _interval(row.get("delta_em_equal_cpu"), signed=True),
+                " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
+                f"{row['cpu_seconds']:.0f}",
+                str(row["collapses"]),
+            )
+        made.append(table)
+    return made
+
+
+def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
+    if values is None:
+        return ""
+    mean, low, high = values
+    form = "{:+.3f}" if signed else "{:.3f}"
+    if np.isnan(low):
+        return form.format(mean)
+    return f"{form} [{form}, {form}]".format(mean, low, high)
+
+
+def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
+    """Per regime, each arm's difference to GRPO with its interval, and the EM curves."""
+    regimes = summary["regimes"]
+    figure, axes = plt.subplots(
+        len(regimes), 2, figsize=(11, 1.2 + 3.6 * len(regimes)), layout="constrained", squeeze=False
+    )
+    for (left, right), (name, regime) in zip(axes, regimes.items(), strict=True):
+        arms = {arm: row for arm, row in regime["arms"].items() if "delta_em" in row}
+        for place, (arm, row) in enumerate(reversed(arms.items())):
+            mean, low, high = row["delta_em"]
+            color = "#1a73e8" if arm == regime["primary"] else "#5f6368"
+            left.plot([low, high], [place, place], color=color, linewidth=2)
+            left.plot(mean, place, "o", color=color, markersize=5)
+        left.axvline(0, color="#202124", linewidth=0.8)
+        left.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=8)
+        left.set_title(f"{name}: EM against GRPO at equal rollouts", fontsize=10, loc="left")
+        for arm in dict.fromkeys(("grpo", regime["primary"], "paper", "oracle", "placebo")):
+            if arm in regime["arms"]:
+                curve = regime["arms"][arm]["em_curve"]
+                right.plot(np.linspace(0, 100, len(curve)), curve, marker=".", label=arm)
+        right.set_title(f"{name}: sampled EM over the budget (%)", fontsize=10, loc="left")
+        right.legend(frameon=False, fontsize=8)
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+    figure.suptitle(CAVEAT, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,214 @@
+"""The credit laboratory: statistics by hand and by brute force, the protocol, small real runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igsearch_env.credit import IGSearch
+from scripts.compare_credit import PROTOCOL, verdict_of
+from scripts.credit_protocol import Job, Protocol, job_config, load_protocol
+from scripts.credit_report import collapsed, endpoint, endpoint_at, summarise, tables
+from scripts.credit_statistics import holm, sign_flip_test, t_interval
+from trainers.setup import ROOT, make_credit_from
+
+FLOATS = st.floats(-1, 1, allow_nan=False)
+
+
+def a_run(arm: str, seed: int, ems: list[float], cpu: float = 100.0, **job: Any) -> dict[str, Any]:
+    """A run of 8 steps whose EM is known."""
+    evaluations = [
+        {
+            "step": 2 * number,
+            "cpu_seconds": cpu * number / 4,
+            "em": em,
+            "em_by_hops": {"2": em},
+            "pass_at": {"1": em},
+            "hop_hits": [0.5, 0.25],
+            "gold_by_search": [0.5],
+            "searches": 2.0,
+            "query_tokens": 4.0,
+        }
+        for number, em in enumerate(ems)
+    ]
+    told = {"stage": "compare", "regime": "bridges", "arm": arm, "seed": seed, **job}
+    training = [{"entropy": 1.0}] * 4
+    return {"job": told, "changes": [], "evaluations": evaluations, "training": training}
+
+
+def test_t_interval_by_hand() -> None:
+    mean, low, high = t_interval([0.1, 0.3, 0.2, 0.4])
+    half = 3.182446 * np.std([0.1, 0.3, 0.2, 0.4], ddof=1) / 2  # t of 3 degrees of freedom
+    assert (mean, low, high) == pytest.approx((0.25, 0.25 - half, 0.25 + half), abs=1e-6)
+    assert np.isnan(t_interval([0.5])[1])
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=7))
+def test_sign_flips_are_all_counted(values: list[float]) -> None:
+    observed = abs(sum(values) / len(values))
+    flips = itertools.product((1, -1), repeat=len(values))
+    means = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True)) / len(values)) for signs in flips
+    ]
+    expected = sum(mean >= observed - 1e-12 for mean in means) / len(means)
+    assert sign_flip_test(values) == pytest.approx(expected)
+
+
+def test_sign_flips_of_one_sign_are_the_smallest_p() -> None:
+    assert sign_flip_test([0.1] * 8) == 2 / 2**8
+    with pytest.raises(ValueError, match="20 pairs"):
+        sign_flip_test([0.1] * 21)
+
+
+def test_holm_never_falls_and_never_exceeds_one() -> None:
+    assert holm({"a": 0.02, "b": 0.01, "c": 0.6}) == {"b": 0.03, "a": 0.04, "c": 0.6}
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+def test_the_endpoint_leaves_the_start_out() -> None:
+    run = a_run("grpo", 0, [0.9, 0.1, 0.2, 0.3, 0.4])
+    assert endpoint(run) == pytest.approx(0.25)
+    assert endpoint_at(run, 1.0) == pytest.approx(0.25)
+    # At half the budget: EM at 1, 2, 3 and 4 of 8 steps.
+    assert endpoint_at(run, 0.5) == pytest.approx(np.mean([0.5, 0.1, 0.15, 0.2]))
+    assert endpoint_at(run, 2.0) == pytest.approx(np.mean([0.2, 0.4, 0.4, 0.4]))
+
+
+@pytest.mark.parametrize(
+    ("ems", "expected"),
+    [([0.1, 0.2, 0.4, 0.3], False), ([0.1, 0.2, 0.5, 0.2], True), ([0.2, 0.3, 0.3, 0.19], True)],
+)
+def test_collapses(ems: list[float], expected: bool) -> None:
+    assert collapsed(a_run("grpo", 0, ems)) is expected
+
+
+def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
+    protocol = load_protocol(PROTOCOL)
+    runs = []
+    for seed in range(3):
+        runs.append(a_run("grpo", seed, [0.0] + [0.1 * seed] * 4))
+        runs.append(a_run("ig", seed, [0.0] + [0.1 * seed + 0.05 + 0.01 * seed] * 4, cpu=200.0))
+    runs.append(a_run("oracle", 2, [0.0] + [0.9] * 4))
+    summary = summarise(protocol, runs, {"bridges": {"qualified": True}})
+    regime = summary["regimes"]["bridges"]
+    ig, oracle = regime["arms"]["ig"], regime["arms"]["oracle"]
+    assert ig["delta_em"][0] == pytest.approx(0.06)
+    assert ig["deltas"] == pytest.approx([0.05, 0.06, 0.07])
+    # Twice the CPU: at equal CPU it has half its steps, of which the first quarter starts at 0.
+    finals = [0.05, 0.16, 0.27]
+    equal = [np.mean([f / 2, f, f, f]) - 0.1 * seed for seed, f in enumerate(finals)]
+    assert ig["delta_em_equal_cpu"][0] == pytest.approx(np.mean(equal))
+    assert oracle["deltas"] == pytest.approx([0.7])
+    assert ig["sign_flip_p_holm"] == ig["sign_flip_p"] == 0.25
+    assert regime["verdict"]["win"] is True
+    assert "sign_flip_p_holm" not in oracle
+    assert len(tables(summary)) == 1
+    assert summary["regimes"].keys() == {"bridges"}
+
+
+def test_a_regime_must_pass_every_limit() -> None:
+    look = {"all_fail": 0.8, "all_fail_supported": 0.5, "reads": 0.6}
+    runs = [a_run("grpo", 0, [0.1] * 5), a_run("oracle", 0, [0.1, 0.2, 0.2, 0.2, 0.2])]
+    verdict = verdict_of([look], runs)
+    assert verdict["qualified"] is True
+    assert verdict["figures"]["oracle_minus_grpo"] == pytest.approx(0.1)
+    assert verdict["figures"]["grpo_first_hop_at_half"] == 0.5
+    for name, value in (("all_fail", 0.4), ("all_fail_supported", 0.2), ("reads", 0.4)):
+        failed = verdict_of([{**look, name: value}], runs)
+        assert failed["qualified"] is False
+        assert [key for key, passed in failed["passes"].items() if not passed] == [name]
+    assert verdict_of([look], [runs[0], a_run("oracle", 0, [0.1] * 5)])["qualified"] is False
+
+
+def test_settings_are_laid_over_one_another() -> None:
+    protocol = load_protocol(PROTOCOL)
+    config = job_config(protocol, Job("compare", "bridges", "ig_return", 3))
+    assert config.world.seed == config.run.seed == 3
+    assert config.world.people == 320
+    assert config.credit == {"method": "ig_search", "alpha": 1.0, "gamma": 0.9}
+    tuned = {"gain": {"optimization": {"learning_rate": 0.5}}}
+    regime = replace(protocol.regimes["bridges"], tuned=tuned)
+    other = replace(protocol, regimes={"bridges": regime})
+    assert job_config(other, Job("compare", "bridges", "ig", 0)).optimization.learning_rate == 0.5
+    plain = job_config(other, Job("compare", "bridges", "grpo", 0))
+    assert plain.optimization.learning_rate != 0.5
+    changed = Job("develop", "bridges", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01"))
+    assert job_config(protocol, changed).credit["alpha"] == 0.5
+    assert job_config(protocol, changed).optimization.kl == 0.01
+    assert changed.name == "bridges-ig-0-alpha_0.5-kl_0.01"
+
+
+def test_every_arm_of_the_protocol_can_be_built() -> None:
+    protocol = load_protocol(PROTOCOL)
+    for arm in protocol.arms:
+        make_credit_from(job_config(protocol, Job("compare", "bridges", arm, 0)).credit)
+    paper = job_config(protocol, Job("compare", "bridges", "paper", 0))
+    assert isinstance(make_credit_from(paper.credit), IGSearch)
+    assert paper.environment.floor == "none"
+    assert paper.environment.counterfactual == "documents+refinement"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": (0, 100)}, "development seeds"),
+        ({"arms": {}}, "needs an arm 'grpo'"),
+        ({"seeds": (0,)}, "asks for 8 seeds"),
+    ],
+)
+def test_a_protocol_that_contradicts_itself_is_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    protocol: Protocol = load_protocol(PROTOCOL)
+    with pytest.raises(ValueError, match=message):
+        replace(protocol, **change)
+
+
+def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.compare_credit", *map(str, arguments)]
+    command += ["--smoke", "--workers", "1", "--regimes", "bridges"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.timeout(1200)
+def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
+    early = laboratory("compare", "--out", tmp_path)
+    assert early.returncode == 2
+    assert "run `qualify` before" in early.stderr
+    assert laboratory("qualify", "--out", tmp_path).returncode == 0
+    verdicts = json.loads((tmp_path / "qualified.json").read_text())
+    assert set(verdicts["bridges"]["passes"]) == set(verdicts["bridges"]["figures"])
+    verdicts["bridges"]["qualified"] = True  # tiny runs qualify for nothing
+    (tmp_path / "qualified.json").write_text(json.dumps(verdicts))
+    protocol = tmp_path / "protocol.toml"
+    protocol.write_text(PROTOCOL.read_text())
+    call = ("compare", "--out", tmp_path, "--protocol", protocol, "--arms", "grpo", "ig")
+    first = laboratory(*call, "--report", tmp_path / "report")
+    assert first.returncode == 0, first.stderr
+    arms = json.loads((tmp_path / "report/credit.json").read_text())["regimes"]["bridges"]["arms"]
+    assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
+    assert (tmp_path / "report/credit.png").stat().st_size > 10_000
+    runs = sorted((tmp_path / "smoke/compare").iterdir())
+    kept = [(path.name, path.stat().st_mtime_ns) for path in runs]
+    assert len(kept) == 4
+    known = tmp_path / "report/credit_runs.jsonl"
+    again = laboratory(*call, "--known", known)
+    assert again.returncode == 0
+    assert kept == [(path.name, path.stat().st_mtime_ns) for path in runs]
+    runs[0].unlink()
+    assert laboratory(*call, "--known", known).returncode == 0
+    assert json.loads(runs[0].read_text()) in [json.loads(row) for row in known.open()]
+    protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
+    late = laboratory(*call)
+    assert late.returncode == 2
+    assert "has changed since fresh seeds were run" in late.stderr
