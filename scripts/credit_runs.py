@@ -14,7 +14,7 @@ from igsearch_env.episode import Episode, Question
 from scripts.credit_protocol import QUARTERS, Job, Protocol, job_config
 from trainers.evaluation import play_questions
 from trainers.grpo import GRPOTrainer
-from trainers.metrics import gold_document_rate
+from trainers.scores import gold_document_rate
 from trainers.setup import make_questions
 
 EVAL_SEED = 55_555
