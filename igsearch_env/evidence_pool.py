@@ -55,12 +55,14 @@ class EvidencePool:
         self.rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
         self.counts: Counter[str] = Counter()
         self._pairs: list[Evidence] = []
+        self._refined: list[Evidence] | None = None  # those with a refinement, once asked for
         self._oldest = 0
 
     def add(self, evidence: Evidence) -> None:
         """Add a pair; one without documents is of no use and is left out."""
         if not evidence.documents:
             return
+        self._refined = None
         if len(self._pairs) < self.capacity:
             self._pairs.append(evidence)
         else:
@@ -97,8 +99,9 @@ class EvidencePool:
         drawn: list[Evidence] = []
         if not self._pairs:
             return drawn
-        refined = [pair for pair in self._pairs if pair.refinement.text]
-        pairs = refined if len(refined) >= count else self._pairs
+        if self._refined is None:
+            self._refined = [pair for pair in self._pairs if pair.refinement.text]
+        pairs = self._refined if len(self._refined) >= count else self._pairs
         for _ in range(count):
             for _ in range(self.tries):
                 pair = pairs[int(rng.integers(len(pairs)))]
@@ -137,6 +140,7 @@ class EvidencePool:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self._pairs = [evidence_from_record(pair) for pair in state["pairs"]]
+        self._refined = None
         self._oldest = state["oldest"]
         self.counts = Counter(state["counts"])
         self._seed = state["seed"]

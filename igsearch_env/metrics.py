@@ -10,6 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import comb
 
 import numpy as np
@@ -22,6 +23,7 @@ _CLOSED = frozenset({"yes", "no", "noanswer"})
 _CHUNK = 1_000_000
 
 
+@lru_cache(maxsize=4096)
 def normalize_answer(text: str) -> str:
     """Lower-case, then drop ASCII punctuation, English articles and surplus blanks, as SQuAD does.
 
@@ -92,8 +94,7 @@ def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
     True
     """
     _check(golden_answers)
-    words = _words(text)
-    every, content = _spaced(words), _spaced(_without_articles(words))
+    every, content = _searchable(text)
     for answer in golden_answers:
         wanted = _words(answer)
         kept = _without_articles(wanted)
@@ -238,6 +239,13 @@ def _cover(prediction: str, answer: str) -> float:
     if not gold:
         return _exact(prediction, answer)
     return float(f" {gold} " in f" {given} ")
+
+
+@lru_cache(maxsize=4096)  # a passage of the evidence pool is looked at again and again
+def _searchable(text: str) -> tuple[str, str]:
+    """The words of a text between blanks, with and without its articles."""
+    words = _words(text)
+    return _spaced(words), _spaced(_without_articles(words))
 
 
 def _words(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from trainers.checkpoint import checkpoints, load_state, save_checkpoint
 from trainers.config import TrainConfig
 from trainers.evaluation import play_questions
 from trainers.files import write_whole
+from trainers.memory import keep_freed_memory
 from trainers.metrics import evaluation_results, rollout_metrics
 from trainers.rollout import collect
 from trainers.run_log import RunLog
@@ -51,6 +52,7 @@ class GRPOTrainer:
         self.config, self.out = config, Path(out)
         saved = self._check_folder(resume)
         self.threads = set_threads(config.run.threads)
+        keep_freed_memory()
         self.engine = make_training_engine(config, config.run.seed)
         self.agent = make_agent(config, self.engine)
         self.policy = self.agent.policy

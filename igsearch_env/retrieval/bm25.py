@@ -195,7 +195,9 @@ class BM25Retriever:
 
 def _best(scores: NDArray[np.float32], k: int) -> list[int]:
     """Numbers of the ``k`` highest positive scores, ties in order of number."""
-    least = np.partition(scores, -k)[-k]
-    candidates = np.flatnonzero(scores >= least) if least > 0 else np.flatnonzero(scores)
+    candidates = np.flatnonzero(scores)  # few of many: partitioning mostly equal scores is slow
+    if len(candidates) > k:
+        values = scores[candidates]
+        candidates = candidates[values >= np.partition(values, -k)[-k]]
     order = np.argsort(-scores[candidates], kind="stable")[:k]
     return [int(number) for number in candidates[order]]

@@ -1,0 +1,289 @@
+"""Environment steps per CPU second: one environment, Gymnasium's SyncVectorEnv, and our own rows.
+
+python -m scripts.bench_env --out runs/bench_env
+python -m scripts.bench_env --out runs/bench_env_quick --quick
+
+Two workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
+passages of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
+``scoring`` the demo's world with every gain settled online by the shipped policy. A step is one
+turn of one row. Rounds of all arms take turns, and medians over rounds are told; CPU time, which
+other programs on the machine disturb less than they do the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, Self
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from rich.table import Table
+
+from agents.trie_scorer import TrieScorer
+from igsearch_env import (
+    BM25Retriever,
+    Document,
+    EvidencePool,
+    Question,
+    SearchQAEnv,
+    SearchQAVectorEnv,
+    World,
+    load_corpus,
+    load_questions,
+)
+from igsearch_env.episode import Context
+from igsearch_env.retrieval.words import query_words
+from scripts.command_line import console, progress_bar, run, write_json
+from trainers.memory import keep_freed_memory
+from trainers.setup import load_policy
+from trainers.threads import set_threads
+
+Kind = Literal["single", "sync", "ours"]
+SEARCHES = 3
+ROWS = (1, 8, 64)
+MAX_OUTSIDE, MIN_SPEEDUP = 0.05, 3.0  # at 64 rows, with scoring
+
+
+class TimedRetriever:
+    """A retriever that adds up the seconds spent in it."""
+
+    def __init__(self, retriever: BM25Retriever) -> None:
+        self.retriever, self.seconds = retriever, 0.0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.retriever)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Search, and take the time."""
+        started = time.process_time()
+        found = self.retriever.search(queries, k)
+        self.seconds += time.process_time() - started
+        return found
+
+
+class TimedScorer:
+    """A scorer that adds up the seconds spent in it."""
+
+    def __init__(self, scorer: TrieScorer) -> None:
+        self.scorer, self.seconds = scorer, 0.0
+        self.vocabulary_size = scorer.vocabulary_size
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def fits(self, context: Context, answer: str) -> bool:
+        """Whether a context can be scored, and take the time."""
+        started = time.process_time()
+        answered = self.scorer.fits(context, answer)
+        self.seconds += time.process_time() - started
+        return answered
+
+    def log_probs(
+        self, contexts: Sequence[Context], answers: Sequence[str]
+    ) -> list[NDArray[np.float64]]:
+        """Score, and take the time."""
+        started = time.process_time()
+        values = self.scorer.log_probs(contexts, answers)
+        self.seconds += time.process_time() - started
+        return values
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is played: questions, and the arguments that every environment gets."""
+
+    name: Literal["search", "scoring"]
+    questions: Sequence[Question]
+    options: dict[str, Any]
+    timed: Sequence[TimedRetriever | TimedScorer]
+
+    def turns(self, question: Question) -> list[str]:
+        """Searches for parts of the question, each refined in the next turn, then an answer."""
+        words = query_words(question.text)
+        queries = [" ".join(words[start:]) or words[-1] for start in range(SEARCHES)]
+        turns = [f"<search> {query} </search>" for query in queries]
+        return [
+            turns[0],
+            *(f"<refine> {words[0]} </refine> {turn}" for turn in turns[1:]),
+            f"<refine> {words[-1]} </refine> <answer> {words[-1]} </answer>",
+        ]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to play a workload."""
+
+    workload: Workload
+    kind: Kind
+    rows: int
+    env: Any
+
+    def round(self, number: int) -> dict[str, float]:
+        """Play an episode in every row: steps per second, and the share of time outside."""
+        questions = self.workload.questions
+        asked = [questions[(number * self.rows + i) % len(questions)] for i in range(self.rows)]
+        turns = list(zip(*map(self.workload.turns, asked), strict=True))  # by step
+        inside = sum(part.seconds for part in self.workload.timed)
+        started = time.process_time()
+        self._reset(asked)
+        for actions in turns:
+            self.env.step(actions[0] if self.kind == "single" else actions)
+        seconds = time.process_time() - started
+        inside = sum(part.seconds for part in self.workload.timed) - inside
+        steps = len(turns) * self.rows
+        return {"steps_per_second": steps / seconds, "outside": 1 - inside / seconds}
+
+    def _reset(self, asked: Sequence[Question]) -> None:
+        if self.kind == "ours":
+            self.env.reset(options={"questions": asked})
+            return
+        envs = [self.env] if self.kind == "single" else self.env.envs
+        if self.kind == "sync":  # its reset gives every row the same options
+            self.env.reset()
+        for env, question in zip(envs, asked, strict=True):
+            env.reset(options={"question": question})
+
+
+def main() -> None:
+    """Time every arm, print the table and the verdict, and write results.json."""
+    arguments = _parser().parse_args()
+    set_threads(arguments.threads)
+    keep_freed_memory()
+    workloads = [search_workload(), scoring_workload()]
+    rows = []
+    for workload, quick, full in zip(workloads, (3, 1), (15, 5), strict=True):
+        arms = [make_arm(workload, kind, n) for kind, n in plan()]
+        rows += measure(arms, quick if arguments.quick else full)
+    write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
+    console.print(_table(rows))
+    console.print(verdict(rows), soft_wrap=True)
+
+
+def plan() -> list[tuple[Kind, int]]:
+    """Kinds of environment and numbers of rows."""
+    return [("single", 1), *((kind, n) for n in ROWS for kind in ("sync", "ours"))]
+
+
+def search_workload() -> Workload:
+    """Searches alone."""
+    folder = os.environ.get("IGSEARCH_DATA")
+    if folder:
+        console.print(f"indexing {Path(folder) / 'wiki_pool.corpus.jsonl'}")
+        documents = load_corpus(Path(folder) / "wiki_pool.corpus.jsonl")
+        questions = load_questions(str(Path(folder) / "hotpotqa.questions.jsonl"))
+    else:
+        world = World.generate(seed=0, people=8_000)  # 43,000 passages
+        documents, questions = list(world.documents), list(world.test_questions)
+    retriever = TimedRetriever(BM25Retriever.build(documents))
+    options = {"retriever": retriever, "scorer": None, "top_k": 3}
+    return Workload("search", questions, {"questions": questions, **options}, [retriever])
+
+
+def scoring_workload() -> Workload:
+    """The demo's world, with gains settled by the shipped policy as they fall due."""
+    world = World.generate(seed=0, people=320)
+    questions = [question for question in world.test_questions if question.hops == 2]
+    retriever = TimedRetriever(BM25Retriever.build(world.documents))
+    scorer = TimedScorer(load_policy("agents/world-tiny").scorer())
+    options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
+    return Workload("scoring", questions, {"questions": questions, **options}, [retriever, scorer])
+
+
+def make_arm(workload: Workload, kind: Kind, rows: int) -> Arm:
+    """Build the environment of an arm; its rows share a pool of counterfactuals."""
+    options = {**workload.options, "pool": EvidencePool()}
+    if kind == "ours":
+        return Arm(workload, kind, rows, SearchQAVectorEnv(rows, **options))
+    if kind == "single":
+        return Arm(workload, kind, rows, SearchQAEnv(**options))
+    makers = [lambda: SearchQAEnv(**options)] * rows
+    env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    return Arm(workload, kind, rows, env)
+
+
+def measure(arms: Sequence[Arm], rounds: int) -> list[dict[str, Any]]:
+    """Play rounds of all arms in turn, after one of single rows to warm up."""
+    results: list[list[dict[str, float]]] = [[] for _ in arms]
+    for arm in arms:
+        if arm.rows == 1:
+            arm.round(0)
+    with progress_bar() as bar:
+        task = bar.add_task(arms[0].workload.name, total=rounds * len(arms), note="")
+        for number in range(rounds):
+            for arm, played in zip(arms, results, strict=True):
+                played.append(arm.round(number))
+                bar.advance(task)
+    return [
+        {
+            "workload": arm.workload.name,
+            "kind": arm.kind,
+            "rows": arm.rows,
+            **{key: median(row[key] for row in played) for key in played[0]},
+        }
+        for arm, played in zip(arms, results, strict=True)
+    ]
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """Whether the two aims at 64 rows with scoring are met, in one line."""
+    speed = {
+        row["kind"]: row["steps_per_second"]
+        for row in rows
+        if (row["workload"], row["rows"]) == ("scoring", ROWS[-1])
+    }
+    (outside,) = [
+        row["outside"]
+        for row in rows
+        if (row["workload"], row["kind"], row["rows"]) == ("scoring", "ours", ROWS[-1])
+    ]
+    ratio = speed["ours"] / speed["sync"]
+    met = ratio >= MIN_SPEEDUP and outside <= MAX_OUTSIDE
+    return (
+        f"{'met' if met else 'MISSED'} at {ROWS[-1]} rows: ours is {ratio:.1f} times SyncVectorEnv "
+        f"with scoring (aim: {MIN_SPEEDUP:g}), and spends {outside:.1%} of its time outside "
+        f"retriever and scorer (aim: at most {MAX_OUTSIDE:.0%})"
+    )
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(
+        title="environment steps per CPU second (share of time outside retriever and scorer)"
+    )
+    table.add_column("environment")
+    table.add_column("rows", justify="right")
+    names = list(dict.fromkeys(row["workload"] for row in rows))
+    for name in names:
+        table.add_column(name, justify="right")
+    for kind, count in plan():
+        cells = [
+            f"{row['steps_per_second']:,.0f} ({row['outside']:.1%})"
+            for name in names
+            for row in rows
+            if (row["workload"], row["kind"], row["rows"]) == (name, kind, count)
+        ]
+        table.add_row(kind, str(count), *cells)
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_env"))
+    parser.add_argument("--quick", action="store_true", help="less than 45 seconds")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)
