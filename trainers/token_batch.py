@@ -42,7 +42,7 @@ class TokenBatch:
         Raises:
             ValueError: If a turn of the policy has no token ids.
         """
-        rows = [_tokens(episode, tokenizer) for episode in episodes]
+        rows = [episode_tokens(episode, tokenizer) for episode in episodes]
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         attention = torch.zeros(len(rows), length, dtype=torch.long)
@@ -94,7 +94,7 @@ def policy_log_probs(
     return log_probs.gather(1, targets[:, None])[:, 0], entropy
 
 
-def _tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[int], list[bool]]:
+def episode_tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[int], list[bool]]:
     """Ids up to the last one that the policy wrote (it saw them all), and which it wrote."""
     ids: list[int] = []
     mask: list[bool] = []

@@ -59,8 +59,8 @@ class SearchRollouts:
         """Play; each prompt comes once per completion, and completions of a group in a row.
 
         Returns:
-            One entry per prompt in each list: ``prompt_ids``, ``completion_ids``, ``logprobs`` (nats; 0 where
-            the environment wrote), ``env_mask`` (1 where the policy wrote) and ``paid``.
+            Lists with one entry per prompt: ``prompt_ids``, ``completion_ids``, ``logprobs`` (nats;
+            0 where the environment wrote), ``env_mask`` (1 where the policy wrote) and ``paid``.
 
         Raises:
             ValueError: If TRL and the policy disagree on the temperature.

@@ -1,0 +1,167 @@
+"""TRL's real trainer on the environment, with the shipped policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+trl = pytest.importorskip("trl", reason="needs the extra trl")
+
+from agents.grpo_agent import GRPOAgent  # noqa: E402
+from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
+from igsearch_env.settings import make_engine  # noqa: E402
+from trainers.losses import policy_loss  # noqa: E402
+from trainers.setup import load_policy  # noqa: E402
+from trainers.token_batch import TokenBatch, policy_log_probs  # noqa: E402
+from trainers.trl_rollouts import (  # noqa: E402
+    SearchRollouts,
+    TokenCreditTrainer,
+    prompts,
+    reward,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+Make = Callable[..., Any]
+
+
+class Flaky:
+    """BM25 that gives up on every call but each third."""
+
+    def __init__(self, retriever: BM25Retriever) -> None:
+        self.retriever, self.calls = retriever, 0
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        self.calls += 1
+        if self.calls % 3:
+            raise RetrievalError("down")
+        return self.retriever.search(queries, k)
+
+
+@pytest.fixture
+def make(world: World, tmp_path: Path) -> Make:
+    def make(
+        kind: Any = TokenCreditTrainer,
+        flaky: bool = False,
+        weight: float = 0.0,
+        temperature: float = 1.0,
+        **settings: Any,
+    ) -> Any:
+        policy = load_policy("agents/world-tiny", seed=3)
+        bm25 = BM25Retriever.build(world.documents)
+        train = [question for question in world.train_questions if question.hops == 1]
+        engine = make_engine(
+            train,
+            Flaky(bm25) if flaky else bm25,
+            policy.scorer() if weight else None,
+            protocol=policy.protocol,
+            max_searches=2,
+            top_k=1,
+            counterfactual="documents",
+            information_gain_weight=weight,
+        )
+        agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search", alpha=1.0))
+        config = trl.GRPOConfig(
+            str(tmp_path),
+            per_device_train_batch_size=8,
+            num_generations=4,
+            learning_rate=1e-3,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            temperature=temperature,
+            **settings,
+        )
+        return kind(
+            policy.model,
+            reward,
+            args=config,
+            train_dataset=prompts(train),
+            processing_class=policy.tokenizer.tokenizer,
+            rollout_func=SearchRollouts(engine, agent),
+        )
+
+    return make
+
+
+def generate(trainer: Any) -> dict[str, Any]:
+    ids = [row["prompt"] for row in trainer.train_dataset.select(range(2)) for _ in range(4)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch: dict[str, Any] = trainer._generate_and_score_completions([{"prompt": i} for i in ids])
+    return batch
+
+
+def test_two_optimisation_steps(make: Make) -> None:
+    trainer = make(max_steps=2, logging_steps=1)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 2
+    moved = [not torch.equal(before[n], w) for n, w in trainer.model.named_parameters()]
+    assert all(moved)
+    assert {"reward", "loss"} <= trainer.state.log_history[0].keys()
+
+
+def test_the_gradient_is_that_of_the_local_trainer(make: Make) -> None:
+    trainer = make()
+    model, rollouts = trainer.model, trainer.rollout_func
+    batch = generate(trainer)
+    episodes, agent = rollouts.episodes, rollouts.agent
+    assert any(gain is not None for e in episodes for gain in e.information_gains)
+    trainer._compute_loss(model, batch).backward()
+    theirs = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    model.zero_grad()
+    tokens = TokenBatch.from_episodes(episodes, agent.policy.tokenizer)
+    log_probs, _ = policy_log_probs(model, tokens)
+    advantages = tokens.spread(agent.advantages(episodes))
+    assert advantages.abs().max() > 0
+    policy_loss(log_probs, log_probs.detach(), advantages, len(log_probs)).loss.backward()
+    ours = torch.cat([weight.grad.flatten() for weight in model.parameters()])
+    assert ours.norm() > 1e-3
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-3)
+
+
+def test_sampled_log_probs_stand_at_their_tokens(make: Make) -> None:
+    trainer = make()
+    batch = generate(trainer)
+    ids = torch.cat((batch["prompt_ids"], batch["completion_ids"]), dim=1)
+    seen = torch.cat((batch["prompt_mask"], batch["completion_mask"]), dim=1)
+    with torch.no_grad():
+        width = batch["completion_ids"].shape[1]
+        values, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, seen, width)
+    mask = (batch["tool_mask"] * batch["completion_mask"]).bool()
+    torch.testing.assert_close(
+        values[mask], batch["sampling_per_token_logps"][mask], atol=1e-4, rtol=1e-3
+    )
+
+
+def test_an_episode_whose_search_failed_teaches_nothing(make: Make) -> None:
+    trainer = make(flaky=True)
+    batch = generate(trainer)
+    failed = [episode.retrieval_failed for episode in trainer.rollout_func.episodes]
+    assert any(failed)
+    assert not (batch["tool_mask"] * batch["completion_mask"])[failed].any()
+    assert not batch["advantages"][failed].any()
+
+
+def test_trls_own_trainer_learns_from_shaped_rewards(make: Make) -> None:
+    trainer = make(trl.GRPOTrainer, weight=0.5)
+    batch = generate(trainer)
+    assert batch["advantages"].shape == (8,)
+    episodes = trainer.rollout_func.episodes
+    assert any(step.reward for episode in episodes for step in episode.searches)
+    paid = np.array([sum(step.reward for step in e.steps) for e in episodes]).reshape(2, 4)
+    centred = paid - paid.mean(axis=1, keepdims=True)
+    expected = centred / (paid.std(axis=1, ddof=1, keepdims=True) + 1e-4)
+    np.testing.assert_allclose(batch["advantages"].numpy(), expected.ravel(), atol=1e-4)
+
+
+def test_temperatures_must_agree(make: Make) -> None:
+    with pytest.raises(ValueError, match="samples at temperature 1"):
+        generate(make(temperature=0.7))
