@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 
 from igsearch_env.information_gain import Counterfactual
 from igsearch_env.protocol import PROTOCOLS, TagProtocol, get_protocol
+from igsearch_env.tool_protocol import ToolCallProtocol
 
 FILE = "igsearch.json"
 
@@ -95,4 +96,6 @@ def _check_count(name: str, value: Any) -> None:
 
 
 def _protocol(data: Any) -> TagProtocol:
-    return TagProtocol(**data) if isinstance(data, dict) else get_protocol(data)
+    if not isinstance(data, dict):
+        return get_protocol(data)
+    return ToolCallProtocol(**data) if "function" in data else TagProtocol(**data)

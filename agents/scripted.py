@@ -29,8 +29,7 @@ class _Scripted:
         raise AssertionError(f"{type(self).__name__} does not say what to write")
 
     def _search(self, query: str) -> str:
-        tag = self.protocol.search
-        return f"<{tag}> {self.protocol.escape(query)} </{tag}>"
+        return self.protocol.write_search(query)
 
     def _answer(self, text: str) -> str:
         tag = self.protocol.answer

@@ -57,6 +57,8 @@ class SegmentTokenizer:
         for segment in segments:
             if segment.token_ids is not None:
                 ids.extend(segment.token_ids)
+            elif segment.parts:
+                ids.extend(self.encode_context(segment.parts))
             else:
                 ids.extend(self._encode(segment.text, segment.source == "system"))
         return ids

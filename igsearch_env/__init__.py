@@ -26,6 +26,7 @@ from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.scoring import AnswerScorer, UnigramScorer
 from igsearch_env.shaping import Shaping
+from igsearch_env.tool_protocol import ToolCallProtocol
 from igsearch_env.vector_env import SearchQAVectorEnv
 from igsearch_env.world import World
 
@@ -60,6 +61,7 @@ __all__ = [
     "Shaping",
     "Step",
     "TagProtocol",
+    "ToolCallProtocol",
     "UnigramScorer",
     "World",
     "information_gain",

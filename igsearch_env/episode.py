@@ -91,11 +91,23 @@ class Segment:
         source: ``"policy"`` (sampled), ``"document"`` (retrieved, untrusted) or ``"system"``
             (prompt, corrections and the protocol's own tags).
         token_ids: The ids that were sampled for this text, or None where it was never tokenised.
+        parts: Where two sides wrote it (a chat template's markers around documents), the pieces in
+            reading order, which are tokenised each as its own source; they join to ``text``.
+
+    Raises:
+        ValueError: If the parts do not join to the text.
     """
 
     text: str
     source: Source
     token_ids: tuple[int, ...] | None = None
+    parts: tuple[Segment, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.parts and "".join(part.text for part in self.parts) != self.text:
+            raise ValueError(
+                f"the parts of a segment must join to its text, got {self.parts} for {self.text!r}"
+            )
 
 
 Context = tuple[Segment, ...]

@@ -180,6 +180,10 @@ class TagProtocol:
         text = self.reflection.replace("{search}", self.search).replace("{answer}", self.answer)
         return Segment(text.replace("{question}", self.escape(question)), "system")
 
+    def write_search(self, query: str) -> str:
+        """A search for a query, as a policy would write it."""
+        return f"<{self.search}> {self.escape(query)} </{self.search}>"
+
     def parse(self, turn: str) -> Search | Answer | Invalid:
         """Read the first complete action of a turn; whatever follows it does not count."""
         match = self._action.search(turn)

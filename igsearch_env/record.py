@@ -15,7 +15,7 @@ def to_record(value: Any) -> Any:
     A data class becomes a dictionary of its fields, a tuple a list, and a slice ``[start, stop]``.
 
     >>> to_record(Segment("Lima", "policy", (7, 9)))
-    {'text': 'Lima', 'source': 'policy', 'token_ids': [7, 9]}
+    {'text': 'Lima', 'source': 'policy', 'token_ids': [7, 9], 'parts': []}
     """
     if is_dataclass(value):
         return {field.name: to_record(getattr(value, field.name)) for field in fields(value)}
@@ -89,7 +89,8 @@ def _step(record: Mapping[str, Any]) -> Step:
 
 
 def _segment(record: Mapping[str, Any]) -> Segment:
-    return Segment(**{**record, "token_ids": _tuple(record["token_ids"])})
+    parts = tuple(_segment(part) for part in record.get("parts", ()))
+    return Segment(**{**record, "token_ids": _tuple(record["token_ids"]), "parts": parts})
 
 
 def _optional_segment(record: Mapping[str, Any] | None) -> Segment | None:
