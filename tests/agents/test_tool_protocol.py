@@ -147,7 +147,7 @@ def test_the_query_alone_is_the_query(
         ),
         ('<tool_call>{"name":"search","arguments":{"query":"caf\\u00e9"}}</tool_call>', "café"),
         (
-            'hm <tool_call>{"name": "search", "arguments": {"k": "query", "query": "x"}}</tool_call>',
+            '<tool_call>{"name": "search", "arguments": {"k": "query", "query": "x"}}</tool_call>',
             "x",
         ),
     ],

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scripts import bench_env
-from scripts.bench_env import Arm, Workload, make_arm, measure, scoring_workload, verdict
+from scripts.bench_env import Arm, Workload, make_arm, measure, plan, scoring_workload, verdict
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,19 @@ def test_every_arm_plays_the_same_turns_to_the_end(arms: list[Arm]) -> None:
 def test_time_inside_retriever_and_scorer_is_taken(arms: list[Arm]) -> None:
     for row in measure(arms, rounds=1):
         assert row["steps_per_second"] > 0
+        assert row["steps_per_cpu_second"] > 0
         assert 0 < row["outside"] < 1
 
 
 def at_64(sync: float, ours: float, outside: float) -> list[dict[str, Any]]:
     return [
-        {"workload": name, "kind": kind, "rows": 64, "steps_per_second": speed, "outside": share}
+        {
+            "workload": name,
+            "kind": kind,
+            "rows": 64,
+            "steps_per_cpu_second": speed,
+            "outside": share,
+        }
         for name in ("search", "scoring")
         for kind, speed, share in (("sync", sync, 0.5), ("ours", ours, outside))
     ]
@@ -50,3 +57,12 @@ def test_the_verdict_needs_both_aims() -> None:
     assert verdict(at_64(10.0, 30.0, 0.05)).startswith("met at 64 rows: ours is 3.0 times")
     assert verdict(at_64(10.0, 29.0, 0.05)).startswith("MISSED")
     assert verdict(at_64(10.0, 40.0, 0.06)).startswith("MISSED")
+
+
+def test_gymnasiums_processes_play_it_too(workload: Workload) -> None:
+    arm = make_arm(workload, "async", 2)
+    (row,) = measure([arm], rounds=1)
+    assert row["steps_per_second"] > 0
+    assert row["outside"] is None
+    assert ("async", 8) in plan(quick=False)
+    assert ("async", 8) not in plan(quick=True)
