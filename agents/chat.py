@@ -90,6 +90,7 @@ def tool_protocol(
         frame=(opening, closing),
         correction=head + bare.correction + tail,
         failure=opening + bare.failure + closing,
+        reflection=head + bare.reflection.strip() + tail,
     )
 
 

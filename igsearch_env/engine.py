@@ -177,6 +177,8 @@ class SearchQAEngine:
                 after = replace(after, outcome=outcome, em=em, f1=f1)
         for _, gain in _newly_settled(before, after):
             reward += self.information_gain_weight * self.shaping(gain)
+        if reward == after.steps[-1].reward:
+            return after
         last = replace(after.steps[-1], reward=reward)
         return replace(after, steps=(*after.steps[:-1], last))
 
@@ -217,9 +219,11 @@ class SearchQAEngine:
 
 def _newly_settled(before: Episode, after: Episode) -> list[tuple[int, float]]:
     """Number and gain of the searches that were settled between two states of an episode."""
-    old = before.information_gains
+    known = len(before.steps)
     return [
-        (t, gain)
-        for t, gain in enumerate(after.information_gains)
-        if gain is not None and (t >= len(old) or old[t] is None)
+        (step.search_step, step.information_gain)
+        for index, step in enumerate(after.steps)
+        if step.search_step is not None
+        and step.information_gain is not None
+        and (index >= known or before.steps[index].information_gain is None)
     ]

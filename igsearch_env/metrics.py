@@ -94,13 +94,10 @@ def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
     True
     """
     _check(golden_answers)
-    every, content = _searchable(text)
+    every, content = _between_blanks(text)
     for answer in golden_answers:
-        wanted = _words(answer)
-        kept = _without_articles(wanted)
-        if (kept and _spaced(kept) in content) or (
-            wanted and not kept and _spaced(wanted) in every
-        ):
+        whole, kept = _between_blanks(answer)
+        if kept in content if kept.strip() else whole.strip() and whole in every:
             return True
     return False
 
@@ -242,7 +239,7 @@ def _cover(prediction: str, answer: str) -> float:
 
 
 @lru_cache(maxsize=4096)  # a passage of the evidence pool is looked at again and again
-def _searchable(text: str) -> tuple[str, str]:
+def _between_blanks(text: str) -> tuple[str, str]:
     """The words of a text between blanks, with and without its articles."""
     words = _words(text)
     return _spaced(words), _spaced(_without_articles(words))

@@ -5,10 +5,12 @@ python -m scripts.bench_env --out runs/bench_env_quick --quick
 
 Two workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
 passages of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
-``scoring`` the demo's world with every gain settled online by the shipped policy. A step is one
-turn of one row. Rounds of all arms take turns, and medians over rounds are told: in CPU seconds,
-which other programs on the machine disturb less, and, for AsyncVectorEnv (one process a row, 8
-rows), in seconds of the clock beside the others.
+``scoring`` the demo's world with every gain settled online by the shipped policy, which reads each
+transcript before a turn, as when it samples; that is not timed. A step is one turn of one row.
+
+Rounds of all arms take turns, and medians over rounds are told: in CPU seconds, which other
+programs on the machine disturb less, and in seconds of the clock for AsyncVectorEnv (8 rows, one
+process each) beside the others.
 """
 
 from __future__ import annotations
@@ -20,17 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
 from rich.table import Table
 
-from agents.trie_scorer import TrieScorer
+from agents.transformers_policy import TransformersPolicy
 from igsearch_env import (
     BM25Retriever,
-    Document,
     EvidencePool,
     Question,
     SearchQAEnv,
@@ -39,9 +38,9 @@ from igsearch_env import (
     load_corpus,
     load_questions,
 )
-from igsearch_env.episode import Context
 from igsearch_env.retrieval.words import query_words
 from scripts.command_line import console, progress_bar, run, write_json
+from scripts.timed_parts import TimedRetriever, TimedScorer
 from trainers.memory import keep_freed_memory
 from trainers.setup import load_policy
 from trainers.threads import set_threads
@@ -53,53 +52,6 @@ ASYNC_ROWS = 8
 MAX_OUTSIDE, MIN_SPEEDUP = 0.05, 3.0  # at 64 rows, with scoring
 
 
-class TimedRetriever:
-    """A retriever that adds up the seconds spent in it."""
-
-    def __init__(self, retriever: BM25Retriever) -> None:
-        self.retriever, self.seconds = retriever, 0.0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def __len__(self) -> int:
-        return len(self.retriever)
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Search, and take the time."""
-        started = time.process_time()
-        found = self.retriever.search(queries, k)
-        self.seconds += time.process_time() - started
-        return found
-
-
-class TimedScorer:
-    """A scorer that adds up the seconds spent in it."""
-
-    def __init__(self, scorer: TrieScorer) -> None:
-        self.scorer, self.seconds = scorer, 0.0
-        self.vocabulary_size = scorer.vocabulary_size
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether a context can be scored, and take the time."""
-        started = time.process_time()
-        answered = self.scorer.fits(context, answer)
-        self.seconds += time.process_time() - started
-        return answered
-
-    def log_probs(
-        self, contexts: Sequence[Context], answers: Sequence[str]
-    ) -> list[NDArray[np.float64]]:
-        """Score, and take the time."""
-        started = time.process_time()
-        values = self.scorer.log_probs(contexts, answers)
-        self.seconds += time.process_time() - started
-        return values
-
-
 @dataclass(frozen=True)
 class Workload:
     """What is played: questions, and the arguments that every environment gets."""
@@ -108,6 +60,7 @@ class Workload:
     questions: Sequence[Question]
     options: dict[str, Any]
     timed: Sequence[TimedRetriever | TimedScorer]
+    policy: TransformersPolicy | None = None
 
     def turns(self, question: Question) -> list[str]:
         """Searches for parts of the question, each refined in the next turn, then an answer."""
@@ -133,12 +86,15 @@ class Arm:
     def round(self, number: int) -> dict[str, float | None]:
         """Play an episode in every row: steps per second, and the share of time outside."""
         turns = list(zip(*map(self.workload.turns, self._reset(number)), strict=True))  # by step
-        inside = sum(part.seconds for part in self.workload.timed)
-        clock, started = time.perf_counter(), time.process_time()
+        before = sum(part.seconds for part in self.workload.timed)
+        clock = seconds = 0.0
         for actions in turns:
+            self._read()
+            on_clock, started = time.perf_counter(), time.process_time()
             self.env.step(actions[0] if self.kind == "single" else actions)
-        seconds, clock = time.process_time() - started, time.perf_counter() - clock
-        inside = sum(part.seconds for part in self.workload.timed) - inside
+            seconds += time.process_time() - started
+            clock += time.perf_counter() - on_clock
+        inside = sum(part.seconds for part in self.workload.timed) - before
         steps = len(turns) * self.rows
         known = self.kind != "async"  # its CPU time is spent in other processes
         return {
@@ -146,6 +102,14 @@ class Arm:
             "steps_per_cpu_second": steps / seconds if known else None,
             "outside": 1 - inside / seconds if known else None,
         }
+
+    def _read(self) -> None:
+        """Let the policy read the transcripts, so that its memory is that of real play."""
+        if self.workload.policy is None or self.kind == "async":
+            return
+        envs = {"single": [self.env], "sync": getattr(self.env, "envs", [])}.get(self.kind)
+        episodes = self.env.episodes if envs is None else [env.episode for env in envs]
+        self.workload.policy.act(episodes)
 
     def _reset(self, number: int) -> list[Question]:
         """Begin an episode in every row; returns what is asked."""
@@ -209,9 +173,11 @@ def scoring_workload() -> Workload:
     world = World.generate(seed=0, people=320)
     questions = [question for question in world.test_questions if question.hops == 2]
     retriever = TimedRetriever(BM25Retriever.build(world.documents))
-    scorer = TimedScorer(load_policy("agents/world-tiny").scorer())
+    policy = load_policy("agents/world-tiny", max_new_tokens=1)
+    scorer = TimedScorer(policy.scorer())
     options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
-    return Workload("scoring", questions, {"questions": questions, **options}, [retriever, scorer])
+    options = {"questions": questions, **options}
+    return Workload("scoring", questions, options, [retriever, scorer], policy)
 
 
 def make_arm(workload: Workload, kind: Kind, rows: int) -> Arm:

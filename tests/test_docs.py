@@ -1,9 +1,9 @@
 """Every code block of README and docs runs, and the files and programs that they name exist.
 
 The blocks of a page run in order, in a folder with a small corpus and question sets under ``data``,
-a policy under ``runs/mine`` and the checkout's ``agents`` and ``trainers``. A Python block that
-begins with ``# NAME.py`` is saved as that file instead. A block under ``<!-- not run: WHY -->`` does
-not run, and is listed here.
+a policy under ``runs/mine``, and the checkout's ``agents`` and ``trainers``; Python blocks find
+``questions``, a ``retriever`` and finished ``episodes``. One that begins with ``# NAME.py`` is
+saved as that file instead. A block under ``<!-- not run: WHY -->`` does not run, and is listed here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.scripted import SearchOnceAgent
 from igsearch_env import World
+from igsearch_env.settings import make_engine
+from trainers.rollout import collect
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +79,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(900)  # programs start afresh in every shell block
 @pytest.mark.parametrize("page", ALL)
 def test_the_blocks_of_a_page_run_in_order(
     page: str, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +88,13 @@ def test_the_blocks_of_a_page_run_in_order(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(folder))))
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    namespace: dict[str, object] = {"__name__": "page"}
+    engine = make_engine()
+    namespace: dict[str, object] = {
+        "__name__": "page",
+        "questions": engine.questions,
+        "retriever": engine.retriever,
+        "episodes": collect(engine, SearchOnceAgent(), engine.questions[:4]),
+    }
     for block in ALL[page]:
         saved = re.match(r"# (\w+\.py)\n", block.text)
         if block.not_run is not None or block.language in SHOWN:
@@ -97,7 +107,7 @@ def test_the_blocks_of_a_page_run_in_order(
         else:
             assert block.language == "bash", f"{page}, line {block.line}: {block.language}"
             ran = subprocess.run(
-                ["bash", "-e", "-c", block.text], capture_output=True, text=True, timeout=250
+                ["bash", "-e", "-c", block.text], capture_output=True, text=True, timeout=600
             )
             assert ran.returncode == 0, f"{page}, line {block.line}:\n{ran.stdout}\n{ran.stderr}"
 

@@ -123,6 +123,9 @@ def test_corrections_and_failures_are_turns_too(protocol: ToolCallProtocol) -> N
     assert observation.startswith("<|im_end|>\n<|im_start|>user\nThat turn could not")
     assert observation.endswith("<answer> answer </answer>.<|im_end|>\n<|im_start|>assistant\n")
     assert protocol.failure.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n")
+    reflection = protocol.render_reflection("capital of Peru ?").text
+    assert reflection.startswith("<|im_end|>\n<|im_start|>user\nGo over")
+    assert reflection.endswith("capital of Peru ?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_query_alone_is_the_query(
