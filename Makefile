@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,data,dense,serve,dev
+EXTRAS := train,data,dense,serve,trl,dev
 CONSTRAINTS := requirements/constraints.txt
 
 # The stamp is written last, so an install that was cut short is done again. The marker tells that

@@ -55,10 +55,12 @@ def run_local(steps: int) -> list[float]:
     rules, credit = TurnRules(PROTOCOL), make_credit("outcome")
     config = OptimizationConfig(steps=steps, learning_rate=RATE)
     updater = Updater(model, tokenizer, config)
+    asked = questions(steps)
     seconds = []
     for step in range(steps):
         started = time.process_time()
-        begun = [rules.begin(question) for question in questions(step) for _ in range(GROUP)]
+        part = asked[step * GROUPS :][:GROUPS]
+        begun = [rules.begin(question) for question in part for _ in range(GROUP)]
         finished = []
         for episode, turn in zip(begun, policy.act(begun), strict=True):
             check_length(turn.token_ids or ())
@@ -87,7 +89,7 @@ def run_trl(steps: int) -> list[float]:
         return [score(ids) for ids in completion_ids]
 
     started: list[float] = []
-    asked = [PROTOCOL.render_prompt(q.text).text for step in range(steps) for q in questions(step)]
+    asked = [PROTOCOL.render_prompt(question.text).text for question in questions(steps)]
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             folder,
@@ -138,10 +140,9 @@ def make_model() -> Any:
     return model
 
 
-def questions(step: int) -> list[Question]:
-    """What is asked in a step."""
-    asked = World.generate(0, people=40).train_questions
-    return [asked[(step * GROUPS + i) % len(asked)] for i in range(GROUPS)]
+def questions(steps: int) -> list[Question]:
+    """What is asked, step after step."""
+    return list(World.generate(0, people=40).train_questions[: steps * GROUPS])
 
 
 def check_length(ids: Sequence[int]) -> None:

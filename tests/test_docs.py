@@ -3,7 +3,7 @@
 The blocks of a page run in order, in a folder with a small corpus and question sets under ``data``,
 a policy under ``runs/mine``, and the checkout's ``agents`` and ``trainers``; Python blocks find
 ``questions``, a ``retriever`` and finished ``episodes``. One that begins with ``# NAME.py`` is
-saved as that file instead. A block under ``<!-- not run: WHY -->`` does not run, and is listed here.
+saved as that file instead. A block under ``<!-- not run: WHY -->`` is left out, and listed here.
 """
 
 from __future__ import annotations
