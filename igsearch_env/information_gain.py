@@ -175,7 +175,11 @@ class InformationGain:
             if table is not None:
                 gain = _gain(table[:, 0], table[:, 1:], self.aliases)
                 settled[number][index] = _settled(settled[number][index], *gain)
-        return [replace(e, steps=tuple(s)) for e, s in zip(episodes, settled, strict=True)]
+        changed = {number for number, _ in places}
+        return [
+            replace(episode, steps=tuple(settled[number])) if number in changed else episode
+            for number, episode in enumerate(episodes)
+        ]
 
     def scores(
         self, jobs: Sequence[tuple[Sequence[Context], Sequence[str]]], scorer: AnswerScorer

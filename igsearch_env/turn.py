@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from igsearch_env.completion import Completion
 from igsearch_env.episode import (
@@ -115,25 +116,24 @@ class Turn:
         ended = answered or turns >= rules.max_turns
         again = ended and attempt + 1 < rules.max_attempts
         start = episode.policy_tokens
+        if isinstance(parsed, Answer):
+            reaction: dict[str, Any] = {"action": "answer", "observation": None}
+        elif isinstance(parsed, Invalid):
+            correction = protocol.render_correction(parsed.reason)
+            reaction = {"action": "invalid", "observation": correction}
+        else:
+            if found is None:
+                raise ValueError("a search turn needs the result of its search")
+            reaction = self._search(parsed, episode, protocol, found)
         step = Step(
-            action="invalid",
             turn=_segment(self.completion),
-            observation=None,
             policy_tokens=slice(start, start + len(self.completion.token_ids or ())),
-            query_tokens=slice(start, start),
             refinement=self.refinement,
             log_probs=self.completion.log_probs,
             attempt=attempt,
             reflection=protocol.render_reflection(episode.question.text) if again else None,
+            **{"query_tokens": slice(start, start)} | reaction,
         )
-        if isinstance(parsed, Answer):
-            step = replace(step, action="answer")
-        elif isinstance(parsed, Invalid):
-            step = replace(step, observation=protocol.render_correction(parsed.reason))
-        else:
-            if found is None:
-                raise ValueError("a search turn needs the result of its search")
-            step = self._search(step, parsed, episode, protocol, found)
         answer = parsed.text if isinstance(parsed, Answer) else None
         return replace(
             episode,
@@ -144,31 +144,26 @@ class Turn:
         )
 
     def _search(
-        self,
-        step: Step,
-        parsed: Search,
-        episode: Episode,
-        protocol: TagProtocol,
-        found: SearchResult,
-    ) -> Step:
+        self, parsed: Search, episode: Episode, protocol: TagProtocol, found: SearchResult
+    ) -> dict[str, Any]:
+        """The fields of a step that searches."""
         query = self.completion.tokens_within(*parsed.span)
-        start = step.policy_tokens.start
+        start = episode.policy_tokens
         if found.failed:
             observation = Segment(protocol.failure, "system")
         else:
             observation = protocol.render_documents(found.documents)
-        return replace(
-            step,
-            action="search",
-            observation=observation,
-            query_tokens=slice(start + query.start, start + query.stop),
-            search_step=len(episode.searches),
-            query=parsed.query,
-            query_span=parsed.span,
-            documents=found.documents,
-            retrieval_failed=found.failed,
-            counterfactuals=found.counterfactuals,
-        )
+        return {
+            "action": "search",
+            "observation": observation,
+            "query_tokens": slice(start + query.start, start + query.stop),
+            "search_step": len(episode.searches),
+            "query": parsed.query,
+            "query_span": parsed.span,
+            "documents": found.documents,
+            "retrieval_failed": found.failed,
+            "counterfactuals": found.counterfactuals,
+        }
 
 
 def _segment(completion: Completion) -> Segment:

@@ -29,6 +29,7 @@ NOT_RUN = {
     ("README.md", "make demo"): "the tests themselves, and minutes",
     ("README.md", "pip install -e ."): "installs",
     ("README.md", "python -m scripts.train --out runs/mine"): "needs a GPU and the hub",
+    ("README.md", "python -m scripts.train --out runs/try"): "minutes of training",
     ("docs/bring-your-policy.md", 'name = "Qwen/Qwen2.5-3B-Instruct"'): "needs the hub",
 }
 SHOWN = ("mermaid", "", "toml", "text")  # languages that are looked at, not run
