@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ NOT_RUN = {
     ("README.md", "pip install -e ."): "installs",
     ("README.md", "python -m scripts.train --out runs/mine"): "needs a GPU and the hub",
     ("README.md", "python -m scripts.train --out runs/try"): "minutes of training",
+    ("README.md", 'pip install -e ".[serve]"'): "a server, until it is stopped",
+    ("README.md", 'env = SearchQAEnv(questions, "http:'): "asks a server",
+    ("README.md", "python -m scripts.evaluate --questions nq"): "needs the hub",
+    ("README.md", "vllm serve runs/mine/policy"): "needs a GPU",
+    ("README.md", "python -m scripts.view runs/eval"): "needs the evaluation above",
+    ("docs/retrieval.md", "python -m scripts.build_index --corpus wiki.jsonl"): "needs the hub",
+    ("docs/retrieval.md", "python -m scripts.recall"): "needs the indexes above",
+    ("docs/serving.md", 'pip install -e ".[serve]"'): "a server, until it is stopped",
+    ("docs/serving.md", "curl -s localhost:8000"): "asks a server",
+    ("docs/serving.md", "from igsearch_env.retrieval.http import HTTPRetriever"): "asks a server",
     ("docs/bring-your-policy.md", 'name = "Qwen/Qwen2.5-3B-Instruct"'): "needs the hub",
 }
 SHOWN = ("mermaid", "", "toml", "text")  # languages that are looked at, not run
@@ -75,8 +86,8 @@ def folder(tmp_path: Path) -> Path:
         (data / f"{name}.jsonl").write_text(text, encoding="utf-8")
     for name in ("agents", "trainers"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
-    (tmp_path / "runs" / "mine" / "policy").symlink_to(ROOT / "agents" / "world-tiny")
+    # A copy: a block may train in runs/mine.
+    shutil.copytree(ROOT / "agents" / "world-tiny", tmp_path / "runs" / "mine" / "policy")
     return tmp_path
 
 
