@@ -34,7 +34,7 @@ def test_each_observation_is_the_transcript_so_far() -> None:
         kept = plain.episode.steps[-1].turn.text
         assert whole == before + kept + new
         assert theirs[:3] == ours[:3]
-    assert whole == plain.render()
+    assert whole == "".join(segment.text for segment in plain.episode.transcript)
     assert "cut off" not in whole
 
 
