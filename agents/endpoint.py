@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import httpx2
 import tenacity
@@ -62,6 +65,10 @@ class Endpoint:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"expected an address like http://127.0.0.1:8000/v1, got {url!r}")
+        try:
+            httpx2.URL(url)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"{url!r} is not an address ({error})") from error
         if retries < 0 or timeout <= 0 or first_pause <= 0 or longest_pause <= 0:
             raise ValueError(
                 "an endpoint needs retries >= 0 and times above 0, got "
@@ -72,6 +79,8 @@ class Endpoint:
         self._longest_pause = longest_pause
         self._pause = tenacity.wait_random_exponential(2 * first_pause, max=longest_pause)
         self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets = WeakSet[socket.socket]()
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._client = httpx2.Client(
             headers=headers,
@@ -107,8 +116,11 @@ class Endpoint:
         return self._ask("POST", path, body)
 
     def close(self) -> None:
-        """Give up what is being asked: no request is repeated or begun after this."""
+        """Give up what is being asked: no request is repeated, begun or waited for after this."""
         self._closed.set()
+        with self._lock:
+            for one in self._sockets:
+                _hang_up(one)
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -143,7 +155,9 @@ class Endpoint:
         if self._closed.is_set():
             raise EndpointError(f"the connection to {self.url} was closed")
         try:
-            response = self._client.request(method, f"{self.url}{path}", json=body)
+            response = self._client.request(
+                method, f"{self.url}{path}", json=body, extensions={"trace": self._note_socket}
+            )
         except httpx2.TransportError as error:
             raise _PassingError(str(error) or type(error).__name__) from error
         except RuntimeError as error:  # closed between the check above and the request
@@ -163,6 +177,15 @@ class Endpoint:
             raise _PassingError(f"the answer is not a JSON object: {response.text[:80]!r}")
         return answer
 
+    def _note_socket(self, event: str, info: dict[str, Any]) -> None:
+        """Remember the socket of a connection, for :meth:`close`."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            with self._lock:
+                opened = info["return_value"].get_extra_info("socket")
+                self._sockets.add(opened)
+                if self._closed.is_set():
+                    _hang_up(opened)
+
     def _sleep(self, seconds: float) -> None:
         self._closed.wait(seconds)  # closing ends the pause
 
@@ -170,6 +193,12 @@ class Endpoint:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.pause if isinstance(error, _PassingError) else 0.0
         return max(self._pause(state), min(asked, self._longest_pause))
+
+
+def _hang_up(opened: socket.socket) -> None:
+    """Wake the thread that reads from a socket, which closing it would not do."""
+    with suppress(OSError):  # it is closed, or was never connected
+        socket.socket.shutdown(opened, socket.SHUT_RDWR)  # of TLS too, without a farewell
 
 
 class _PassingError(Exception):

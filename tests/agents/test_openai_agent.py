@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -322,7 +323,32 @@ def test_closing_ends_what_waits(server: Server) -> None:
         asked.post("/x", {})
 
 
+def test_closing_ends_what_a_silent_server_never_answers() -> None:
+    """A thread that reads from a socket goes on waiting when another one closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asked = Endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=600)
+        failures: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                asked.post("/x", {})
+            except EndpointError as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        accepted, _ = silent.accept()
+        with accepted:
+            assert accepted.recv(10)  # the request is there, and gets no answer
+            asked.close()
+            thread.join(timeout=60)
+            assert not thread.is_alive()
+    assert "was closed" in str(failures[0])
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="is not an address"):
+        Endpoint("http://[::1/v1")
     with pytest.raises(ValueError, match="expected an address like"):
         Endpoint("localhost:8000")
     with pytest.raises(ValueError, match="retries >= 0"):
