@@ -101,7 +101,8 @@ class OpenAIAgent:
         except RequestRefusedError as error:
             if not any(words in error.reason.lower() for words in _TOO_LONG):
                 raise
-            return Completion("")
+            known = () if "return_token_ids" in body else None
+            return Completion("", known, None, known)
         return self._completion(answer)
 
     def _prompt(self, episode: Episode) -> str | list[int]:

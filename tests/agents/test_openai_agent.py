@@ -265,7 +265,13 @@ def test_a_refusal_is_not_repeated(server: Server) -> None:
     assert len(server.asked) == 1
     reason = "This model's maximum context length is 1024 tokens"
     server.answer = lambda number, body: (400, {"error": {"message": reason}})
-    assert agent(server).act([begun()]) == [""]
+    (turn,) = agent(server).act([begun()])
+    assert (turn, turn.token_ids) == ("", None)
+    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(POLICY))
+    (turn,) = agent(server, tokenizer=tokenizer).act([begun()])
+    assert (turn, turn.token_ids) == ("", ())  # known to be none, so the episode's count is known
+    (turn,) = agent(server, tokenizer=tokenizer, api="chat").act([begun()])
+    assert (turn, turn.token_ids) == ("", None)
 
 
 @pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{"text": 3}]}])
