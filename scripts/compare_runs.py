@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     before, after = Run(arguments.before), Run(arguments.after)
     results = compare(before, after)
     console.print(_table(results))
-    for name, heading in (("gained", "right in B only"), ("lost", "right in A only")):
+    for name, heading in (("gained", "right more often in B"), ("lost", "right more often in A")):
         _print_flips(results["flips"][name], heading, arguments.show)
     if arguments.out is not None:
         write_json(arguments.out / "results.json", results)
@@ -149,8 +149,11 @@ def _asked(episode: Episode) -> dict[str, Any]:
 def _questions_sha256(manifest: Path) -> str | None:
     if not manifest.is_file():
         return None
-    found = json.loads(manifest.read_text(encoding="utf-8"))["inputs"].get("questions_sha256")
-    return None if found is None else str(found)
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))["inputs"]["questions_sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest} is damaged ({type(error).__name__}: {error})") from error
+    return str(found)
 
 
 def _pairs(before: Run, after: Run, metric: str, names: Sequence[str]) -> list[tuple[float, float]]:

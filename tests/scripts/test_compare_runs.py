@@ -91,7 +91,7 @@ def test_the_program_on_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFi
     right = read_json(tmp_path / "search_once" / "results.json")["micro"]["em"]
     gained = results["flips"]["gained"]
     assert len(gained) == round(30 * (1 - right))
-    assert f"right in B only: {len(gained)}" in printed
+    assert f"right more often in B: {len(gained)}" in printed
     assert gained[0]["id"] in printed
     assert f"and {len(gained) - 2} more" in printed
     assert "macro average" in printed
@@ -108,3 +108,6 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             command_line.run(lambda folder=folder: main([str(a), str(folder)]))  # type: ignore[misc]
         assert message in capsys.readouterr().err
+    (a / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged \(KeyError: 'inputs'\)"):
+        Run(a)
