@@ -119,7 +119,10 @@ def _settings(path: Path) -> dict[str, str]:
     """The settings as ``section.key`` and text; empty where none were written."""
     if not path.is_file():
         return {}
-    return dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+    try:
+        return dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -195,6 +195,13 @@ def test_errors_are_one_line_and_nothing_is_written(
 
 
 def test_damaged_rollouts_are_named(hostile_run: Path) -> None:
+    settings = hostile_run / "config.json"
+    before = settings.read_text()
+    for damaged in ("{", "[]"):
+        settings.write_text(damaged)
+        with pytest.raises(ValueError, match=r"config\.json is damaged"):
+            view_data(hostile_run, 10)
+    settings.write_text(before)
     path = hostile_run / "rollouts" / "step-000001.jsonl"
     path.write_text(path.read_text().replace('"advantages"', '"advantage"'))
     with pytest.raises(ValueError, match=r"step-000001\.jsonl, line 1 is damaged.*token_ends"):
