@@ -88,8 +88,6 @@ class EvaluationConfig:
                 raise ValueError(f"an evaluation needs {name}; give --{name}")
         if not self.corpus and not self.index:
             raise ValueError("there is nothing to search; give --corpus, or --index of a saved one")
-        if repeated := {name for name in self.questions if self.questions.count(name) > 1}:
-            raise ValueError(f"{', '.join(sorted(repeated))} is asked for more than once")
         for name in ("limit", "max_new_tokens", "top_k", "max_searches", "max_attempts"):
             value = getattr(self, name)
             if value is not None and value < 1:

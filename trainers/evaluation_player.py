@@ -27,6 +27,7 @@ from trainers.evaluation_config import EvaluationConfig
 from trainers.setup import checkpoint_folder, load_policy
 
 ENDPOINT_TOKENS = 512
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,10 @@ def _protocol(config: EvaluationConfig) -> TagProtocol | None:
 
 
 def _files_sha256(folder: Path) -> str:
+    """A hash of everything that a checkpoint is made of: settings, weights and tokenizer."""
     digest = hashlib.sha256()
-    for file in sorted((*folder.glob("*.json"), *folder.glob("*.safetensors"))):
+    for file in sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern)):
         with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+            hashed = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.name} {hashed}\n".encode())
     return digest.hexdigest()

@@ -61,13 +61,15 @@ def make_evaluation(
         ValueError: If an input is missing, damaged or does not fit the others.
     """
     _check_worlds(config)
-    sets = [
-        load_question_set(name, config.limit, config.benchmarks)
-        for asked in config.questions
-        for name in (BENCHMARKS if asked == ALL else (asked,))
+    names = [
+        name for asked in config.questions for name in (BENCHMARKS if asked == ALL else (asked,))
     ]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{', '.join(sorted(repeated))} is asked for more than once")
+    sets = [load_question_set(name, config.limit, config.benchmarks) for name in names]
     for one in sets:
         say(str(one))
+    _check_ids(sets)
     player = None if config.agent in SCRIPTED else model_player(config)  # it may fail: the index
     retriever = open_retriever(config.corpus, config.index, say, show_progress)  # takes longer
     player = player or scripted_player(config, retriever.documents)
@@ -116,6 +118,20 @@ def _check_worlds(config: EvaluationConfig) -> None:
                 f"{name} asks about another world than the corpus {corpus} tells of; "
                 f"give --corpus {fitting}"
             )
+
+
+def _check_ids(sets: Sequence[QuestionSet]) -> None:
+    """Refuse sets that share an id, before the index takes its time."""
+    holders: dict[str, str] = {}
+    for one in sets:
+        for question in one.questions:
+            if question.id in holders:
+                raise ValueError(
+                    f"{holders[question.id]} and {one.name} both have a question {question.id!r}; "
+                    "ids must be unique among all sets that are asked for: rename them, or "
+                    "evaluate the sets apart"
+                )
+            holders[question.id] = one.name
 
 
 def _set_record(one: QuestionSet) -> dict[str, Any]:

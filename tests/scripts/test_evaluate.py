@@ -29,6 +29,7 @@ from tests.scripts.evaluating import (
     write_rows,
 )
 from trainers import evaluation
+from trainers.evaluation_player import _files_sha256
 from trainers.scores import report, score_example
 
 WORLD = ("--questions", "world-test", "--corpus", "world", "--threads", "1")
@@ -145,6 +146,18 @@ def test_a_checkpoint_brings_the_environment_it_was_trained_in(tmp_path: Path) -
     assert {len(step["documents"]) for step in searches} <= {0, 1, 2}
     assert max(step["search_step"] for step in searches) == 1  # one in each attempt
     assert {step["attempt"] for step in searches} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["model.bin", "chat_template.jinja", "merges.txt"])
+def test_a_checkpoint_that_changed_is_another_model(tmp_path: Path, name: str) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(ROOT / "agents" / "world-tiny", policy)
+    found = [_files_sha256(policy)]
+    for text in ("one", "two"):
+        (policy / name).write_text(text)
+        found.append(_files_sha256(policy))
+    (policy / name).rename(policy / f"other-{name}")
+    assert len({*found, _files_sha256(policy)}) == 4
 
 
 def test_samples_of_a_checkpoint_differ_and_begin_with_those_of_a_single_run(
@@ -341,6 +354,11 @@ def index_of_another_corpus(folder: Path, _: Path) -> list[object]:
     return ["--index", folder / "index", "--corpus", corpus]
 
 
+def questions_twice(folder: Path, _: Path) -> list[object]:
+    files = [write_rows(folder / name, [QUESTION]) for name in ("a.jsonl", "b.jsonl")]
+    return ["--questions", *files, "--corpus", "nowhere.jsonl"]  # told before it is looked at
+
+
 def checkpoint_with(change: Callable[[Path], object]) -> Callable[[Path, Path], list[object]]:
     def arguments(folder: Path, checkpoint: Path) -> list[object]:
         shutil.copytree(checkpoint, folder / "policy")
@@ -401,6 +419,8 @@ def cut(file: Path) -> None:
         (options("--threads", -1), "threads must be at least 0, got -1"),
         (options("--questions", ""), "give --questions"),
         (options("--questions", "world-test", "world-test"), "is asked for more than once"),
+        (questions_twice, "b.jsonl both have a question 'q'; ids must be unique"),
+        (options("--questions", "nq", "benchmarks"), "nq is asked for more than once"),
         (options("--questions", "world-test:320"), "give --corpus world:320"),
         (options("--corpus", "world:40"), "give --corpus world"),
         (options("--corpus", "world:x", "--questions", "world-test:x"), "expected a name like"),
