@@ -70,14 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = replace(config, threads=set_threads(config.threads))
     evaluation = make_evaluation(config, _say, sys.stderr.isatty())
     try:
-        done = folder.begin(to_record(config), evaluation.inputs, evaluation.chunks)
-        seconds = defaultdict[str, float](float, loading=time.perf_counter() - started)
-        _play(evaluation, folder, done, seconds)
+        with folder.alone():
+            done = folder.begin(to_record(config), evaluation.inputs, evaluation.chunks)
+            seconds = defaultdict[str, float](float, loading=time.perf_counter() - started)
+            _play(evaluation, folder, done, seconds)
+            results = report([score for number in sorted(done) for score in done[number]])
+            seconds["total"] = time.perf_counter() - started
+            folder.finish(results, {name: round(value, 3) for name, value in seconds.items()})
     finally:
         evaluation.player.stop()
-    results = report([score for number in sorted(done) for score in done[number]])
-    seconds["total"] = time.perf_counter() - started
-    folder.finish(results, {name: round(value, 3) for name, value in seconds.items()})
     console.print(_table(results, f"{config.agent} on {', '.join(config.questions)}"))
     _say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
 

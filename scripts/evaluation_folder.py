@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from igsearch_env.episode import Episode
 from igsearch_env.record import episode_from_record, episode_record
 from scripts.command_line import write_json
@@ -40,7 +42,7 @@ class EvaluationFolder:
     grows by a line per chunk, in the order in which chunks end.
 
     Args:
-        path: The folder; it is made when the evaluation begins.
+        path: The folder; it is made by :meth:`alone`, inside of which everything is written.
         resume: Go on with the evaluation that is there.
 
     Raises:
@@ -65,6 +67,27 @@ class EvaluationFolder:
         if resume and any(file.exists() for file in files) and not self._manifest.exists():
             raise ValueError(f"{path} holds results, but not of an evaluation: no manifest.json")
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the folder, and keep other processes out of it; a kill lets them in.
+
+        Raises:
+            ValueError: If another process is in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(
+                f"another process is evaluating in {self.path}; wait for its end, or choose "
+                "another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def config(self) -> dict[str, Any]:
         """The settings that the evaluation began with; empty if it has not begun.
 
@@ -77,7 +100,7 @@ class EvaluationFolder:
     def begin(
         self, config: Mapping[str, Any], inputs: Mapping[str, Any], chunks: Sequence[Chunk]
     ) -> dict[int, list[ExampleScore]]:
-        """Make the folder, or take up what is there.
+        """Describe the evaluation, or take up what is there.
 
         Args:
             config: The settings, written down or compared with what is there.

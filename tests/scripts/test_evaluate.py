@@ -39,7 +39,7 @@ FILES = ("manifest.json", "episodes.jsonl", "results.json")
 def test_records_results_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "oracle"
     assert evaluate(*WORLD, "--agent", "oracle", "--limit", 300, "--out", out) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in out.iterdir()) == sorted((".lock", *FILES))
     episodes = [episode_from_record(record) for record in read_records(out / "episodes.jsonl")]
     assert [e.question for e in episodes] == load_questions("world-test", limit=300)
     results = read_json(out / "results.json")
@@ -310,6 +310,29 @@ def test_results_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
     for name in FILES[1:]:
         assert (out / name).read_bytes() == before[name]
     assert "is not a folder" in error_of(capsys, *run[:-1], questions)
+
+
+def test_two_processes_never_write_into_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one would end first, and the first one then write its own part as the whole."""
+    run = (*WORLD, "--agent", "direct", "--limit", 4, "--out", tmp_path / "out", "--resume")
+    holder = (
+        "import sys; from pathlib import Path; from scripts.evaluation_folder import *\n"
+        "with EvaluationFolder(Path(sys.argv[1]), resume=True).alone():\n"
+        "    print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "out")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        assert "another process is evaluating in" in error_of(capsys, *run)
+        process.kill()
+    assert evaluate(*run) == 0
 
 
 def test_damaged_records_are_not_counted_in(
