@@ -38,6 +38,11 @@ class PrefixMemory:
         self._finished: dict[tuple[int, ...], Prefix] = {}  # oldest first
         self._weights: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that the keys and values belong to."""
+        return self._model
+
     def __len__(self) -> int:
         """Number of sequences remembered from the last call."""
         return len(self._prefixes)
@@ -75,14 +80,15 @@ class PrefixMemory:
         """Keep what the call before remembered and this one did not continue."""
         if not self.finished_tokens:
             return
-        for ids, prefix in self._prefixes.items():
-            if ids not in self._continued:
-                self._finished[ids] = prefix.alone()
-        excess = sum(map(len, self._finished.values())) - self.finished_tokens
-        for ids in list(self._finished):
-            if excess <= 0:
+        ended = {ids: one for ids, one in self._prefixes.items() if ids not in self._continued}
+        room = self.finished_tokens
+        kept: dict[tuple[int, ...], Prefix] = {}  # latest first
+        for ids, prefix in reversed({**self._finished, **ended}.items()):
+            room -= len(prefix)
+            if room < 0:
                 break
-            excess -= len(self._finished.pop(ids))
+            kept[ids] = prefix.alone() if ids in ended else prefix
+        self._finished = dict(reversed(kept.items()))
 
     def _check_weights(self) -> None:
         if self._weights != self._version():

@@ -69,6 +69,11 @@ class TrieScorer:
             max_batch_tokens = 4_096 if model.device.type == "cpu" else 32_768
         if max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
+        if memory is not None and memory.model is not model:
+            raise ValueError(
+                "memory holds keys and values of another model, whose scores would be wrong; leave "
+                "it out"
+            )
         self.model = model
         self.tokenizer = as_segment_tokenizer(tokenizer)
         self.tokenizer.check_fits(model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.growing_batch import Prefix
 from agents.one_by_one_scorer import OneByOneScorer
 from agents.transformers_policy import TransformersPolicy
 from agents.trie_scorer import TrieScorer
@@ -175,3 +176,33 @@ def test_a_kept_sequence_does_not_hold_its_batch(
         assert keys.shape[0] == values.shape[0] == 1
         assert keys.shape[2] == len(kept)
         assert keys.untyped_storage().nbytes() == keys.numel() * keys.element_size()
+
+
+def test_what_is_let_go_is_not_copied_first(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+    alone = Prefix.alone
+
+    def counted(prefix: Prefix) -> Prefix:
+        copied.append(len(prefix))
+        return alone(prefix)
+
+    monkeypatch.setattr(Prefix, "alone", counted)
+    policy = new_policy(make_model("qwen2", len(bpe)), bpe)
+    episodes = [
+        Episode(Question(f"q{i}", text, ("lima",)), Segment(text, "system"))
+        for i, text in enumerate(QUESTIONS)
+    ]
+    policy.act(episodes)
+    policy.memory.finished_tokens = max(len(prefix) for _, prefix in policy.memory.held())
+    policy.act(episodes[:1])  # none of the four is continued
+    assert 0 < sum(copied) <= policy.memory.finished_tokens
+
+
+def test_keys_of_another_model_are_refused(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    model, other = make_model("qwen2", len(bpe)), make_model("qwen2", len(bpe))
+    with pytest.raises(ValueError, match="of another model"):
+        TrieScorer(other, bpe, memory=new_policy(model, bpe).memory)
