@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def summarise(
                 "qualified": qualified.get(name, {}),
                 "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
             }
-    _test_primaries(regimes)
+    tests = sum(bool(verdict.get("qualified")) for verdict in qualified.values())
+    _test_primaries(regimes, tests)
     return {
         "caveat": CAVEAT,
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
@@ -126,31 +128,32 @@ def _details(runs: Sequence[Run]) -> dict[str, Any]:
     }
     names = {name for run in runs for quarter in run["training"] for name in quarter}
     detail["training"] = {
-        name: _mean_columns([[q[name] for q in run["training"] if name in q] for run in runs])
+        name: _mean_columns([[q.get(name, np.nan) for q in run["training"]] for run in runs])
         for name in sorted(names)
     }
     return detail
 
 
-def _mean_values(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+def _mean_columns(rows: Sequence[Sequence[float]]) -> list[float | None]:
+    """Mean of each column over the rows that have a value there; None where none has.
+
+    A row may end early, and NaN stands for no value.
+    """
+    columns = [[v for v in column if v == v] for column in zip_longest(*rows, fillvalue=np.nan)]
+    return [round(float(np.mean(column)), 4) if column else None for column in columns]
 
 
-def _mean_columns(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Mean of each column; a row that ends early counts where it has a value."""
-    longest = max(map(len, rows))
-    columns = [[row[i] for row in rows if i < len(row)] for i in range(longest)]
-    return [round(float(np.mean(column)), 4) for column in columns]
+def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
+    """Holm's correction of the one primary test of each regime, and its verdict.
 
-
-def _test_primaries(regimes: dict[str, Any]) -> None:
-    """Holm's correction of the one primary test of each regime, and its verdict."""
+    A regime that has qualified counts as a test whether or not it is among these.
+    """
     p_values = {
         name: regime["arms"][regime["primary"]]["sign_flip_p"]
         for name, regime in regimes.items()
         if "sign_flip_p" in regime["arms"].get(regime["primary"], {})
     }
-    for name, p in holm(p_values).items():
+    for name, p in holm(p_values, tests).items():
         row = regimes[name]["arms"][regimes[name]["primary"]]
         row["sign_flip_p_holm"] = p
         low, high = row["delta_em"][1:]

@@ -39,15 +39,20 @@ def sign_flip_test(differences: Sequence[float]) -> float:
     return float(np.mean(means >= abs(float(sample.mean())) - 1e-12))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[str, float], tests: int = 0) -> dict[str, float]:
     """Holm's step-down adjustment of several tests' p-values.
+
+    Args:
+        p_values: By test.
+        tests: How many tests there are; more than ``p_values`` if some are yet to come, which then
+            count as the larger ones, so that nothing is called significant too early.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
     adjusted: dict[str, float] = {}
-    least = 0.0
+    least, count = 0.0, max(tests, len(p_values))
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p))
+        least = max(least, min(1.0, (count - rank) * p))
         adjusted[name] = least
     return adjusted
