@@ -7,7 +7,7 @@ python -m scripts.compare_credit compare --out runs/credit --report docs/results
 `develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
 on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
 fresh seeds, and refuses to go on once the protocol has been changed. Runs are kept as they end, and
-none is repeated; --known takes in runs that were made before.
+none is repeated while its settings are the same; --known takes in runs that were made before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ import numpy as np
 from rich.table import Table
 
 from scripts.command_line import console, positive, progress_bar, run, write_json
-from scripts.credit_protocol import Job, Protocol, load_protocol, sha256_of, shortened
+from scripts.credit_protocol import (
+    Job,
+    Protocol,
+    is_run_of,
+    load_protocol,
+    rests_on,
+    settings_hash,
+    shortened,
+)
 from scripts.credit_report import endpoint, plot_differences, summarise, tables
-from scripts.credit_runs import look_at_start, run_job
+from scripts.credit_runs import held_out, look_at_start, run_job
 from trainers.files import write_whole
 from trainers.setup import ROOT
 from trainers.threads import free_cores
@@ -44,6 +52,7 @@ def main() -> None:
     protocol = load_protocol(arguments.protocol)
     if arguments.smoke:
         protocol = shortened(protocol)
+        arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
     unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
     unknown |= set(arguments.arms or ()) - protocol.arms.keys()
     if unknown:
@@ -94,6 +103,7 @@ def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
         looks = [look_at_start(protocol, regime, seed, GROUPS) for seed in seeds]
         trained = [one for one in runs if one["job"]["regime"] == regime]
         verdicts[regime] = verdict_of(looks, trained)
+        verdicts[regime]["settings"] = settings_hash(protocol, regime)
         passes, figures = verdicts[regime]["passes"], verdicts[regime]["figures"]
         failed = ", ".join(name for name, passed in passes.items() if not passed)
         verdict = f"dropped: {failed}" if failed else "qualified"
@@ -143,7 +153,14 @@ def compare(protocol: Protocol, arguments: argparse.Namespace) -> None:
     ]
     if not regimes:
         raise ValueError(f"no regime has qualified ({path}); there is nothing to compare")
-    _fix_protocol(arguments)
+    for regime in regimes:
+        if qualified[regime].get("settings") != settings_hash(protocol, regime):
+            raise ValueError(
+                f"{regime} has qualified with other settings than it has now; run `qualify` again"
+            )
+        for seed in protocol.seeds:
+            held_out(protocol, Job("compare", regime, "grpo", seed))
+    _fix_protocol(protocol, arguments)
     jobs = [
         Job("compare", regime, name, seed)
         for regime in regimes
@@ -166,13 +183,16 @@ def run_jobs(
     protocol: Protocol, jobs: Sequence[Job], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The results of the jobs, in their order; those that are missing are run."""
-    folder = arguments.out / ("smoke" if arguments.smoke else "runs")
     known = _known(arguments.known)
-    paths = {job: folder / job.stage / f"{job.name}.json" for job in jobs}
+    paths = {job: arguments.out / "runs" / job.stage / f"{job.name}.json" for job in jobs}
+    missing = []
     for job, path in paths.items():
-        if not path.is_file() and _key(job) in known:
+        if _is_kept(path, protocol, job):
+            continue
+        if _key(job) in known and is_run_of(known[_key(job)], protocol, job):
             write_json(path, known[_key(job)])
-    missing = [job for job, path in paths.items() if not path.is_file()]
+        else:
+            missing.append(job)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["scripts.credit_runs"])
     with (
@@ -191,6 +211,19 @@ def run_jobs(
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
 
 
+def _is_kept(path: Path, protocol: Protocol, job: Job) -> bool:
+    """Whether the job has been run; a development run with other settings does not count."""
+    if not path.is_file():
+        return False
+    same = is_run_of(json.loads(path.read_text(encoding="utf-8")), protocol, job)
+    if not same and job.stage == "compare":
+        raise ValueError(
+            f"{path} was run with other settings or another checkpoint; start again in another "
+            "folder"
+        )
+    return same
+
+
 def _key(job: Job) -> tuple[str, str, str, int, tuple[str, ...]]:
     return job.stage, job.regime, job.arm, job.seed, job.changes
 
@@ -203,17 +236,18 @@ def _known(path: Path | None) -> dict[tuple[str, str, str, int, tuple[str, ...]]
     return {_key(Job(**row["job"], changes=tuple(row["changes"]))): row for row in rows}
 
 
-def _fix_protocol(arguments: argparse.Namespace) -> None:
-    """Write down which protocol the fresh seeds are run under, and hold on to it."""
-    path, digest = arguments.out / "protocol.json", sha256_of(arguments.protocol)
+def _fix_protocol(protocol: Protocol, arguments: argparse.Namespace) -> None:
+    """Write down what the fresh seeds are run under, and hold on to it."""
+    path, hashes = arguments.out / "protocol.json", rests_on(protocol, arguments.protocol)
     if path.is_file():
         fixed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
-        if fixed != digest:
+        if fixed != hashes:
+            changed = [name for name in hashes if fixed.get(name) != hashes[name]]
             raise ValueError(
-                f"{arguments.protocol} has changed since fresh seeds were run in {arguments.out} "
-                f"(sha256 {fixed[:12]}, now {digest[:12]}); start again in another folder"
+                f"{', '.join(changed)} has changed since fresh seeds were run in {arguments.out}; "
+                "start again in another folder"
             )
-    write_json(path, {"sha256": digest})
+    write_json(path, {"sha256": hashes})
 
 
 def _grid(tries: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -7,6 +7,7 @@ the regime's, then the arm's, then what the regime has tuned for the arm's famil
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainers.config import TrainConfig, from_dict
-from trainers.setup import ROOT
+from trainers.setup import ROOT, checkpoint_folder
 from trainers.typed import build
 
 Stage = Literal["develop", "qualify", "compare"]
@@ -89,11 +90,26 @@ class Protocol:
         for name in ("grpo", "oracle", *(regime.primary for regime in self.regimes.values())):
             if name not in self.arms:
                 raise ValueError(f"the protocol needs an arm {name!r}; it has {sorted(self.arms)}")
+        for name, regime in self.regimes.items():
+            _check_regime(name, regime)
         for name, arm in self.arms.items():
             if not 1 <= arm.seeds <= len(self.seeds):
                 raise ValueError(
                     f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
                 )
+
+
+def _check_regime(name: str, regime: Regime) -> None:
+    """Refuse what would never reach training."""
+    if unknown := regime.tuned.keys() - {"outcome", "gain"}:
+        raise ValueError(
+            f"regime {name!r} tunes the families {sorted(unknown)}; there are 'outcome' and 'gain'"
+        )
+    if any("credit" in settings for settings in (regime.settings, *regime.tuned.values())):
+        raise ValueError(
+            f"regime {name!r} sets credit, which an arm says all of; write it into the arm, or "
+            "add an arm"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,66 @@ def load_protocol(path: Path) -> Protocol:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a protocol's file, so that a later change of it is noticed."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hash of a file, or of all files of a folder, so that a later change is noticed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    parts = [
+        f"{file.relative_to(path)} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        for file in files
+        if file.is_file()
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def checkpoint_hash(path: str) -> str:
+    """Hash of a checkpoint's folder; the name itself of one on the hub."""
+    folder = checkpoint_folder(path)
+    return path if folder is None else sha256_of(folder)
+
+
+def rests_on(protocol: Protocol, path: Path) -> dict[str, str]:
+    """Hashes of everything that a comparison rests on, by name.
+
+    Args:
+        protocol: The protocol.
+        path: Its file.
+    """
+    hashes = {"protocol": sha256_of(path), protocol.base: sha256_of(ROOT / protocol.base)}
+    return hashes | {name: checkpoint_hash(name) for name in protocol.checkpoints}
+
+
+def evaluation_size(protocol: Protocol, job: Job, quarter: int) -> tuple[int, int]:
+    """Questions of an evaluation, and how often each is asked."""
+    if quarter == QUARTERS and job.stage == "compare":
+        return protocol.questions, protocol.samples
+    return protocol.interim_questions, 1
+
+
+def is_run_of(run: Mapping[str, Any], protocol: Protocol, job: Job) -> bool:
+    """Whether a kept run is what the protocol asks for now: settings, checkpoint, evaluations."""
+    config = job_config(protocol, job)
+    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(QUARTERS + 1)]
+    try:
+        same = from_dict(run["config"]) == config
+    except ValueError:  # it has settings that there are no more
+        return False
+    return (
+        same
+        and run.get("checkpoint") == checkpoint_hash(config.policy.path)
+        and [(one["questions"], one["samples"]) for one in run["evaluations"]] == sizes
+    )
+
+
+def settings_hash(protocol: Protocol, regime: str) -> str:
+    """Hash of what the verdict on a regime rests on: its runs' settings on development seeds."""
+    jobs = [
+        Job("develop", regime, arm, seed)
+        for arm in ("grpo", "oracle")
+        for seed in protocol.development_seeds
+    ]
+    configs = [job_config(protocol, job) for job in jobs]
+    told = [(one.to_dict(), checkpoint_hash(one.policy.path)) for one in configs]
+    text = json.dumps([told, protocol.interim_questions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def shortened(protocol: Protocol) -> Protocol:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from igsearch_env.episode import Episode, Question
-from scripts.credit_protocol import QUARTERS, Job, Protocol, job_config
+from scripts.credit_protocol import (
+    QUARTERS,
+    Job,
+    Protocol,
+    checkpoint_hash,
+    evaluation_size,
+    job_config,
+)
 from trainers.evaluation import play_questions
 from trainers.grpo import GRPOTrainer
 from trainers.scores import gold_document_rate
@@ -46,28 +53,30 @@ def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
         ``seconds`` of CPU by part.
     """
     config = job_config(protocol, job)
+    questions = held_out(protocol, job)
+    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(QUARTERS + 1)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(config, folder)
-        questions = make_questions(config.environment.eval_questions, config.world)
         steps = config.optimization.steps
         due = {round(steps * quarter / QUARTERS): quarter for quarter in range(1, QUARTERS + 1)}
         cpu, log = 0.0, []
-        evaluations = [_evaluate(trainer, questions[: protocol.interim_questions], 1, 0, 0.0)]
+        asked, samples = sizes[0]
+        evaluations = [_evaluate(trainer, questions[:asked], samples, 0, 0.0)]
         for _ in range(steps):
             started = time.process_time()
             log.append(trainer.train_step())
             cpu += time.process_time() - started
             quarter = due.get(trainer.step)
             if quarter is not None:
-                last = quarter == QUARTERS and job.stage == "compare"
-                asked = questions[: protocol.questions if last else protocol.interim_questions]
-                samples = protocol.samples if last else 1
-                evaluations.append(_evaluate(trainer, asked, samples, trainer.step, cpu))
+                asked, samples = sizes[quarter]
+                found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
+                evaluations.append(found)
     parts = {part for row in log for part in row["seconds"]}
     return {
         "job": {"stage": job.stage, "regime": job.regime, "arm": job.arm, "seed": job.seed},
         "changes": list(job.changes),
         "config": config.to_dict(),
+        "checkpoint": checkpoint_hash(config.policy.path),
         "evaluations": evaluations,
         "training": [
             _means(log[steps * quarter // QUARTERS : steps * (quarter + 1) // QUARTERS])
@@ -78,6 +87,23 @@ def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
             for part in sorted(parts)
         },
     }
+
+
+def held_out(protocol: Protocol, job: Job) -> list[Question]:
+    """The questions that a run is evaluated with.
+
+    Raises:
+        ValueError: If its world has fewer than the protocol asks.
+    """
+    config = job_config(protocol, job)
+    questions = make_questions(config.environment.eval_questions, config.world)
+    asked, _ = evaluation_size(protocol, job, QUARTERS)
+    if len(questions) < asked:
+        raise ValueError(
+            f"{job.name} is to be asked {asked} held-out questions, but its world has "
+            f"{len(questions)}; ask fewer"
+        )
+    return questions
 
 
 def look_at_start(protocol: Protocol, regime: str, seed: int, groups: int) -> dict[str, float]:

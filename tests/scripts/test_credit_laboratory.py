@@ -17,8 +17,20 @@ from hypothesis import strategies as st
 
 from igsearch_env.credit import IGSearch
 from scripts.compare_credit import PROTOCOL, verdict_of
-from scripts.credit_protocol import Job, Protocol, job_config, load_protocol
+from scripts.credit_protocol import (
+    Job,
+    Protocol,
+    checkpoint_hash,
+    evaluation_size,
+    is_run_of,
+    job_config,
+    load_protocol,
+    rests_on,
+    settings_hash,
+    shortened,
+)
 from scripts.credit_report import collapsed, endpoint, endpoint_at, summarise, tables
+from scripts.credit_runs import held_out, run_job
 from scripts.credit_statistics import holm, sign_flip_test, t_interval
 from trainers.setup import ROOT, make_credit_from
 
@@ -73,6 +85,7 @@ def test_sign_flips_of_one_sign_are_the_smallest_p() -> None:
 def test_holm_never_falls_and_never_exceeds_one() -> None:
     assert holm({"a": 0.02, "b": 0.01, "c": 0.6}) == {"b": 0.03, "a": 0.04, "c": 0.6}
     assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert holm({"a": 0.01}, tests=3) == {"a": 0.03}
 
 
 def test_the_endpoint_leaves_the_start_out() -> None:
@@ -114,6 +127,24 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
     assert "sign_flip_p_holm" not in oracle
     assert len(tables(summary)) == 1
     assert summary["regimes"].keys() == {"bridges"}
+
+
+def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
+    runs = [a_run(arm, seed, [0.1] * 4 + [0.2]) for arm in ("grpo", "ig") for seed in range(3)]
+    runs += [a_run("ig", seed, [0.1] * 4 + [0.3 + 0.01 * seed]) for seed in range(3)]
+    verdicts = {name: {"qualified": name != "single_hop"} for name in ("bridges", "random_facts")}
+    verdicts["single_hop"] = {"qualified": False}
+    ig = summarise(load_protocol(PROTOCOL), runs, verdicts)["regimes"]["bridges"]["arms"]["ig"]
+    assert (ig["sign_flip_p"], ig["sign_flip_p_holm"]) == (0.25, 0.5)
+
+
+def test_a_quarter_without_a_value_does_not_shift_the_others() -> None:
+    one, other = a_run("grpo", 0, [0.1] * 5), a_run("grpo", 1, [0.1] * 5)
+    one["training"] = [{}, {"entropy": 2.0}, {"entropy": 3.0}, {}]
+    other["training"] = [{}, {"entropy": 4.0}, {}, {}]
+    summary = summarise(load_protocol(PROTOCOL), [one, other], {})
+    trained = summary["regimes"]["bridges"]["arms"]["grpo"]["training"]
+    assert trained == {"entropy": [None, 3.0, 3.0, None]}
 
 
 def test_a_regime_must_pass_every_limit() -> None:
@@ -174,6 +205,79 @@ def test_a_protocol_that_contradicts_itself_is_refused(
         replace(protocol, **change)
 
 
+def kept_run(protocol: Protocol, job: Job) -> dict[str, Any]:
+    """What is kept of a run, without its figures."""
+    config = job_config(protocol, job)
+    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(5)]
+    run = {
+        "config": config.to_dict(),
+        "checkpoint": checkpoint_hash(config.policy.path),
+        "evaluations": [{"questions": asked, "samples": samples} for asked, samples in sizes],
+    }
+    read: dict[str, Any] = json.loads(json.dumps(run))
+    return read
+
+
+def test_a_kept_run_counts_only_for_the_settings_that_it_was_made_with() -> None:
+    protocol = load_protocol(PROTOCOL)
+    jobs = [Job("develop", "bridges", "ig", 100), Job("compare", "bridges", "paper", 0)]
+    for job in jobs:
+        run = kept_run(protocol, job)
+        assert is_run_of(run, protocol, job)
+        tuned = {"gain": {"optimization": {"kl": 0.01}}}
+        regime = replace(protocol.regimes["bridges"], tuned=tuned)
+        assert not is_run_of(run, replace(protocol, regimes={"bridges": regime}), job)
+        assert not is_run_of(run, protocol, replace(job, changes=("optimization.kl=0.01",)))
+        assert not is_run_of(run, protocol, replace(job, arm="grpo"))
+        assert not is_run_of(run, shortened(protocol), job)
+        assert not is_run_of({**run, "checkpoint": "other weights"}, protocol, job)
+        assert not is_run_of({**run, "config": {"no": "such settings"}}, protocol, job)
+    one, other = (replace(protocol, questions=n) for n in (1000, 900))
+    assert is_run_of(kept_run(one, jobs[0]), other, jobs[0])  # development asks fewer anyway
+    assert not is_run_of(kept_run(one, jobs[1]), other, jobs[1])
+
+
+def test_the_lock_holds_on_to_base_and_checkpoints(tmp_path: Path) -> None:
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"one")
+    protocol = replace(load_protocol(PROTOCOL), checkpoints=(str(folder),))
+    before = rests_on(protocol, PROTOCOL)
+    assert before.keys() == {"protocol", "trainers/configs/demo.toml", str(folder)}
+    told = settings_hash(protocol, "bridges")
+    (folder / "weights").write_bytes(b"two")
+    after = rests_on(protocol, PROTOCOL)
+    assert [name for name in before if before[name] != after[name]] == [str(folder)]
+    assert settings_hash(protocol, "bridges") != told != settings_hash(protocol, "single_hop")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tuned": {"ig": {"optimization": {"kl": 0.1}}}}, "tunes the families \\['ig'\\]"),
+        ({"tuned": {"gain": {"credit": {"alpha": 0.1}}}}, "sets credit"),
+        ({"settings": {"credit": {"alpha": 0.1}}}, "sets credit"),
+    ],
+)
+def test_settings_that_would_not_reach_training_are_refused(
+    change: dict[str, Any], message: str
+) -> None:
+    protocol = load_protocol(PROTOCOL)
+    regime = replace(protocol.regimes["bridges"], **change)
+    with pytest.raises(ValueError, match=message):
+        replace(protocol, regimes={"bridges": regime})
+
+
+def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
+    protocol = load_protocol(PROTOCOL)
+    for regime, seed in itertools.product(protocol.regimes, protocol.seeds):
+        asked = held_out(protocol, Job("compare", regime, "grpo", seed))
+        assert len(asked) >= protocol.questions == 950
+    greedy = replace(protocol, questions=100_000)
+    with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
+        run_job(greedy, Job("compare", "bridges", "grpo", 0))
+
+
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.compare_credit", *map(str, arguments)]
     command += ["--smoke", "--workers", "1", "--regimes", "bridges"]
@@ -186,10 +290,11 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert early.returncode == 2
     assert "run `qualify` before" in early.stderr
     assert laboratory("qualify", "--out", tmp_path).returncode == 0
-    verdicts = json.loads((tmp_path / "qualified.json").read_text())
+    verdicts = json.loads((tmp_path / "smoke/qualified.json").read_text())
+    assert not (tmp_path / "qualified.json").exists()  # a tiny run says nothing about a real one
     assert set(verdicts["bridges"]["passes"]) == set(verdicts["bridges"]["figures"])
     verdicts["bridges"]["qualified"] = True  # tiny runs qualify for nothing
-    (tmp_path / "qualified.json").write_text(json.dumps(verdicts))
+    (tmp_path / "smoke/qualified.json").write_text(json.dumps(verdicts))
     protocol = tmp_path / "protocol.toml"
     protocol.write_text(PROTOCOL.read_text())
     call = ("compare", "--out", tmp_path, "--protocol", protocol, "--arms", "grpo", "ig")
@@ -198,7 +303,7 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     arms = json.loads((tmp_path / "report/credit.json").read_text())["regimes"]["bridges"]["arms"]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
     assert (tmp_path / "report/credit.png").stat().st_size > 10_000
-    runs = sorted((tmp_path / "smoke/compare").iterdir())
+    runs = sorted((tmp_path / "smoke/runs/compare").iterdir())
     kept = [(path.name, path.stat().st_mtime_ns) for path in runs]
     assert len(kept) == 4
     known = tmp_path / "report/credit_runs.jsonl"
@@ -211,4 +316,8 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
     assert late.returncode == 2
-    assert "has changed since fresh seeds were run" in late.stderr
+    assert "protocol has changed since fresh seeds were run" in late.stderr
+    protocol.write_text(PROTOCOL.read_text().replace("people = 320", "people = 300"))
+    other = laboratory(*call)
+    assert other.returncode == 2
+    assert "bridges has qualified with other settings" in other.stderr
