@@ -39,7 +39,7 @@ from trainers.files import write_whole
 from trainers.setup import ROOT
 from trainers.threads import free_cores
 
-PROTOCOL = ROOT / "trainers/configs/credit.toml"
+PROTOCOL = ROOT / "scripts/credit_protocol.toml"
 GROUPS = 100
 """Groups of rollouts that a regime is looked at with before training."""
 LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}

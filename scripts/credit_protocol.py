@@ -1,6 +1,6 @@
 """The written protocol of the credit laboratory: regimes, arms, seeds, and what was fixed before.
 
-It is a TOML file (``trainers/configs/credit.toml``). A run's settings are those of ``base``, then
+It is a TOML file (``scripts/credit_protocol.toml``). A run's settings are those of ``base``, then
 the regime's, then the arm's, then what the regime has tuned for the arm's family.
 """
 
