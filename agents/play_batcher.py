@@ -1,0 +1,94 @@
+"""Turns of concurrent episodes, played together: one search for all that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from agents.tokenization import SegmentTokenizer
+from igsearch_env.completion import Completion
+from igsearch_env.engine import SearchQAEngine
+from igsearch_env.episode import Episode
+
+
+class SampledTurn(NamedTuple):
+    """What an engine sampled.
+
+    Args:
+        token_ids: Sampled ids, shape (tokens,).
+        log_probs: Their log-probabilities in nats, shape (tokens,), or None.
+    """
+
+    token_ids: Sequence[int]
+    log_probs: Sequence[float] | None
+
+
+class _Waiting(NamedTuple):
+    episode: Episode
+    turn: SampledTurn
+    played: asyncio.Future[Episode]
+
+
+class PlayBatcher:
+    """Plays turns of many coroutines through an engine of the environment, a batch at a time.
+
+    While a batch is on its way, in a thread of its own, the turns that come in form the next one.
+    So the event loop never waits for a search, and no two threads are in the engine at once.
+
+    Args:
+        engine: The environment's engine.
+        tokenizer: The policy's tokenizer.
+        patience: How long the first turn of a batch waits for others, in seconds.
+
+    Attributes:
+        batches: Number of batches played.
+    """
+
+    def __init__(
+        self, engine: SearchQAEngine, tokenizer: SegmentTokenizer, patience: float = 0.002
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.patience = patience
+        self.batches = 0
+        self._waiting: list[_Waiting] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    async def play(self, episode: Episode, turn: SampledTurn) -> Episode:
+        """Play one turn of an unfinished episode.
+
+        Raises:
+            Exception: Whatever the engine raised for the batch that the turn was in.
+        """
+        played: asyncio.Future[Episode] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(episode, turn, played))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await played
+
+    async def _work(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(self.patience)
+            batch, self._waiting = self._waiting, []
+            self.batches += 1
+            try:
+                episodes = await asyncio.to_thread(self._play, batch)
+            except Exception as error:  # each coroutine that waits is told
+                for waiting in batch:
+                    if not waiting.played.done():
+                        waiting.played.set_exception(error)
+                continue
+            for waiting, episode in zip(batch, episodes, strict=True):
+                if not waiting.played.done():  # its coroutine may have been cancelled
+                    waiting.played.set_result(episode)
+
+    def _play(self, batch: Sequence[_Waiting]) -> list[Episode]:
+        actions = [self._completion(waiting.turn) for waiting in batch]
+        played = self.engine.play([waiting.episode for waiting in batch], actions)
+        return [episode for episode, _ in played]
+
+    def _completion(self, turn: SampledTurn) -> Completion:
+        ids = list(turn.token_ids)
+        texts = self.tokenizer.decode_batch([ids[:end] for end in range(len(ids) + 1)])
+        return Completion.from_tokens(ids, turn.log_probs, lambda part: texts[len(part)])
