@@ -13,6 +13,7 @@ from igsearch_env.completion import Completion
 from igsearch_env.credit import CreditAssignment, credit_at
 from igsearch_env.episode import Episode
 from igsearch_env.information_gain import InformationGain
+from igsearch_env.scoring import AnswerScorer
 
 HELD_TOKENS = 32_768
 """Tokens of finished episodes whose keys and values are kept until their searches are judged."""
@@ -50,7 +51,7 @@ class GRPOAgent:
     @property
     def uses_answer_log_probs(self) -> bool:
         """Whether it looks at the policy's belief in the gold answer: it does if it says so."""
-        return bool(getattr(self.credit, "uses_answer_log_probs", False))
+        return needs_answer_log_probs(self.credit)
 
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:
         """Sample the next turn of each episode."""
@@ -62,11 +63,7 @@ class GRPOAgent:
         That is the information gain of every search, the log-probs of the gold answer, or nothing.
         Call it before these weights change: the gain is defined under the policy that sampled.
         """
-        if self.uses_information_gain:
-            episodes = self.information_gain.settle(episodes, self.scorer)
-        if self.uses_answer_log_probs:
-            episodes = settle_answer_log_probs(episodes, self.scorer, self.information_gain)
-        return list(episodes)
+        return settle_for(self.credit, episodes, self.information_gain, self.scorer)
 
     def advantages(
         self, episodes: Sequence[Episode], progress: float = 0.0
@@ -78,6 +75,25 @@ class GRPOAgent:
             progress: How far training has come, from 0 to 1, for methods that change with it.
         """
         return credit_at(self.credit, progress)(episodes)
+
+
+def settle_for(
+    credit: CreditAssignment,
+    episodes: Sequence[Episode],
+    information_gain: InformationGain,
+    scorer: AnswerScorer,
+) -> list[Episode]:
+    """Settle what a credit method looks at: gains, log-probs of the gold answer, or nothing."""
+    if needs_information_gain(credit):
+        episodes = information_gain.settle(episodes, scorer)
+    if needs_answer_log_probs(credit):
+        episodes = settle_answer_log_probs(episodes, scorer, information_gain)
+    return list(episodes)
+
+
+def needs_answer_log_probs(credit: CreditAssignment) -> bool:
+    """Whether a method looks at the policy's belief in the gold answer: if it says so."""
+    return bool(getattr(credit, "uses_answer_log_probs", False))
 
 
 def needs_information_gain(credit: CreditAssignment) -> bool:

@@ -1,0 +1,180 @@
+"""Whole runs under Ray: two policy ranks with ZeRO-3, a retriever server, real episodes.
+
+The first run is synchronous, with a reference policy; the second goes on from its checkpoint
+asynchronously, and loses the retriever on its way.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoTokenizer
+
+from igsearch_env.retrieval.http import HTTPRetriever
+
+from .conftest import POLICY, ROOT, STANDINS
+
+SERVING = re.compile(r"serving (\S+/retrieve)")
+
+
+@pytest.fixture(scope="module")
+def server(index: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A retriever server in a process of its own: its URL, and the process."""
+    words = [sys.executable, "-m", "scripts.serve_retriever", "--index", str(index), "--port", "0"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = SERVING.match(process.stdout.readline())
+    assert found is not None
+    with HTTPRetriever(found.group(1)) as client:
+        client.wait_until_ready(120)
+    yield found.group(1), process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "recordings").mkdir()
+    return folder
+
+
+@pytest.fixture
+def start(
+    folder: Path, server: tuple[str, Any], command: Callable[..., list[str]]
+) -> Callable[..., subprocess.Popen[str]]:
+    """Start a run in its own process, in the one folder; its output goes to a file."""
+
+    def run(name: str, *words: str, **changes: Any) -> subprocess.Popen[str]:
+        flags = {"out": folder / "run", "ig__retriever": server[0], "data__max_samples": 16}
+        program = [sys.executable, str(ROOT / "tests" / "openrlhf" / "train_on_cpu.py")]
+        paths = [str(STANDINS), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        return subprocess.Popen(
+            [*program, *command(**flags, **changes), "--import", "recording", *words],
+            cwd=folder,  # not the checkout: workers have to find it all the same
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "RECORDINGS": str(folder / "recordings"),
+                "RAY_prestart_worker_first_driver": "0",
+                "RAY_worker_niceness": "0",  # they give way to everything else if left alone
+                "RAY_DEDUP_LOGS": "0",
+            },
+            stdout=(folder / f"{name}.log").open("w"),
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return run
+
+
+def finish(process: subprocess.Popen[str], log: Path, seconds: float) -> str:
+    """Wait for a run; its whole process group is ended if it takes too long."""
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        code = -1
+    text = log.read_text(encoding="utf-8")
+    assert code == 0, text[-4000:]
+    return text
+
+
+def scalars(folder: Path, name: str) -> dict[int, float]:
+    """A metric in OpenRLHF's TensorBoard logs, by step."""
+    found = {}
+    for events in sorted((folder / "run" / "tensorboard").iterdir()):
+        board = EventAccumulator(str(events)).Reload()
+        if name in board.Tags()["scalars"]:
+            found |= {event.step: event.value for event in board.Scalars(name)}
+    return found
+
+
+def check_columns(rows: list[dict[str, Any]]) -> int:
+    """Check where gains were paid; the number of queries that got any."""
+    tokenizer = AutoTokenizer.from_pretrained(POLICY)
+    paid = 0
+    for row in rows:
+        mask, advantages = row["action_mask"].bool(), row["advantages"]
+        ids = row["sequences"][1:]  # column c belongs to token c + 1
+        assert not advantages[~mask].any()
+        inside, query = False, torch.zeros_like(mask)
+        for column in torch.where(mask)[0].tolist():
+            written = tokenizer.decode(ids[max(0, column - 1) : column + 1])
+            if "</search" in tokenizer.decode(ids[column : column + 2]):
+                inside = False
+            query[column] = inside
+            if written.endswith("<search>"):
+                inside = True
+        outcome = advantages[mask & ~query]
+        assert torch.allclose(outcome, outcome[:1].expand_as(outcome))
+        paid += int(((advantages - outcome[0]).abs() > 1e-4)[mask & query].any())
+    return paid
+
+
+@pytest.mark.timeout(600)
+def test_a_synchronous_run_trains_logs_and_saves(
+    folder: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    changes = {
+        "algo__kl__init_coef": 0.001,
+        "algo__kl__use_loss": True,
+        "algo__kl__estimator": "k3",
+        "ref__num_gpus_per_node": 2,
+    }
+    finish(start("sync", **changes), folder / "sync.log", 580)
+    steps = sorted((folder / "recordings").iterdir())
+    assert len(steps) == 2
+    assert sum(check_columns(torch.load(step)) for step in steps) > 10
+    for name in ("ig/information_gain", "ig/information_gain_positive", "ig/time_share"):
+        values = scalars(folder, f"train/{name}")
+        assert set(values) == {1, 2}, name
+    share = scalars(folder, "train/ig/time_share")
+    assert all(0 < value < 1 for value in share.values())
+    assert all(value > 0 for value in scalars(folder, "train/actor_grad_norm").values())
+    assert (folder / "run" / "checkpoints" / "_actor" / "global_step2").is_dir()
+    before = load_file(POLICY / "model.safetensors")
+    after = load_file(folder / "run" / "policy" / "model.safetensors")
+    changed = [n for n in before if not torch.equal(before[n].bfloat16(), after[n].bfloat16())]
+    assert len(changed) > len(before) / 2
+
+
+@pytest.mark.timeout(600)
+def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
+    folder: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    server: tuple[str, subprocess.Popen[str]],
+) -> None:
+    recordings = folder / "recordings"
+    known = len(list(recordings.iterdir()))
+    run = start("async", "--resume", "--train.async_enable", train__num_episodes=3)
+    ends = time.monotonic() + 540
+    while len(list(recordings.iterdir())) == known and run.poll() is None:
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+    server[1].kill()
+    text = finish(run, folder / "async.log", ends + 40 - time.monotonic())
+    failed = scalars(folder, "train/ig/failed_rollouts")
+    assert sorted(failed) == [1, 2, 3, 4, 5, 6]  # it went on after the two steps of the first run
+    assert failed[3] < 1.0
+    assert failed[6] == 1.0
+    assert "of the rollouts a search failed; they were left out of the update" in text
+    last = torch.load(sorted(recordings.iterdir())[-1])
+    assert all(int(row["action_mask"].sum()) == 1 for row in last)
+    assert not any(row["advantages"].any() for row in last)
+    after = load_file(folder / "run" / "policy" / "model.safetensors")
+    assert all(values.isfinite().all() for values in after.values())

@@ -1,0 +1,115 @@
+"""The command line of the OpenRLHF program, read without OpenRLHF."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from agents.rollout_settings import RolloutSettings, make_label, read_label
+from igsearch_env.credit import CREDIT
+from igsearch_env.episode import Question
+from igsearch_env.shaping import Shaping
+from trainers.openrlhf.flags import Flags, read_flags
+
+NEEDED = ["--ig.questions", "world-train", "--ig.retriever", "bm25"]
+
+
+def read(tmp_path: Path, *words: str) -> Flags:
+    return read_flags(["--out", str(tmp_path / "run"), *NEEDED, *words])
+
+
+def value(flags: Flags, name: str) -> str:
+    return flags.arguments[flags.arguments.index(f"--{name}") + 1]
+
+
+def test_flags_find_their_places(tmp_path: Path) -> None:
+    words = ["--ig.credit", "ig_search", "--ig.alpha", "0.5", "--ig.dead_zone=0.2"]
+    words += ["--ig.floor", "-5", "--ig.chat", "--ig.top_k", "7", "--actor.adam.lr", "1e-5"]
+    flags = read(tmp_path, *words, "--train.async_enable")
+    assert flags.credit == {"method": "ig_search", "alpha": 0.5, "dead_zone": 0.2}
+    assert (flags.rollout.floor, flags.rollout.chat, flags.rollout.top_k) == (-5.0, True, 7)
+    assert flags.arguments[:3] == ("--actor.adam.lr", "1e-5", "--train.async_enable")
+    assert value(flags, "algo.advantage.estimator") == "group_norm"
+    assert value(flags, "train.agent_func_path").endswith("agents/openrlhf.py")
+    assert value(flags, "data.prompt_dataset") == str(tmp_path / "run" / "data" / "train.jsonl")
+    assert "--ckpt.load_enable" not in flags.arguments
+    assert "--ckpt.load_enable" in read(tmp_path, "--resume").arguments
+    assert "--eval.dataset" in read(tmp_path, "--ig.eval_questions", "world-test").arguments
+
+
+def test_tables_stand_for_flags_and_the_command_line_wins(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        '[ig]\ntop_k = 7\nalpha = 0.5\n[actor]\nadam.lr = 1e-5\noptim = "adam"\n'
+        "[train]\nasync_enable = true\ncolocate_all = false\n[actor.muon]\nlr = 2\n"
+        "[algo]\ndynamic_filtering_range = [0.1, 0.9]\n"
+    )
+    flags = read(tmp_path, "--config", str(config), "--ig.top_k", "2", "--actor.muon.lr", "3")
+    assert flags.rollout.top_k == 2
+    assert flags.credit["alpha"] == 0.5
+    end = flags.arguments.index("--train.agent_func_path")
+    assert " ".join(flags.arguments[:end]) == (
+        "--actor.adam.lr 1e-05 --actor.optim adam --actor.muon.lr 2 --train.async_enable "
+        "--algo.dynamic_filtering_range 0.1 0.9 --actor.muon.lr 3"
+    )
+
+
+def test_another_method_leaves_out_the_options_of_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('[ig]\ncredit = "ig_search"\nalpha = 0.5\ntop_k = 7\n')
+    words = ["--config", str(config), "--ig.credit"]
+    assert read(tmp_path, *words, "outcome").credit == {"method": "outcome"}
+    assert read(tmp_path, *words, "outcome").rollout.top_k == 7
+    assert read(tmp_path, *words, "ig_search").credit["alpha"] == 0.5
+
+
+def test_a_method_without_gains_draws_no_counterfactuals(tmp_path: Path) -> None:
+    assert read(tmp_path, "--ig.credit", "outcome").rollout.num_counterfactuals == 0
+    with pytest.raises(ValueError, match="needs information gain; set ig"):
+        read(tmp_path, "--ig.num_counterfactuals", "0")
+
+
+@pytest.mark.parametrize("name", sorted(CREDIT))
+def test_every_credit_method_is_a_flag(tmp_path: Path, name: str) -> None:
+    assert read(tmp_path, "--ig.credit", name).credit == {"method": name}
+
+
+def test_no_option_of_a_credit_method_has_the_name_of_a_setting() -> None:
+    settings = {field.name for field in fields(RolloutSettings)} | {"credit"}
+    for name, method in CREDIT.items():
+        options = {field.name for field in fields(method)} | {f.name for f in fields(Shaping)}
+        assert not settings & options, name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ig.credit", "nothing"], "unknown credit method 'nothing'; known are"),
+        (["--ig.alhpa", "1"], "'ig_search' does not take alhpa; its options are alpha"),
+        (["--ig.alpha", "much"], r"credit\.alpha must be float, got 'much'"),
+        (["--ig.top_k", "many"], r"ig\.top_k must be int, got 'many'"),
+        (["--ig.scorer", "gpu"], r"ig\.scorer must be Literal"),
+        (["--ig.max_new_tokens", "0"], "max_new_tokens must be at least 1, got 0"),
+        (["--ig.credit", "igpo", "--ig.scorer", "vllm"], "belief .* set ig"),
+        (["--data.prompt_dataset", "x"], "cannot be set: it is made of ig.questions"),
+        (["--algo.advantage.estimator=gae"], "cannot be set: set ig.credit"),
+        (["--config", "missing.toml"], "cannot read the flags of missing.toml"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, *words)
+
+
+def test_questions_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ig\.questions"):
+        read_flags(["--out", str(tmp_path), "--ig.retriever", "bm25"])
+
+
+def test_settings_and_questions_survive_as_text() -> None:
+    settings = RolloutSettings("world-train", "bm25", floor=-5.0, chat=True, scorer="vllm")
+    assert RolloutSettings.from_json(settings.to_json()) == settings
+    question = Question("é", "where is Zürich?", ("CH", "Schweiz"), "x", 2, ("a",), ("b",))
+    assert read_label(make_label(question, training=False)) == (question, False)

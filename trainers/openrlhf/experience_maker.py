@@ -1,0 +1,176 @@
+"""Experiences with the project's advantages in place of OpenRLHF's."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
+
+from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
+from igsearch_env.credit import GRPO, CreditAssignment, credit_at
+from igsearch_env.episode import Episode
+from trainers.metrics import rollout_metrics
+from trainers.setup import make_credit_from
+from trainers.update import sign_flips
+
+
+class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
+    """OpenRLHF's experience maker, which settles gains and asks the credit method for advantages.
+
+    The episodes come in the experiences' ``labels``. Rollouts in which a search failed get
+    advantage 0 and are masked but for one token, without which a batch of nothing but failures
+    would divide by zero.
+
+    Attributes:
+        credit: The credit assignment method.
+        progress: How far training has come, from 0 to 1, for methods that change with it.
+        metrics: What the last batch tells; see :func:`trainers.metrics.rollout_metrics`.
+        seconds: How long settling its gains took.
+    """
+
+    credit: CreditAssignment
+    progress: float
+    metrics: dict[str, float]
+    seconds: float
+
+    @classmethod
+    def in_place_of(cls, maker: Any) -> Self:
+        """A maker with the parts of OpenRLHF's own, in the process that trains."""
+        for module in maker.args.ig.modules:  # they may register the credit method
+            importlib.import_module(module)
+        made = cls(
+            maker.actor_model_group,
+            maker.critic_model_group,
+            maker.reward_model_group,
+            maker.initial_model_group,
+            maker.kl_ctl,
+            maker.strategy,
+            maker.tokenizer,
+        )
+        made.credit = make_credit_from(made.args.ig.credit)
+        made.progress, made.metrics, made.seconds = 0.0, {}, 0.0
+        return made
+
+    @torch.no_grad()
+    def compute_advantages_and_returns(self, experiences: list[Experience]) -> list[Experience]:
+        """Let OpenRLHF do its bookkeeping, then write the advantages of the credit method."""
+        order = list(chain.from_iterable(experience.index for experience in experiences))
+        taken = list(chain.from_iterable(experience.labels for experience in experiences))
+        rollouts = dict(zip(order, taken, strict=True))
+        episodes = grouped([rollouts[i] for i in range(len(order))], self.group_size)
+        for experience in experiences:
+            experience.labels = []  # episodes are not for the training processes
+        experiences = super().compute_advantages_and_returns(experiences)
+        started = time.perf_counter()
+        if needs_scoring(self.credit) and self.args.ig.rollout.scorer == "policy":
+            episodes = self.settle(episodes)
+        self.seconds = time.perf_counter() - started
+        advantages = credit_at(self.credit, self.progress)(episodes)
+        for experience in experiences:
+            rows = experience.index
+            write_advantages(experience, [episodes[i] for i in rows], [advantages[i] for i in rows])
+        self.metrics = {
+            **rollout_metrics(episodes),
+            "failed_rollouts": float(np.mean([e.retrieval_failed for e in episodes])),
+            "sign_flips": sign_flips(advantages, GRPO()(episodes)),
+        }
+        return experiences
+
+    @property
+    def group_size(self) -> int:
+        """Rollouts per question."""
+        return int(self.args.rollout.n_samples_per_prompt)
+
+    def settle(self, episodes: Sequence[Episode]) -> list[Episode]:
+        """Settle what the credit method looks at, each group by one of the policy's processes."""
+        group = self.actor_model_group
+        ranks = len(group._actor_handlers) // group.duplicate_actors
+        shares = shared_out(episodes, self.group_size, ranks)
+        parts = [[episodes[i] for i in share] for share in shares]
+        refs = group.async_run_method_batch(
+            method_name="settle", episodes=parts, credit=[self.credit] * ranks
+        )
+        settled = self._flatten_results(refs, group.duplicate_actors)
+        whole = list(episodes)
+        for share, part in zip(shares, settled, strict=True):
+            for i, episode in zip(share, part, strict=True):
+                whole[i] = episode
+        return whole
+
+
+def needs_scoring(credit: CreditAssignment) -> bool:
+    """Whether a credit method looks at anything that a scorer has to settle."""
+    return needs_information_gain(credit) or needs_answer_log_probs(credit)
+
+
+def grouped(episodes: Sequence[Episode], size: int) -> list[Episode]:
+    """Rollouts with their groups: each run of ``size`` is one, even if a question occurs twice.
+
+    Raises:
+        ValueError: If the rollouts of a group answer different questions.
+    """
+    named = []
+    for i, episode in enumerate(episodes):
+        first = episodes[i - i % size].question
+        if episode.question.id != first.id:
+            raise ValueError(
+                f"rollout {i} answers question {episode.question.id!r}, the first of its group "
+                f"{first.id!r}; OpenRLHF was expected to keep the {size} rollouts of a question "
+                "together"
+            )
+        named.append(replace(episode, group_id=f"{i // size}-{first.id}"))
+    return named
+
+
+def shared_out(episodes: Sequence[Episode], size: int, ranks: int) -> list[list[int]]:
+    """Numbers of the rollouts that each rank scores: whole groups, about equally many searches."""
+    groups = [range(i, min(i + size, len(episodes))) for i in range(0, len(episodes), size)]
+    costs = [sum(len(episodes[i].searches) for i in group) for group in groups]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for number in sorted(range(len(groups)), key=lambda g: -costs[g]):
+        least = loads.index(min(loads))
+        loads[least] += costs[number]
+        shares[least] += groups[number]
+    return shares
+
+
+def write_advantages(
+    experience: Experience,
+    episodes: Sequence[Episode],
+    advantages: Sequence[NDArray[np.float64]],
+) -> None:
+    """Put one number per policy token where the experience has that token.
+
+    Args:
+        experience: B rollouts. The token at place s of ``sequences`` belongs to column s - 1 of
+            ``action_mask`` and ``advantages``.
+        episodes: The same rollouts, in order.
+        advantages: One array of shape (policy tokens,) for each.
+
+    Raises:
+        ValueError: If a row has not as many policy tokens as its episode.
+    """
+    experience.advantages = torch.zeros_like(experience.advantages)
+    for row, (episode, values) in enumerate(zip(episodes, advantages, strict=True)):
+        columns = torch.where(experience.action_mask[row])[0]
+        if len(columns) != len(values):
+            raise ValueError(
+                f"a rollout of question {episode.question.id!r} has {len(values)} policy tokens, "
+                f"but its experience has {len(columns)}; was it cut at data.max_len?"
+            )
+        if episode.retrieval_failed:
+            experience.action_mask[row, columns[1:]] = 0
+        else:
+            experience.advantages[row, columns] = torch.as_tensor(
+                values, dtype=experience.advantages.dtype
+            )

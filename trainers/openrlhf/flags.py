@@ -1,0 +1,198 @@
+"""The flags of a run: OpenRLHF's own, and those of this project under ``--ig.``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
+from agents.rollout_settings import RolloutSettings
+from trainers.config import override
+from trainers.setup import ROOT, make_credit_from
+from trainers.typed import build
+
+AGENT = "agents/openrlhf.py"
+METHOD = "ig_search"
+SETTINGS = frozenset(field.name for field in fields(RolloutSettings))
+
+CHOSEN = {
+    "train.agent_func_path": "this project's agent plays the episodes",
+    "data.prompt_dataset": "it is made of ig.questions",
+    "data.input_key": "it is made of ig.questions",
+    "data.label_key": "it is made of ig.questions",
+    "data.apply_chat_template": "set ig.chat",
+    "data.input_template": "the prompt is that of ig.protocol",
+    "eval.dataset": "it is made of ig.eval_questions",
+    "rollout.max_new_tokens": "set ig.max_new_tokens, the length of a turn",
+    "reward.remote_url": "the reward is ig.outcome",
+    "algo.advantage.estimator": "set ig.credit",
+    "ckpt.path": "it is OUT/checkpoints",
+    "ckpt.output_dir": "it is OUT/policy",
+    "ckpt.load_enable": "pass --resume",
+    "logger.tensorboard_dir": "it is OUT/tensorboard",
+}
+"""Flags of OpenRLHF that are not for the user to set, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a run was asked for.
+
+    Args:
+        out: Folder of the run.
+        resume: Go on from the last checkpoint in it.
+        check: Check everything and start nothing.
+        modules: Modules that register credit methods, by name.
+        rollout: How episodes are played.
+        credit: ``{"method": name, option: value, ...}``.
+        arguments: The command line for OpenRLHF.
+    """
+
+    out: Path
+    resume: bool
+    check: bool
+    modules: tuple[str, ...]
+    rollout: RolloutSettings
+    credit: dict[str, Any]
+    arguments: tuple[str, ...]
+
+    @property
+    def train_data(self) -> Path:
+        """Where the prompt data is written."""
+        return self.out / "data" / "train.jsonl"
+
+    @property
+    def eval_data(self) -> Path:
+        """Where the prompt data of evaluations is written."""
+        return self.out / "data" / "eval.jsonl"
+
+
+def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
+    """Read a command line.
+
+    A table of the TOML file of ``--config`` stands for flags: ``[actor.adam] lr = 1e-6`` is
+    ``--actor.adam.lr 1e-6``. The command line wins. What begins with ``--ig.`` is a field of
+    :class:`RolloutSettings`, or ``credit``, the name of a method, or else an option of that method.
+
+    Raises:
+        ValueError: If a flag is unknown here, reserved, or has a value that does not fit.
+    """
+    known, rest = _parser(description).parse_known_args(argv)
+    for module in known.modules:
+        importlib.import_module(module)
+    tables = _tables(known.config)
+    ours, theirs = _split(rest)
+    settings = _settings(tables.pop("ig", {}), ours)
+    theirs = [*_as_flags(tables), *theirs]
+    for flag in theirs:
+        name = flag.removeprefix("--").partition("=")[0]
+        if flag.startswith("--") and name in CHOSEN:
+            raise ValueError(f"--{name} cannot be set: {CHOSEN[name]}")
+    rollout = build(RolloutSettings, {k: v for k, v in settings.items() if k in SETTINGS}, "ig.")
+    credit = {k: v for k, v in settings.items() if k not in SETTINGS and k != "credit"}
+    credit["method"] = settings.get("credit", METHOD)
+    method = make_credit_from(credit)
+    if needs_answer_log_probs(method) and rollout.scorer == "vllm":
+        raise ValueError(
+            f"the credit method {credit['method']!r} needs the policy's belief in the gold answer, "
+            "which the rollout engine does not compute; set ig.scorer to policy"
+        )
+    if not needs_information_gain(method):
+        rollout = replace(rollout, num_counterfactuals=0)
+    elif not rollout.num_counterfactuals:
+        raise ValueError(
+            f"the credit method {credit['method']!r} needs information gain; set "
+            "ig.num_counterfactuals to at least 1"
+        )
+    out = known.out.resolve()
+    flags = Flags(out, known.resume, known.check, tuple(known.modules), rollout, credit, ())
+    return replace(flags, arguments=(*theirs, *_chosen(flags)))
+
+
+def _parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--config", type=Path, help="TOML file whose tables stand for flags")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--check", action="store_true", help="check everything, start nothing")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module first, one that registers a credit method; may be repeated",
+    )
+    return parser
+
+
+def _tables(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the flags of {path}: {error}") from error
+
+
+def _settings(table: dict[str, Any], ours: Sequence[str]) -> dict[str, Any]:
+    """This project's settings: those of the file, changed by the command line."""
+    given: dict[str, Any] = override({"ig": {}}, ours)["ig"]
+    if given.get("credit", METHOD) != table.get("credit", METHOD) and "credit" in given:
+        table = {name: value for name, value in table.items() if name in SETTINGS}
+    return {**table, **given}
+
+
+def _as_flags(table: dict[str, Any], prefix: str = "--") -> Iterator[str]:
+    """The flags that nested tables stand for; ``true`` is a flag without a value."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _as_flags(value, f"{prefix}{name}.")
+        elif value is not False:
+            yield prefix + name
+            if value is not True:
+                yield from map(str, value if isinstance(value, list) else [value])
+
+
+def _split(rest: Sequence[str]) -> tuple[list[str], list[str]]:
+    """This project's flags as ``ig.name=value``, and OpenRLHF's as they are."""
+    ours: list[str] = []
+    theirs: list[str] = []
+    words = list(rest)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--ig."):
+            theirs.append(word)
+        elif "=" in word:
+            ours.append(word.removeprefix("--"))
+        else:
+            given = words.pop(0) if words and not words[0].startswith("--") else "true"
+            ours.append(f"{word.removeprefix('--')}={given}")
+    return ours, theirs
+
+
+def _chosen(flags: Flags) -> list[str]:
+    """The flags of :data:`CHOSEN` that have a value."""
+    chosen: dict[str, Any] = {
+        "train.agent_func_path": ROOT / AGENT,
+        "data.prompt_dataset": flags.train_data,
+        "data.input_key": "input",
+        "data.label_key": "label",
+        "algo.advantage.estimator": "group_norm",
+        "ckpt.path": flags.out / "checkpoints",
+        "ckpt.output_dir": flags.out / "policy",
+        "ckpt.load_enable": flags.resume,
+        "logger.tensorboard_dir": flags.out / "tensorboard",
+    }
+    if flags.rollout.eval_questions:
+        chosen["eval.dataset"] = flags.eval_data
+    return list(_as_flags(chosen))

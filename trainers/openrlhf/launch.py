@@ -1,0 +1,102 @@
+"""Runs OpenRLHF's program with this project's parts in their places."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import openrlhf.utils.config
+import ray
+from openrlhf.trainer import ppo_trainer, ppo_trainer_async
+from openrlhf.trainer.ray import ppo_actor
+
+from trainers.openrlhf.flags import Flags
+from trainers.openrlhf.policy_actor import GainPolicyActor
+from trainers.openrlhf.preparation import prepare
+from trainers.openrlhf.trainers import GainTrainer, GainTrainingActor
+from trainers.setup import ROOT
+
+PROGRAM = "openrlhf.cli.train_ppo_ray"
+SETTINGS = "IGSEARCH_ROLLOUT"  # agents.openrlhf reads it
+
+
+class Checked(Exception):
+    """Raised in place of the start of Ray where a run is only to be checked.
+
+    Attributes:
+        args: OpenRLHF's settings, nested; the exception's first argument.
+    """
+
+
+def launch(flags: Flags) -> None:
+    """Train, from the parsing of the flags to the last checkpoint.
+
+    Raises:
+        ValueError: If OpenRLHF or this project refuses the flags; nothing has been started then.
+        Checked: If everything is in order and ``flags.check`` is set.
+    """
+    run = _Run(flags)
+    with ExitStack() as stack:
+        for place, name, value in (
+            (openrlhf.utils.config, "hierarchize", run.hierarchize),
+            (ray, "init", run.init),
+            (ppo_actor, "PolicyModelActor", ray.remote(num_gpus=1)(GainPolicyActor)),
+            (ppo_trainer, "PPOTrainer", ray.remote(GainTrainer)),
+            (ppo_trainer_async, "TrainingActor", ray.remote(GainTrainingActor)),
+            (sys, "argv", [PROGRAM, *flags.arguments]),
+        ):
+            stack.enter_context(_replaced(place, name, value))
+        try:
+            runpy.run_module(PROGRAM, run_name="__main__")
+        except AssertionError as error:
+            if run.started:
+                raise
+            raise ValueError(f"OpenRLHF refuses these flags: {error}") from error
+
+
+class _Run:
+    """The two calls of OpenRLHF's program that are wrapped."""
+
+    def __init__(self, flags: Flags) -> None:
+        self.flags = flags
+        self.args: Any = None
+        self.started = False
+        self._hierarchize = openrlhf.utils.config.hierarchize
+        self._init = ray.init
+
+    def hierarchize(self, flat: Any) -> Any:
+        """Add this project's settings to OpenRLHF's."""
+        flags = self.flags
+        self.args = self._hierarchize(flat)
+        self.args.ig = SimpleNamespace(
+            rollout=flags.rollout, credit=flags.credit, modules=flags.modules
+        )
+        return self.args
+
+    def init(self, *arguments: Any, **options: Any) -> Any:
+        """Check everything, then start or join Ray, with what its workers need."""
+        prepare(self.args, self.flags)
+        if self.flags.check:
+            raise Checked(self.args)
+        self.started = True
+        environment = options.setdefault("runtime_env", {}).setdefault("env_vars", {})
+        environment[SETTINGS] = self.flags.rollout.to_json()
+        if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
+        return self._init(*arguments, **options)
+
+
+@contextmanager
+def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, before)

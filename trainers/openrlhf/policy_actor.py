@@ -1,0 +1,63 @@
+"""The policy's actor, which scores answers with the very weights that it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+from openrlhf.trainer.ray import ppo_actor
+from transformers import PreTrainedModel
+
+from agents.grpo_agent import settle_for
+from agents.one_by_one_scorer import OneByOneScorer
+from agents.tokenization import SegmentTokenizer
+from agents.trie_scorer import TrieScorer
+from igsearch_env.credit import CreditAssignment
+from igsearch_env.episode import Episode
+from igsearch_env.scoring import AnswerScorer
+from trainers.openrlhf.seams import original_class
+
+log = logging.getLogger(__name__)
+
+
+class GainPolicyActor(original_class(ppo_actor.PolicyModelActor)):  # type: ignore[misc]
+    """OpenRLHF's policy actor with :meth:`settle`."""
+
+    _scorer: AnswerScorer | None = None
+
+    def settle(self, episodes: Sequence[Episode], credit: CreditAssignment) -> list[Episode]:
+        """Settle what the credit method looks at, with the present weights.
+
+        All ranks have to call it at once, each with episodes of its own, which may be none.
+        """
+        gain = self.strategy.args.ig.rollout.information_gain(self.tokenizer)
+        with whole_weights(self.actor.model) as model:
+            if self._scorer is None:
+                self._scorer = make_scorer(model, SegmentTokenizer(self.tokenizer))
+            return settle_for(credit, episodes, gain, self._scorer)
+
+
+@contextmanager
+def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
+    """The model of a DeepSpeed engine, such that ranks may run it differently often.
+
+    Under ZeRO-3 every rank holds all weights meanwhile, and the hooks that would gather them layer
+    by layer, in step with the other ranks, are off.
+    """
+    if engine.zero_optimization_stage() < 3:
+        yield engine.module
+        return
+    with unwrap_model_for_generation(engine):
+        yield engine.module
+
+
+def make_scorer(model: PreTrainedModel, tokenizer: SegmentTokenizer) -> AnswerScorer:
+    """The scorer that runs shared prefixes once; the plain one if the model does not allow it."""
+    try:
+        return TrieScorer(model, tokenizer)
+    except ValueError as error:
+        log.warning("contexts are scored one by one, which takes longer: %s", error)
+        return OneByOneScorer(model, tokenizer)
