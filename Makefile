@@ -24,12 +24,17 @@ TORCH = $(newest_cpu_torch)
 # Installs the checkout and its extras into the environment $(1), with the pip options $(2).
 install = $(1)/bin/python -m pip install $(2) -e ".[$(EXTRAS)]" $(TORCH)
 
+# OpenRLHF pins packages in other versions than ours, so it has an environment of its own.
+OPENRLHF := .venv-openrlhf
+OPENRLHF_PINS := requirements/openrlhf-cpu.txt
+OPENRLHF_PIP := $(OPENRLHF)/bin/python -m pip install --no-deps --no-compile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format constraints clean
+.PHONY: help venv demo test test-openrlhf lint format constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 venv: $(INSTALLED) ## Make .venv and install the checkout with everything it needs
 
@@ -38,6 +43,9 @@ demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest
+
+test-openrlhf: $(OPENRLHF)/.installed ## Run the tests of the OpenRLHF trainer, on a CPU
+	$(OPENRLHF)/bin/python -m pytest tests/openrlhf
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -67,4 +75,13 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(call install,$(VENV),-c $(CONSTRAINTS))
 	@rm $(UNFINISHED)
+	@touch $@
+
+$(OPENRLHF)/.installed: pyproject.toml $(OPENRLHF_PINS)
+	rm -rf $(OPENRLHF)
+	$(PYTHON) -m venv $(OPENRLHF)
+	grep -v '^deepspeed==' $(OPENRLHF_PINS) > $(OPENRLHF)/pins.txt
+	$(OPENRLHF_PIP) -r $(OPENRLHF)/pins.txt
+	DS_BUILD_OPS=0 $(OPENRLHF_PIP) --no-build-isolation $$(grep '^deepspeed==' $(OPENRLHF_PINS))
+	$(OPENRLHF_PIP) --no-build-isolation -e .
 	@touch $@

@@ -41,6 +41,10 @@ NOT_RUN = {
     ("docs/serving.md", 'pip install -e ".[serve]"'): "a server, until it is stopped",
     ("docs/serving.md", "curl -s localhost:8000"): "asks a server",
     ("docs/serving.md", "from igsearch_env.retrieval.http import HTTPRetriever"): "asks a server",
+    ("README.md", "python -m scripts.train_openrlhf"): "needs GPUs",
+    ("docs/openrlhf.md", "python -m venv"): "installs, for GPUs",
+    ("docs/openrlhf.md", "python -m scripts.build_index"): "needs GPUs",
+    ("docs/openrlhf.md", "ray job submit"): "needs a cluster",
     ("docs/bring-your-policy.md", 'name = "Qwen/Qwen2.5-3B-Instruct"'): "needs the hub",
 }
 SHOWN = ("mermaid", "", "toml", "text")  # languages that are looked at, not run
