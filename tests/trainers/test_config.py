@@ -131,7 +131,10 @@ def test_settings_survive_json() -> None:
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "trainers/configs").glob("*.toml")), ids=str)
+LOCAL = [p for p in (ROOT / "trainers/configs").glob("*.toml") if "openrlhf" not in p.name]
+
+
+@pytest.mark.parametrize("path", sorted(LOCAL), ids=str)
 def test_the_shipped_settings_are_valid(path: Path) -> None:
     assert load_config(path).credit["method"]
 
