@@ -59,7 +59,7 @@ class Size:
     searches: int
 
 
-FULL = Size(layers=9, hidden=512, rollouts=5, searches=4)
+FULL = Size(layers=9, hidden=512, rollouts=2, searches=4)
 QUICK = Size(layers=2, hidden=256, rollouts=2, searches=2)
 
 
