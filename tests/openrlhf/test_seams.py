@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +24,28 @@ from trainers.openrlhf.seams import VERSIONS, check_versions, original_class
 PACKAGES = Path(openrlhf.__file__).parents[1]
 ROOT = Path(__file__).parents[2]
 SEAMS = re.findall(r"^    (\S+\.py):(\d+) +(\S.*)$", seams.__doc__ or "", flags=re.MULTILINE)
+
+LEFT_OUT = {
+    "bitsandbytes",
+    "flash-attn",
+    "grpcio",
+    "isort",
+    "loralib",
+    "optimum",
+    "pynvml",
+    "transformers-stream-generator",
+    "wandb",
+}
+"""What OpenRLHF and TensorBoard ask for and a run on a CPU never imports."""
+
+
+def test_the_pins_lack_only_what_is_for_gpus_or_unused() -> None:
+    check = subprocess.run(
+        [sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False
+    )
+    missing = set(re.findall(r"requires (\S+), which is not installed", check.stdout))
+    assert missing == LEFT_OUT, check.stdout
+    assert len(check.stdout.splitlines()) == check.stdout.count("is not installed")
 
 
 def test_seams_are_listed() -> None:

@@ -170,11 +170,11 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
     text = finish(run, folder / "async.log", ends + 40 - time.monotonic())
     failed = scalars(folder, "train/ig/failed_rollouts")
     assert sorted(failed) == [1, 2, 3, 4, 5, 6]  # it went on after the two steps of the first run
-    assert failed[3] < 1.0
-    assert failed[6] == 1.0
+    assert failed[3] < 0.5 < failed[6]  # who never searches cannot fail
     assert "of the rollouts a search failed; they were left out of the update" in text
     last = torch.load(sorted(recordings.iterdir())[-1])
-    assert all(int(row["action_mask"].sum()) == 1 for row in last)
-    assert not any(row["advantages"].any() for row in last)
+    masked = [row for row in last if int(row["action_mask"].sum()) == 1]
+    assert len(masked) / len(last) == pytest.approx(failed[6], abs=1e-4)
+    assert not any(row["advantages"].any() for row in masked)
     after = load_file(folder / "run" / "policy" / "model.safetensors")
     assert all(values.isfinite().all() for values in after.values())

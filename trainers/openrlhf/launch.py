@@ -14,11 +14,11 @@ import openrlhf.utils.config
 import ray
 from openrlhf.trainer import ppo_trainer, ppo_trainer_async
 from openrlhf.trainer.ray import ppo_actor
+from ray import cloudpickle
 
+from trainers.openrlhf import policy_actor, trainers
 from trainers.openrlhf.flags import Flags
-from trainers.openrlhf.policy_actor import GainPolicyActor
 from trainers.openrlhf.preparation import prepare
-from trainers.openrlhf.trainers import GainTrainer, GainTrainingActor
 from trainers.setup import ROOT
 
 PROGRAM = "openrlhf.cli.train_ppo_ray"
@@ -41,13 +41,18 @@ def launch(flags: Flags) -> None:
         Checked: If everything is in order and ``flags.check`` is set.
     """
     run = _Run(flags)
+    for module in (policy_actor, trainers):
+        # OpenRLHF's classes travel by value, since their names stand for remote ones. A class of
+        # ours that travelled by name would find another copy of its base at the other end than
+        # Ray's wrapped methods hold on to, and their super() would fail.
+        cloudpickle.register_pickle_by_value(module)
     with ExitStack() as stack:
         for place, name, value in (
             (openrlhf.utils.config, "hierarchize", run.hierarchize),
             (ray, "init", run.init),
-            (ppo_actor, "PolicyModelActor", ray.remote(num_gpus=1)(GainPolicyActor)),
-            (ppo_trainer, "PPOTrainer", ray.remote(GainTrainer)),
-            (ppo_trainer_async, "TrainingActor", ray.remote(GainTrainingActor)),
+            (ppo_actor, "PolicyModelActor", ray.remote(num_gpus=1)(policy_actor.GainPolicyActor)),
+            (ppo_trainer, "PPOTrainer", ray.remote(trainers.GainTrainer)),
+            (ppo_trainer_async, "TrainingActor", ray.remote(trainers.GainTrainingActor)),
             (sys, "argv", [PROGRAM, *flags.arguments]),
         ):
             stack.enter_context(_replaced(place, name, value))
