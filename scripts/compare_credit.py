@@ -34,7 +34,7 @@ from scripts.credit_protocol import (
     shortened,
 )
 from scripts.credit_report import endpoint, plot_differences, summarise, tables
-from scripts.credit_runs import held_out, look_at_start, run_job
+from scripts.credit_runs import held_out, look_at_start, run_and_keep
 from trainers.files import write_whole
 from trainers.setup import ROOT
 from trainers.threads import free_cores
@@ -44,6 +44,8 @@ GROUPS = 100
 """Groups of rollouts that a regime is looked at with before training."""
 LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
 FIRST_HOP_LIMIT = 0.8
+Key = tuple[str, str, str, int, tuple[str, ...]]
+"""Stage, regime, arm, seed and changes of a run."""
 
 
 def main() -> None:
@@ -88,6 +90,7 @@ def develop(protocol: Protocol, arguments: argparse.Namespace) -> None:
         each = " ".join(f"{value:.3f}" for value in values)
         table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
     console.print(table)
+    _record(arguments)
 
 
 def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
@@ -110,6 +113,7 @@ def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         console.print(f"{regime}: {verdict} ({numbers})")
     write_json(path, verdicts)
+    _record(arguments)
 
 
 def verdict_of(
@@ -168,15 +172,46 @@ def compare(protocol: Protocol, arguments: argparse.Namespace) -> None:
         for name, arm in protocol.arms.items()
         if place < arm.seeds and (not arguments.arms or name in arguments.arms)
     ]
-    runs = run_jobs(protocol, jobs, arguments)
-    summary = summarise(protocol, runs, qualified)
+    run_jobs(protocol, jobs, arguments)
+    report(protocol, qualified, arguments)
+
+
+def report(protocol: Protocol, qualified: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Tables, file and plots of all that has been run, whatever part of it was asked for now."""
+    rows = _record(arguments)
+    fresh = [row for row in rows if row["job"]["stage"] == "compare"]
+    counted = [row for row in fresh if _counts(protocol, row)]
+    tried = [row for row in rows if row["job"]["stage"] == "develop"]
+    summary = summarise(protocol, counted, qualified, tried)
+    summary["rests_on"] = rests_on(protocol, arguments.protocol)
     folder = arguments.report or arguments.out
     write_json(folder / "credit.json", summary)
-    lines = "".join(json.dumps(one, sort_keys=True) + "\n" for one in runs)
-    write_whole(folder / "credit_runs.jsonl", lines)
     plot_differences(summary, folder / "credit.png")
     for table in tables(summary):
         console.print(table)
+
+
+def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
+    """Whether a run on a fresh seed is one of the protocol as it is now."""
+    job = Job(**row["job"])
+    known = job.regime in protocol.regimes and job.arm in protocol.arms
+    return (
+        known
+        and job.seed in protocol.seeds[: protocol.arms[job.arm].seeds]
+        and is_run_of(row, protocol, job)
+    )
+
+
+def _record(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every run that was ever made, known or kept; written to ``credit_runs.jsonl``."""
+    kept = [path.read_text(encoding="utf-8") for path in sorted(arguments.out.glob("runs/*/*"))]
+    known = [row for rows in _known(arguments.known).values() for row in rows]
+    lines = dict.fromkeys(
+        json.dumps(row, sort_keys=True) for row in [*known, *map(json.loads, kept)]
+    )
+    folder = arguments.report or arguments.out
+    write_whole(folder / "credit_runs.jsonl", "".join(line + "\n" for line in lines))
+    return [json.loads(line) for line in lines]
 
 
 def run_jobs(
@@ -189,8 +224,9 @@ def run_jobs(
     for job, path in paths.items():
         if _is_kept(path, protocol, job):
             continue
-        if _key(job) in known and is_run_of(known[_key(job)], protocol, job):
-            write_json(path, known[_key(job)])
+        found = [row for row in known.get(_key(job), ()) if is_run_of(row, protocol, job)]
+        if found:
+            write_json(path, found[-1])
         else:
             missing.append(job)
     context = multiprocessing.get_context("forkserver")
@@ -200,12 +236,11 @@ def run_jobs(
         progress_bar() as bar,
     ):
         task = bar.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing), note="")
-        futures = {pool.submit(run_job, protocol, job): job for job in missing}
+        futures = {pool.submit(run_and_keep, protocol, job, paths[job]): job for job in missing}
         try:
             for future in as_completed(futures):
-                job = futures[future]
-                write_json(paths[job], future.result())
-                bar.update(task, advance=1, note=job.name)
+                future.result()
+                bar.update(task, advance=1, note=futures[future].name)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
@@ -224,16 +259,18 @@ def _is_kept(path: Path, protocol: Protocol, job: Job) -> bool:
     return same
 
 
-def _key(job: Job) -> tuple[str, str, str, int, tuple[str, ...]]:
+def _key(job: Job) -> Key:
     return job.stage, job.regime, job.arm, job.seed, job.changes
 
 
-def _known(path: Path | None) -> dict[tuple[str, str, str, int, tuple[str, ...]], dict[str, Any]]:
-    """Runs that were made before, by what they are."""
-    if path is None:
-        return {}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return {_key(Job(**row["job"], changes=tuple(row["changes"]))): row for row in rows}
+def _known(path: Path | None) -> dict[Key, list[dict[str, Any]]]:
+    """Runs that were made before, by what they are; with several settings in the course of time."""
+    known: dict[Key, list[dict[str, Any]]] = {}
+    if path is not None:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            known.setdefault(_key(Job(**row["job"], changes=tuple(row["changes"]))), []).append(row)
+    return known
 
 
 def _fix_protocol(protocol: Protocol, arguments: argparse.Namespace) -> None:

@@ -70,7 +70,6 @@ class Protocol:
         interim_questions: Held-out questions of the evaluations before it.
         arms: By name; ``"grpo"`` and ``"oracle"`` must be among them.
         regimes: By name.
-        settings_tried: What was tried on development seeds, in words, for the record.
     """
 
     base: str
@@ -82,7 +81,6 @@ class Protocol:
     interim_questions: int
     arms: dict[str, Arm]
     regimes: dict[str, Regime]
-    settings_tried: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if common := set(self.seeds) & set(self.development_seeds):
@@ -133,8 +131,7 @@ class Job:
     @property
     def name(self) -> str:
         """A file name."""
-        pairs = (change.partition("=") for change in self.changes)
-        tail = "".join(f"-{key.rpartition('.')[2]}_{value}" for key, _, value in pairs)
+        tail = "".join(f"-{change.replace('=', '_')}" for change in self.changes)
         return f"{self.regime}-{self.arm}-{self.seed}{tail}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -47,7 +48,10 @@ def collapsed(run: Run) -> bool:
 
 
 def summarise(
-    protocol: Protocol, runs: Sequence[Run], qualified: Mapping[str, Mapping[str, Any]]
+    protocol: Protocol,
+    runs: Sequence[Run],
+    qualified: Mapping[str, Mapping[str, Any]],
+    tried: Sequence[Run] = (),
 ) -> dict[str, Any]:
     """Every regime's table, as JSON-ready data.
 
@@ -55,6 +59,7 @@ def summarise(
         protocol: The protocol.
         runs: Runs on fresh seeds.
         qualified: What each regime qualified by.
+        tried: Runs on development seeds.
     """
     regimes: dict[str, Any] = {}
     for name, regime in protocol.regimes.items():
@@ -74,9 +79,26 @@ def summarise(
     return {
         "caveat": CAVEAT,
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
-        "settings_tried": list(protocol.settings_tried),
+        "settings_tried": _settings_tried(tried),
         "regimes": regimes,
     }
+
+
+def _settings_tried(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What was run on development seeds: each setting with its endpoints by seed."""
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for run in runs:
+        job, config = run["job"], dict(run["config"])
+        config["world"] = {**config["world"], "seed": None}
+        config["run"] = {**config["run"], "seed": None}
+        config["policy"] = {**config["policy"], "path": None}
+        setting = [job["regime"], job["arm"], list(run["changes"]), config]
+        found[json.dumps(setting, sort_keys=True)][str(job["seed"])] = round(endpoint(run), 4)
+    tried = [(*json.loads(setting)[:3], endpoints) for setting, endpoints in found.items()]
+    return [
+        {"regime": regime, "arm": arm, "changes": changes, "em_by_seed": endpoints}
+        for regime, arm, changes, endpoints in tried
+    ]
 
 
 def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:

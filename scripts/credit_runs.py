@@ -6,11 +6,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from igsearch_env.episode import Episode, Question
+from scripts.command_line import write_json
 from scripts.credit_protocol import (
     QUARTERS,
     Job,
@@ -42,6 +44,11 @@ COLUMNS = (
     "gain_gold_correlation",
 )
 """What is kept of the training log, averaged over each quarter."""
+
+
+def run_and_keep(protocol: Protocol, job: Job, path: Path) -> None:
+    """Write what :func:`run_job` returns, so that it is kept even if other runs are cut short."""
+    write_json(path, run_job(protocol, job))
 
 
 def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:

@@ -21,12 +21,14 @@ class WorldConfig:
         people: Number of people; see :meth:`igsearch_env.World.generate`.
         informative_bridges: Whether names hint at facts.
         hops: Ask questions of these numbers of hops only.
+        test_share: Share of the questions that is held out.
     """
 
     seed: int = 0
     people: int = 120
     informative_bridges: bool = True
     hops: tuple[int, ...] = (1, 2, 3)
+    test_share: float = 0.25
 
 
 @dataclass(frozen=True)

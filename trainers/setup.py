@@ -36,7 +36,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def make_world(config: WorldConfig) -> World:
     """The world of a run."""
     return World.generate(
-        config.seed, people=config.people, informative_bridges=config.informative_bridges
+        config.seed,
+        people=config.people,
+        informative_bridges=config.informative_bridges,
+        test_share=config.test_share,
     )
 
 

@@ -138,6 +138,28 @@ def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
     assert (ig["sign_flip_p"], ig["sign_flip_p_holm"]) == (0.25, 0.5)
 
 
+def test_the_summary_lists_every_setting_that_was_tried() -> None:
+    protocol = load_protocol(PROTOCOL)
+    tried = []
+    for seed, em, changes in (
+        (100, 0.1, ()),
+        (101, 0.2, ()),
+        (100, 0.3, ("optimization.kl=0.01",)),
+    ):
+        job = Job("develop", "bridges", "ig", seed, changes)
+        run = a_run("ig", seed, [0.0] + [em] * 4, stage="develop")
+        config = job_config(protocol, job).to_dict()
+        tried.append({**run, "changes": list(changes), "config": config})
+    other = json.loads(json.dumps(tried[0]))  # the regime itself was another one at first
+    other["config"]["world"]["people"] = 100
+    found = summarise(protocol, [], {}, [*tried, other])["settings_tried"]
+    assert [(row["changes"], row["em_by_seed"]) for row in found] == [
+        ([], {"100": 0.1, "101": 0.2}),
+        (["optimization.kl=0.01"], {"100": 0.3}),
+        ([], {"100": 0.1}),
+    ]
+
+
 def test_a_quarter_without_a_value_does_not_shift_the_others() -> None:
     one, other = a_run("grpo", 0, [0.1] * 5), a_run("grpo", 1, [0.1] * 5)
     one["training"] = [{}, {"entropy": 2.0}, {"entropy": 3.0}, {}]
@@ -176,7 +198,7 @@ def test_settings_are_laid_over_one_another() -> None:
     changed = Job("develop", "bridges", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01"))
     assert job_config(protocol, changed).credit["alpha"] == 0.5
     assert job_config(protocol, changed).optimization.kl == 0.01
-    assert changed.name == "bridges-ig-0-alpha_0.5-kl_0.01"
+    assert changed.name == "bridges-ig-0-credit.alpha_0.5-optimization.kl_0.01"
 
 
 def test_every_arm_of_the_protocol_can_be_built() -> None:
@@ -272,7 +294,7 @@ def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
     protocol = load_protocol(PROTOCOL)
     for regime, seed in itertools.product(protocol.regimes, protocol.seeds):
         asked = held_out(protocol, Job("compare", regime, "grpo", seed))
-        assert len(asked) >= protocol.questions == 950
+        assert len(asked) >= protocol.questions == 1000
     greedy = replace(protocol, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
         run_job(greedy, Job("compare", "bridges", "grpo", 0))
@@ -313,6 +335,10 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     runs[0].unlink()
     assert laboratory(*call, "--known", known).returncode == 0
     assert json.loads(runs[0].read_text()) in [json.loads(row) for row in known.open()]
+    part = laboratory(*call[:-1], "--known", known, "--report", tmp_path / "report")
+    assert part.returncode == 0, part.stderr
+    arms = json.loads((tmp_path / "report/credit.json").read_text())["regimes"]["bridges"]["arms"]
+    assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
     assert late.returncode == 2
