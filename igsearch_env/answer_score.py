@@ -2,8 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+def answer_scores(
+    log_probs: Sequence[NDArray[np.float64]],
+    head_tokens: int = 0,
+    head_weight: float = 1.0,
+    floor: float | None = None,
+) -> NDArray[np.float64]:
+    """Weighted mean of the token log-probabilities of each answer, in nats per token.
+
+    Args:
+        log_probs: Log-probability of each token in nats, one array of shape (answer tokens,) per
+            answer.
+        head_tokens: How many leading tokens of an answer weigh more.
+        head_weight: Their weight against 1 for the others.
+        floor: Each token counts at least this much, in nats; None for no floor.
+
+    Returns:
+        The scores, shape (answers,).
+
+    Raises:
+        ValueError: If an answer has no tokens, a number is not a log-probability, one is -inf and
+            there is no floor, or the weights are out of range.
+    """
+    check_head(head_tokens, head_weight)
+    if not log_probs:
+        return np.zeros(0)
+    arrays = [np.asarray(values, dtype=np.float64) for values in log_probs]
+    for values in arrays:
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(
+                "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
+                f"got shape {values.shape}"
+            )
+    lengths = np.array([values.size for values in arrays])
+    starts = np.cumsum(lengths) - lengths  # (answers,)
+    flat = np.concatenate(arrays)  # (tokens of all answers,)
+    if not flat.max() <= 1e-6:  # nor is NaN
+        wrong = next(values for values in arrays if not values.max() <= 1e-6)
+        raise ValueError(f"log-probs must be numbers of at most 0, got {wrong.tolist()}")
+    if floor is not None:
+        flat = np.maximum(flat, floor)
+    elif np.isneginf(flat).any():
+        wrong = next(values for values in arrays if np.isneginf(values).any())
+        raise ValueError(f"a log-prob of -inf needs a floor, got {wrong.tolist()} and no floor")
+    places = np.arange(flat.size) - np.repeat(starts, lengths)
+    weights = np.where(places < head_tokens, head_weight, 1.0)
+    scores: NDArray[np.float64] = np.add.reduceat(flat * weights, starts)
+    return scores / np.add.reduceat(weights, starts)
 
 
 def answer_score(
@@ -12,36 +63,8 @@ def answer_score(
     head_weight: float = 1.0,
     floor: float | None = None,
 ) -> float:
-    """Weighted mean of an answer's token log-probabilities, in nats per token.
-
-    Args:
-        log_probs: Log-probability of each answer token in nats, shape (answer tokens,).
-        head_tokens: How many leading tokens weigh more.
-        head_weight: Their weight against 1 for the others; weights are scaled to mean 1.
-        floor: Each token counts at least this much, in nats; None for no floor.
-
-    Raises:
-        ValueError: If there are no tokens, one is not a log-probability, one is -inf and there is
-            no floor, or the weights are out of range.
-    """
-    check_head(head_tokens, head_weight)
-    values = np.asarray(log_probs, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(
-            "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
-            f"got shape {values.shape}"
-        )
-    if not values.max() <= 1e-6:  # nor is NaN
-        raise ValueError(f"log-probs must be numbers of at most 0, got {values.tolist()}")
-    if floor is not None:
-        values = np.maximum(values, floor)
-    elif np.isneginf(values).any():
-        raise ValueError(f"a log-prob of -inf needs a floor, got {values.tolist()} and no floor")
-    if head_tokens == 0:
-        return float(values.mean())
-    weights = np.ones_like(values)
-    weights[:head_tokens] = head_weight
-    return float(values @ weights / weights.sum())
+    """:func:`answer_scores` of a single answer."""
+    return float(answer_scores([log_probs], head_tokens, head_weight, floor)[0])
 
 
 def check_head(head_tokens: int, head_weight: float) -> None:

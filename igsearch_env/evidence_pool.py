@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -102,10 +102,11 @@ class EvidencePool:
         if self._refined is None:
             self._refined = [pair for pair in self._pairs if pair.refinement.text]
         pairs = self._refined if len(self._refined) >= count else self._pairs
+        allowed = _rule(question, documents)
         for _ in range(count):
             for _ in range(self.tries):
                 pair = pairs[int(rng.integers(len(pairs)))]
-                if pair not in drawn and self.allows(pair, question, documents):
+                if pair not in drawn and allowed(pair):
                     drawn.append(pair)
                     self.counts["drawn"] += 1
                     break
@@ -114,18 +115,7 @@ class EvidencePool:
 
     def allows(self, pair: Evidence, question: Question, documents: Sequence[Document]) -> bool:
         """Whether a pair may stand in for ``documents``, retrieved for ``question``."""
-        if pair.question_id == question.id:
-            return False
-        if normalize_answer(pair.question_text) == normalize_answer(question.text):
-            return False
-        retrieved = {document.id for document in documents}
-        if any(document.id in retrieved for document in pair.documents):
-            return False
-        if {normalize_answer(gold) for gold in question.golden_answers} <= {"yes", "no"}:
-            return True
-        texts = [f"{document.title} {document.text}" for document in pair.documents]
-        texts.append(pair.refinement.text)
-        return not any(contains_answer(text, question.golden_answers) for text in texts)
+        return _rule(question, documents)(pair)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on from here, as JSON-ready data."""
@@ -145,3 +135,23 @@ class EvidencePool:
         self.counts = Counter(state["counts"])
         self._seed = state["seed"]
         self.rng.bit_generator.state = state["rng"]
+
+
+def _rule(question: Question, documents: Sequence[Document]) -> Callable[[Evidence], bool]:
+    """What a pair has to fulfil to stand in for ``documents``, retrieved for ``question``."""
+    asked = normalize_answer(question.text)
+    retrieved = {document.id for document in documents}
+    yes_or_no = {normalize_answer(gold) for gold in question.golden_answers} <= {"yes", "no"}
+
+    def allowed(pair: Evidence) -> bool:
+        if pair.question_id == question.id or normalize_answer(pair.question_text) == asked:
+            return False
+        if any(document.id in retrieved for document in pair.documents):
+            return False
+        if yes_or_no:
+            return True
+        texts = [f"{document.title} {document.text}" for document in pair.documents]
+        texts.append(pair.refinement.text)
+        return not any(contains_answer(text, question.golden_answers) for text in texts)
+
+    return allowed

@@ -16,7 +16,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from igsearch_env.answer_score import answer_score, check_head
+from igsearch_env.answer_score import answer_score, answer_scores, check_head
 from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step
 from igsearch_env.protocol import PROTOCOLS, TagProtocol
 from igsearch_env.scoring import AnswerScorer, BoundedScorer
@@ -40,9 +40,9 @@ def information_gain(
         real: Token log-probs of each gold alias in the real context: one array of shape
             (answer tokens,) per alias.
         counterfactual: For each alias, its token log-probs in each of N counterfactual contexts.
-        head_tokens: See :func:`answer_score`.
-        head_weight: See :func:`answer_score`.
-        floor: See :func:`answer_score`.
+        head_tokens: See :func:`answer_scores`.
+        head_weight: See :func:`answer_scores`.
+        floor: See :func:`answer_scores`.
         aliases: ``"best_real"`` takes the alias with the highest real score and its own baselines
             (the published rule; its expectation is above 0 under pure noise). ``"max"`` and
             ``"logmeanexp"`` reduce the aliases in every context alike.
@@ -90,7 +90,7 @@ def _gain(
     else:
         real_score = float(reduce_aliases(real[:, None], aliases)[0])
         rows = reduce_aliases(baselines, aliases)
-    return real_score - float(rows.mean()), real_score, rows
+    return real_score - float(rows.sum()) / rows.size, real_score, rows
 
 
 def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
@@ -117,8 +117,8 @@ class InformationGain:
             once the next turn is known, ``"documents"`` at once.
         floor: Least log-probability of an answer token, in nats: ``"uniform"`` for that of a
             uniform guess, ``-ln(vocabulary size)``; None for no floor.
-        head_tokens: See :func:`answer_score`.
-        head_weight: See :func:`answer_score`.
+        head_tokens: See :func:`answer_scores`.
+        head_weight: See :func:`answer_scores`.
         aliases: See :func:`information_gain`.
     """
 
@@ -207,7 +207,7 @@ class InformationGain:
                 answers += [answer for _, answer in pairs]
         found = scorer.log_probs(contexts, answers) if contexts else []
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
-        flat = np.array([answer_score(s, self.head_tokens, self.head_weight, floor) for s in found])
+        flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
         return [
             None
             if start is None
@@ -268,5 +268,5 @@ def _settled(step: Step, gain: float, real: float, baselines: LogProbs) -> Step:
         step,
         information_gain=gain,
         log_prob=real,
-        baseline_log_probs=tuple(float(value) for value in baselines),
+        baseline_log_probs=tuple(baselines.tolist()),
     )

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igsearch_env.answer_score import answer_score
+from igsearch_env.answer_score import answer_score, answer_scores
 from igsearch_env.information_gain import (
     AliasOperator,
     InformationGain,
@@ -55,6 +55,27 @@ class TestAnswerScore:
 
     def test_the_floor_catches_an_impossible_token(self) -> None:
         assert answer_score(np.array([-1.0, -np.inf]), floor=-5.0) == pytest.approx(-3.0)
+
+    @given(
+        st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=5), max_size=4),
+        st.integers(0, 3),
+        st.floats(0.1, 4),
+        st.none() | st.floats(-10, -1),
+    )
+    def test_many_answers_are_scored_as_each_alone(
+        self, rows: list[list[float]], head: int, weight: float, floor: float | None
+    ) -> None:
+        expected = []
+        for row in rows:
+            total = norm = 0.0
+            for place, value in enumerate(row):
+                w = weight if place < head else 1.0
+                total += w * (value if floor is None else max(value, floor))
+                norm += w
+            expected.append(total / norm)
+        found = answer_scores([np.array(row) for row in rows], head, weight, floor)
+        assert found.shape == (len(rows),)
+        assert found.tolist() == pytest.approx(expected)
 
     @pytest.mark.parametrize(
         ("values", "message"),
