@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from igsearch_env import Document, Episode, Question
 from igsearch_env.credit import GRPO, AnswerStringBonus, IGPermuted, IGSearch, OracleBonus
 from tests.igsearch_env.credit.test_ig_options import bonuses
-from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of
+from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of, slow_ig_search
 from tests.igsearch_env.credit.test_outcome import slow_advantages
 
 GOLD = Question("q", "Who?", ("Lima",), supporting_ids=("a", "b"))
@@ -83,6 +83,21 @@ class TestAnswerString:
         credit = AnswerStringBonus(alpha=1.0, normalizer="none")
         assert bonuses(credit, [replace(episode, steps=steps)]) == [[0.0, 1.0]]
 
+    @settings(deadline=None)
+    @given(st.lists(st.lists(st.text("Lxy", max_size=3), max_size=5), max_size=4))
+    def test_agrees_with_plain_loops(self, found: list[list[str]]) -> None:
+        batch = [searching(*ids, outcome=float(n % 2)) for n, ids in enumerate(found)]
+        credit = AnswerStringBonus(alpha=0.5, normalizer="none")
+        for ids, episode, array, base in zip(
+            found, batch, credit(batch), slow_advantages(batch), strict=True
+        ):
+            expected = [base] * episode.policy_tokens
+            for number, (step, letters) in enumerate(zip(episode.searches, ids, strict=True)):
+                if "L" in letters and not any("L" in earlier for earlier in ids[:number]):
+                    for p in range(step.query_tokens.start, step.query_tokens.stop):
+                        expected[p] += 0.5
+            np.testing.assert_allclose(array, expected, atol=1e-6)
+
     def test_nothing_is_scored_for_it(self) -> None:
         assert not AnswerStringBonus.uses_information_gain
         assert not OracleBonus.uses_information_gain
@@ -139,3 +154,20 @@ class TestPermuted:
         )
         arrays = IGPermuted(**options, seed=seed)(batch)  # type: ignore[arg-type]
         assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]
+        moved = [
+            with_gains(episode, gains)
+            for episode, gains in zip(batch, IGPermuted(seed=seed).gains(batch), strict=True)
+        ]
+        expected = slow_ig_search(moved, 1.0, PLAIN, "none")
+        for array, tokens in zip(arrays, expected, strict=True):
+            np.testing.assert_allclose(array, tokens, atol=1e-6)
+
+
+def with_gains(episode: Episode, gains: Sequence[float | None]) -> Episode:
+    """The episode with other gains, search by search."""
+    left = iter(gains)
+    steps = tuple(
+        replace(step, information_gain=next(left)) if step.action == "search" else step
+        for step in episode.steps
+    )
+    return replace(episode, steps=steps)
