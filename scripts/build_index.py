@@ -28,12 +28,12 @@ from rich.progress import (
 )
 
 from igsearch_env.corpus import read_corpus
-from igsearch_env.extras import import_extra
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderConfig, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
+from igsearch_env.retrieval.vector_index import import_faiss
 from scripts.command_line import console, positive, run
 from trainers.threads import set_threads
 
@@ -127,7 +127,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     chosen = {name: getattr(args, name) for name in given}
     if not args.model:
         return BM25Recipe(**chosen)
-    import_extra("faiss", "dense").omp_set_num_threads(set_threads(args.threads))
+    import_faiss().omp_set_num_threads(set_threads(args.threads))
     config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
     search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
     return DenseRecipe(SentenceEncoder(EncoderConfig(args.model, **config), **chosen), **search)

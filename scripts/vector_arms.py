@@ -7,14 +7,15 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
 
 from igsearch_env.retrieval.encoder import Vectors
 from igsearch_env.retrieval.vector_index import (
     VECTORS,
     build_vector_index,
+    import_faiss,
     read_vector_index,
     set_search,
     write_vector_index,
@@ -110,7 +111,7 @@ def measure(arm: Arm) -> Measurement:
     folder = Path(arm.folder)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     queries = np.load(folder / "queries.npy")
-    faiss.omp_set_num_threads(arm.threads)
+    import_faiss().omp_set_num_threads(arm.threads)
 
     def blocks() -> list[Vectors]:
         return [vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK)]
@@ -123,7 +124,7 @@ def measure(arm: Arm) -> Measurement:
     write_vector_index(index, place)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     del index
-    faiss.omp_set_num_threads(1)
+    import_faiss().omp_set_num_threads(1)
     index = read_vector_index(place, mmap=True)
     searches = []
     for search in arm.searches:
@@ -135,7 +136,7 @@ def measure(arm: Arm) -> Measurement:
     return Measurement(build_seconds, size, peak, tuple(searches))
 
 
-def _search(index: faiss.Index, search: str, queries: Vectors) -> Search:
+def _search(index: Any, search: str, queries: Vectors) -> Search:
     found, in_batch = [], []
     for start in range(0, len(queries), BATCH):
         batch = queries[start : start + BATCH]

@@ -15,7 +15,7 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import SentenceEncoder
 from igsearch_env.retrieval.index_directory import CorruptIndexError
-from igsearch_env.retrieval.vector_index import build_vector_index
+from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
 
 QUERIES = ["Where was the poet born?", "capital", "What does the company export?"]
 SEARCHES = {"Flat": "", "IVF4,Flat": "nprobe=4", "HNSW16": "efSearch=160"}
@@ -45,6 +45,19 @@ def brute_force(
         pairs = zip(scores, (document.id for document in passages), strict=False)
         ranked[query] = sorted(pairs, key=lambda pair: -pair[0])
     return ranked
+
+
+def test_a_batch_finds_what_its_queries_find_alone() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((3000, 384), dtype=np.float32)
+    queries = rng.standard_normal((64, 384), dtype=np.float32)
+    index = build_vector_index(lambda: [vectors], 3000, "Flat")
+    scores, numbers = index.search(queries, 5)  # by a matrix product
+    assert import_faiss().cvar.distance_compute_blas_threshold < queries.size
+    for row, query in enumerate(queries):
+        alone, found = index.search(query[None], 5)
+        assert found[0].tolist() == numbers[row].tolist()
+        np.testing.assert_allclose(alone[0], scores[row], rtol=1e-5)
 
 
 @pytest.mark.parametrize("factory", SEARCHES)
