@@ -101,6 +101,7 @@ def run_trl(steps: int) -> list[float]:
             learning_rate=RATE,
             shuffle_dataset=False,
             save_strategy="no",
+            logging_strategy="no",
             report_to="none",
             use_cpu=True,
             bf16=False,
