@@ -39,7 +39,8 @@ class QueryBonus:
             so that a search which makes a later one possible shares its signal. 0 is IG-Search.
         groups: Which groups get the signal: ``"all"``, ``"all_fail"`` (no outcome above 0: those
             that GRPO learns nothing from at first) or ``"not_all_success"`` (all but those whose
-            outcomes are all equal and above 0, where there is nothing left to gain).
+            outcomes are all equal and above 0, where there is nothing left to gain). The searches
+            of other groups are not scored, which saves their time.
         alpha_final: The weight at the end of training, reached linearly; None keeps ``alpha``. It
             needs a trainer that calls :meth:`at`.
     """
@@ -91,6 +92,11 @@ class QueryBonus:
     def signals(self, episodes: Sequence[Episode]) -> Signals:
         """What each search of each episode is worth; failed rollouts are skipped afterwards."""
         raise NotImplementedError
+
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
+        """For each finished episode, whether its signals count; the others need not be scored."""
+        chosen = self._chosen_groups(episodes)
+        return [episode.group_id in chosen for episode in episodes]
 
     def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:
         outcomes = {

@@ -113,6 +113,20 @@ def test_credit_lands_on_the_tokens_of_the_query(
         assert advantage == pytest.approx(expected, rel=1e-5)
 
 
+def test_groups_that_a_method_leaves_out_are_not_scored(
+    policy: TransformersPolicy, bpe: PreTrainedTokenizerFast
+) -> None:
+    agent = GRPOAgent(policy, GAIN, IGSearch(groups="all_fail"))
+    failed, right = episode_of(bpe, 0.0), replace(episode_of(bpe, 1.0, "river"), group_id="other")
+    settled = agent.settle([right, failed])
+    assert settled[0] == right
+    assert settled[1].information_gains[0] is not None
+    everything = GRPOAgent(policy, GAIN, IGSearch()).settle([right, failed])
+    assert everything[0].information_gains[0] is not None
+    for one, other in zip(agent.advantages(settled), agent.advantages(everything), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
 def test_who_needs_information_gain(policy: TransformersPolicy) -> None:
     def custom(episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
         return [np.zeros(episode.policy_tokens) for episode in episodes]
