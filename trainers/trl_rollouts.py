@@ -43,8 +43,8 @@ class SearchRollouts:
     Args:
         engine: The environment's engine (``SearchQAVectorEnv(...).engine``); the prompts are ids
             of its questions.
-        agent: Samples with the very model that is trained. Where its credit method looks at
-            information gain, the gains are settled with the weights that sampled.
+        agent: Samples with the very model that is trained. What its credit method looks at is
+            settled with the weights that sampled.
 
     Attributes:
         episodes: Those of the last call, in the order of its prompts.
@@ -75,9 +75,8 @@ class SearchRollouts:
         asked = [self._questions[prompt] for prompt in prompts]
         groups = [f"{i // size}-{question.id}" for i, question in enumerate(asked)]
         self.agent.policy.memory.clear()  # the weights have changed
-        episodes = collect(self.engine, self.agent, asked, groups)
-        if self.agent.uses_information_gain and self.engine.scorer is None:
-            episodes = self.agent.settle(episodes)
+        episodes = self.agent.settle(collect(self.engine, self.agent, asked, groups))
+        self.agent.policy.memory.clear()  # room for the update
         self.episodes = episodes
         rows = [completion(episode, self.agent.policy.tokenizer) for episode in episodes]
         return {key: [row[key] for row in rows] for key in rows[0]}

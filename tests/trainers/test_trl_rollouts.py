@@ -49,6 +49,7 @@ def make(world: World, tmp_path: Path) -> Make:
         flaky: bool = False,
         weight: float = 0.0,
         temperature: float = 1.0,
+        credit: str = "ig_search",
         **settings: Any,
     ) -> Any:
         policy = load_policy("agents/world-tiny", seed=3)
@@ -64,7 +65,7 @@ def make(world: World, tmp_path: Path) -> Make:
             counterfactual="documents",
             information_gain_weight=weight,
         )
-        agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search", alpha=1.0))
+        agent = GRPOAgent(policy, engine.information_gain, make_credit(credit))
         config = trl.GRPOConfig(
             str(tmp_path),
             per_device_train_batch_size=8,
@@ -125,6 +126,15 @@ def test_the_gradient_is_that_of_the_local_trainer(make: Make) -> None:
     ours = torch.cat([weight.grad.flatten() for weight in model.parameters()])
     assert ours.norm() > 1e-3
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-3)
+
+
+def test_a_method_that_reads_beliefs_gets_them(make: Make) -> None:
+    trainer = make(credit="igpo")
+    batch = generate(trainer)
+    episodes = trainer.rollout_func.episodes
+    assert all(episode.prior_log_prob is not None for episode in episodes)
+    assert batch["advantages"].abs().max() > 0
+    assert not trainer.rollout_func.agent.policy.memory.held()  # room for the update
 
 
 def test_sampled_log_probs_stand_at_their_tokens(make: Make) -> None:
