@@ -151,7 +151,8 @@ def _rule(question: Question, documents: Sequence[Document]) -> Callable[[Eviden
         if yes_or_no:
             return True
         texts = [f"{document.title} {document.text}" for document in pair.documents]
-        texts.append(pair.refinement.text)
+        if pair.refinement.text:
+            texts.append(pair.refinement.text)
         return not any(contains_answer(text, question.golden_answers) for text in texts)
 
     return allowed

@@ -41,7 +41,7 @@ from igsearch_env import (
 from igsearch_env.retrieval.words import query_words
 from scripts.command_line import console, progress_bar, run, write_json
 from scripts.timed_parts import TimedRetriever, TimedScorer
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.setup import load_policy
 from trainers.threads import set_threads
 
@@ -135,9 +135,10 @@ def main() -> None:
     keep_freed_memory()
     workloads = [search_workload(), scoring_workload()]
     rows = []
-    for workload, quick, full in zip(workloads, (3, 1), (15, 5), strict=True):
+    for workload, quick, full in zip(workloads, (3, 4), (15, 8), strict=True):
         arms = [make_arm(workload, kind, n) for kind, n in plan(arguments.quick)]
-        rows += measure(arms, quick if arguments.quick else full)
+        with lasting_objects():  # as in training
+            rows += measure(arms, quick if arguments.quick else full)
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
     console.print(_table(rows))
     console.print(verdict(rows), soft_wrap=True)

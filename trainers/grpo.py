@@ -20,7 +20,7 @@ from trainers.checkpoint import checkpoints, load_state, save_checkpoint
 from trainers.config import TrainConfig
 from trainers.evaluation import play_questions
 from trainers.files import write_whole
-from trainers.memory import keep_freed_memory
+from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.metrics import evaluation_results, rollout_metrics
 from trainers.rollout import collect
 from trainers.run_log import RunLog
@@ -84,15 +84,16 @@ class GRPOTrainer:
         text = json.dumps(self.config.to_dict(), indent=2)
         write_whole(self.out / "config.json", text + "\n")
         log = RunLog(self.out, self.step)
-        while self.step < self.config.optimization.steps:
-            row = self.train_step()
-            if self._due(self.config.run.eval_every):
-                row["eval"] = self.evaluate()
-            log.write(row)
-            if self._due(self.config.run.checkpoint_every):
-                self._save()
-            if report is not None:
-                report(row)
+        with lasting_objects():
+            while self.step < self.config.optimization.steps:
+                row = self.train_step()
+                if self._due(self.config.run.eval_every):
+                    row["eval"] = self.evaluate()
+                log.write(row)
+                if self._due(self.config.run.checkpoint_every):
+                    self._save()
+                if report is not None:
+                    report(row)
         log.close()
         self.policy.save_pretrained(self.out / "policy")
         return log.last
