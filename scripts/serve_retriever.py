@@ -2,7 +2,7 @@
 
 python -m scripts.serve_retriever --index indexes/wiki
 python -m scripts.serve_retriever --corpus data/wiki.jsonl --port 8001
-python -m scripts.serve_retriever --check http://127.0.0.1:8000/retrieve
+python -m scripts.serve_retriever --check http://127.0.0.1:8000/retrieve --wait 60
 
 One port speaks the dialects of Search-R1 and verl, of SkyRL and verl-agent, and of rLLM and RAGEN.
 A bare corpus is indexed with BM25 in memory. /health answers at once, /ready when the index is
@@ -38,7 +38,7 @@ def main() -> None:
     """Serve, or check."""
     arguments = _parser().parse_args()
     if arguments.check:
-        sys.exit(_check(arguments.check, arguments.query))
+        sys.exit(_check(arguments.check, arguments.query, arguments.wait))
     if arguments.index and not Path(arguments.index).is_dir():
         raise ValueError(f"there is no index {arguments.index}; build it with scripts.build_index")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
@@ -68,8 +68,8 @@ def _load(index: str | None, corpus: str) -> IndexedRetriever:
     return retriever
 
 
-def _check(url: str, query: str) -> int:
-    findings = check_server(url, query)
+def _check(url: str, query: str, wait: float) -> int:
+    findings = check_server(url, query, wait=wait)
     table = Table(title=url)
     for heading in ("", "verdict", "what was found"):
         table.add_column(heading)
@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--corpus", help="file or name of a corpus, as scripts.build_index takes it")
     what.add_argument("--check", metavar="URL", help="tell which dialects a server speaks, and end")
     parser.add_argument("--query", default="capital of Peru", help="what --check searches for")
+    parser.add_argument(
+        "--wait", type=float, default=0.0, help="seconds that --check waits for it to get ready"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
     default = ServerLimits()

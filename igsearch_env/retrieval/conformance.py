@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,7 @@ with extra("http"):
 
 Verdict = Literal["good", "note", "wrong", "not spoken"]
 K = 2
+POLL = 0.25
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,24 @@ class Finding:
     text: str
 
 
-def check_server(url: str, query: str, timeout: float = 30.0) -> list[Finding]:
+def check_server(
+    url: str, query: str, timeout: float = 30.0, *, wait: float = 0.0
+) -> list[Finding]:
     """Ask a server a few searches in each dialect.
 
     Args:
         url: Where it is posted to.
         query: What to search for; something that the corpus has at least two passages on.
         timeout: Seconds to wait for each answer.
+        wait: Seconds to wait for a server that is not there yet, or says at ``/ready`` that it
+            still loads its index.
 
     Raises:
-        ValueError: If the address is none, or the server cannot be reached.
+        ValueError: If the address is none, or the server cannot be reached or is not ready.
     """
     address = retrieve_url(url)
     with httpx2.Client(timeout=timeout, trust_env=False) as client:
-        try:
-            client.get(urljoin(address, "/health"))
-        except httpx2.RequestError as error:
-            raise ValueError(f"cannot reach {address}: {error or type(error).__name__}") from error
+        _wait_until_ready(client, address, wait)
         probe = _Probe(client, address, query)
         return [
             finding
@@ -65,6 +68,21 @@ def spoken_dialects(findings: Sequence[Finding]) -> list[Dialect]:
     """The dialects that are spoken without an error."""
     bad = {finding.subject for finding in findings if finding.verdict in ("wrong", "not spoken")}
     return [dialect for dialect in DIALECTS if dialect not in bad]
+
+
+def _wait_until_ready(client: httpx2.Client, address: str, seconds: float) -> None:
+    """Return once the server is there and does not say that it is not ready."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if client.get(urljoin(address, "/ready")).status_code != 503:
+                return
+            problem = f"{address} is not ready: it still loads its index, as it says at /ready"
+        except httpx2.RequestError as error:
+            problem = f"cannot reach {address}: {error or type(error).__name__}"
+        if time.monotonic() > end:
+            raise ValueError(problem)
+        time.sleep(POLL)
 
 
 class _Unanswered(Exception):

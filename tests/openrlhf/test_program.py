@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,21 @@ import pytest
 import ray
 import vllm
 
+from tests.doc_pages import read_blocks
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.launch import Checked, launch
 
 from .conftest import POLICY, ROOT, write_questions
 
 CONFIGS = sorted((ROOT / "trainers" / "configs").glob("openrlhf_*.toml"))
+DOCUMENTED = [
+    pytest.param(words, id=block.where)
+    for page in ("README.md", "docs/openrlhf.md")
+    for block in read_blocks(ROOT / page)
+    for words in re.findall(
+        r"python -m scripts\.train_openrlhf (.*)", block.text.replace("\\\n", " ")
+    )
+]
 
 
 def check(words: list[str]) -> Any:
@@ -57,6 +68,24 @@ def test_the_configs_pass_openrlhfs_parser_and_validators(
     assert args.algo.kl.use_loss
     assert args.critic.model_name_or_path is None
     assert args.ig.rollout.max_searches == 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_pages_have_command_lines() -> None:
+    assert len(DOCUMENTED) >= 3
+
+
+@pytest.mark.parametrize("words", DOCUMENTED)
+def test_the_command_lines_of_the_pages_pass(
+    words: str, tmp_path: Path, world: Any, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # they name configs of the checkout
+    questions = write_questions(tmp_path / "q.jsonl", world.train_questions[:300])
+    here = ["--actor.model_name_or_path", str(POLICY), "--ig.questions", str(questions)]
+    here += ["--ig.retriever", str(index), "--out", str(tmp_path / "run")]
+    args = check([*shlex.split(words), *here])
+    assert args.ig.rollout.max_searches == 5
+    assert args.ig.credit["method"] == "ig_search"
     assert not (tmp_path / "run").exists()
 
 

@@ -14,13 +14,17 @@ Behaviour = Callable[[socket.socket], None]
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """Answers what ``answer`` gives for the body of each request, and keeps the bodies."""
+    """Answers what ``answer`` gives for the body of each request, and keeps the bodies.
+
+    GET gets ``status_of_get``.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.status_of_get = 404
         self.bodies: list[dict[str, Any]] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -40,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
     def do_GET(self) -> None:
-        self._reply(404, b"{}")
+        self._reply(self.server.status_of_get, b"{}")
 
     def _reply(self, status: int, content: bytes) -> None:
         self.send_response(status)

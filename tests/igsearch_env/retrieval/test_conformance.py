@@ -148,3 +148,21 @@ def test_a_server_that_is_not_there_is_said() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(ValueError, match=f"cannot reach http://127.0.0.1:{port}/retrieve"):
         check_server(f"http://127.0.0.1:{port}", "Peru")
+
+
+def test_a_server_that_loads_its_index_is_said_or_waited_for(
+    serve_answers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve_answers(search_r1)
+    server.status_of_get = 503
+    with pytest.raises(ValueError, match="is not ready: it still loads its index"):
+        check_server(server.url, "Peru")
+    assert not server.bodies
+
+    def load(seconds: float) -> None:
+        server.status_of_get = 200
+
+    monkeypatch.setattr("igsearch_env.retrieval.conformance.time.sleep", load)
+    findings = check_server(server.url, "Peru", wait=60)
+    assert spoken_dialects(findings) == ["search-r1"]
+    assert verdicts(findings, "/ready") == [("good", "answers 200; tells a loaded index")]

@@ -1,0 +1,95 @@
+"""The code blocks of README and docs, and a program that runs those of one page in order.
+
+``python -m tests.doc_pages PAGE`` runs them where it is started. A comment above a block may say
+
+- ``<!-- not run: WHY -->``: it is left out;
+- ``<!-- in tests: python -m scripts.train --set ... -->``: the program that the comment begins with
+  gets the words that follow.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.scripted import SearchOnceAgent
+from igsearch_env.settings import make_engine
+from trainers.rollout import collect
+
+ROOT = Path(__file__).resolve().parent.parent
+SHOWN = ("mermaid", "", "toml", "text")  # languages that are looked at, not run
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block: its page, where it stands, and what the comment above it says, if anything."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    not_run: str | None
+    in_tests: str | None
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}, line {self.line}"
+
+    @property
+    def command(self) -> str:
+        """The text, with the words that the program gets in tests."""
+        if self.in_tests is None:
+            return self.text
+        program = " ".join(self.in_tests.split()[:3])  # python -m NAME
+        if not re.search(rf"^{re.escape(program)} ", self.text, flags=re.MULTILINE):
+            raise ValueError(f"{self.where}: expected {program!r} in the block")
+        return self.text.replace(program, self.in_tests, 1)
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """The blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    comment = r"(?:^<!-- (?:not run: ([^>]*)|in tests: ([^>]*)) -->\n)?"
+    pattern = comment + r"^```(\w*)\n(.*?)^```$"
+    name = page.relative_to(ROOT).as_posix()
+    return [
+        Block(name, text.count("\n", 0, found.start(4)), found[3], found[4], found[1], found[2])
+        for found in re.finditer(pattern, text, flags=re.MULTILINE | re.DOTALL)
+    ]
+
+
+def run_page(page: str, ports: dict[str, str]) -> None:
+    """Run the blocks of a page here; Python ones find questions, a retriever and episodes.
+
+    One that begins with ``# NAME.py`` is saved as that file instead.
+    """
+    engine = make_engine()
+    namespace: dict[str, object] = {
+        "__name__": "page",
+        "questions": engine.questions,
+        "retriever": engine.retriever,
+        "episodes": collect(engine, SearchOnceAgent(), engine.questions[:4]),
+    }
+    for block in read_blocks(ROOT / page):
+        if block.not_run is not None or block.language in SHOWN:
+            continue
+        print(f"--- {block.where}", flush=True)
+        text = block.command
+        for port, free in ports.items():
+            text = re.sub(rf"\b{port}\b", free, text)
+        if block.language == "python":
+            if saved := re.match(r"# (\w+\.py)\n", text):
+                Path(saved[1]).write_text(text, encoding="utf-8")
+            else:
+                exec(compile("\n" * block.line + text, block.where, "exec", 0, True), namespace)
+        elif block.language == "bash":
+            subprocess.run(["bash", "-e", "-c", text], check=True)
+        else:
+            raise ValueError(f"{block.where}: cannot run {block.language}")
+
+
+if __name__ == "__main__":
+    run_page(sys.argv[1], dict(pair.split("=") for pair in sys.argv[2:]))
