@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from scripts.command_line import console, positive, progress_bar, run, write_json
+from scripts.command_line import console, positive, run, write_json
 from scripts.credit_protocol import (
     Job,
     Protocol,
@@ -34,18 +32,13 @@ from scripts.credit_protocol import (
     shortened,
 )
 from scripts.credit_report import endpoint, plot_differences, summarise, tables
-from scripts.credit_runs import held_out, look_at_start, run_and_keep
-from trainers.files import write_whole
+from scripts.credit_runs import held_out, look_at_start
+from scripts.credit_store import RunStore
 from trainers.setup import ROOT
-from trainers.threads import free_cores
 
 PROTOCOL = ROOT / "scripts/credit_protocol.toml"
-GROUPS = 100
-"""Groups of rollouts that a regime is looked at with before training."""
 LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
 FIRST_HOP_LIMIT = 0.8
-Key = tuple[str, str, str, int, tuple[str, ...]]
-"""Stage, regime, arm, seed and changes of a run."""
 
 
 def main() -> None:
@@ -55,16 +48,17 @@ def main() -> None:
     if arguments.smoke:
         protocol = shortened(protocol)
         arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
+    store = RunStore(arguments.out, arguments.known)
     unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
     unknown |= set(arguments.arms or ()) - protocol.arms.keys()
     if unknown:
         raise ValueError(f"the protocol has no {', '.join(sorted(unknown))}")
     {"develop": develop, "qualify": qualify, "compare": compare}[arguments.stage](
-        protocol, arguments
+        protocol, store, arguments
     )
 
 
-def develop(protocol: Protocol, arguments: argparse.Namespace) -> None:
+def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
     """Arms on development seeds, once for each value that --try lists."""
     regimes = arguments.regimes or list(protocol.regimes)
     arms = arguments.arms or ["grpo", "oracle"]
@@ -78,7 +72,7 @@ def develop(protocol: Protocol, arguments: argparse.Namespace) -> None:
     table = Table(title="development seeds: mean EM over the budget, by seed")
     for heading in ("regime", "arm", "changed", "mean", "by seed", "last EM", "first hop at half"):
         table.add_column(heading)
-    runs = run_jobs(protocol, jobs, arguments)
+    runs = store.run(protocol, jobs, arguments.workers)
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for one in runs:
         key = (one["job"]["regime"], one["job"]["arm"], " ".join(one["changes"]))
@@ -90,20 +84,20 @@ def develop(protocol: Protocol, arguments: argparse.Namespace) -> None:
         each = " ".join(f"{value:.3f}" for value in values)
         table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
     console.print(table)
-    _record(arguments)
+    store.record(arguments.report or arguments.out)
 
 
-def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
+def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
     """Decide which regimes can tell arms apart, on development seeds alone."""
     regimes = arguments.regimes or list(protocol.regimes)
     seeds = protocol.development_seeds
     arms = ("grpo", "oracle")
     jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
-    runs = run_jobs(protocol, jobs, arguments)
+    runs = store.run(protocol, jobs, arguments.workers)
     path = arguments.out / "qualified.json"
     verdicts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for regime in regimes:
-        looks = [look_at_start(protocol, regime, seed, GROUPS) for seed in seeds]
+        looks = [look_at_start(protocol, regime, seed) for seed in seeds]
         trained = [one for one in runs if one["job"]["regime"] == regime]
         verdicts[regime] = verdict_of(looks, trained)
         verdicts[regime]["settings"] = settings_hash(protocol, regime)
@@ -113,7 +107,7 @@ def qualify(protocol: Protocol, arguments: argparse.Namespace) -> None:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         console.print(f"{regime}: {verdict} ({numbers})")
     write_json(path, verdicts)
-    _record(arguments)
+    store.record(arguments.report or arguments.out)
 
 
 def verdict_of(
@@ -144,7 +138,7 @@ def verdict_of(
     }
 
 
-def compare(protocol: Protocol, arguments: argparse.Namespace) -> None:
+def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
     """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
     path = arguments.out / "qualified.json"
     if not path.is_file():
@@ -172,13 +166,18 @@ def compare(protocol: Protocol, arguments: argparse.Namespace) -> None:
         for name, arm in protocol.arms.items()
         if place < arm.seeds and (not arguments.arms or name in arguments.arms)
     ]
-    run_jobs(protocol, jobs, arguments)
-    report(protocol, qualified, arguments)
+    store.run(protocol, jobs, arguments.workers)
+    report(protocol, qualified, store, arguments)
 
 
-def report(protocol: Protocol, qualified: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+def report(
+    protocol: Protocol,
+    qualified: Mapping[str, Any],
+    store: RunStore,
+    arguments: argparse.Namespace,
+) -> None:
     """Tables, file and plots of all that has been run, whatever part of it was asked for now."""
-    rows = _record(arguments)
+    rows = store.record(arguments.report or arguments.out)
     fresh = [row for row in rows if row["job"]["stage"] == "compare"]
     counted = [row for row in fresh if _counts(protocol, row)]
     tried = [row for row in rows if row["job"]["stage"] == "develop"]
@@ -200,77 +199,6 @@ def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
         and job.seed in protocol.seeds[: protocol.arms[job.arm].seeds]
         and is_run_of(row, protocol, job)
     )
-
-
-def _record(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every run that was ever made, known or kept; written to ``credit_runs.jsonl``."""
-    kept = [path.read_text(encoding="utf-8") for path in sorted(arguments.out.glob("runs/*/*"))]
-    known = [row for rows in _known(arguments.known).values() for row in rows]
-    lines = dict.fromkeys(
-        json.dumps(row, sort_keys=True) for row in [*known, *map(json.loads, kept)]
-    )
-    folder = arguments.report or arguments.out
-    write_whole(folder / "credit_runs.jsonl", "".join(line + "\n" for line in lines))
-    return [json.loads(line) for line in lines]
-
-
-def run_jobs(
-    protocol: Protocol, jobs: Sequence[Job], arguments: argparse.Namespace
-) -> list[dict[str, Any]]:
-    """The results of the jobs, in their order; those that are missing are run."""
-    known = _known(arguments.known)
-    paths = {job: arguments.out / "runs" / job.stage / f"{job.name}.json" for job in jobs}
-    missing = []
-    for job, path in paths.items():
-        if _is_kept(path, protocol, job):
-            continue
-        found = [row for row in known.get(_key(job), ()) if is_run_of(row, protocol, job)]
-        if found:
-            write_json(path, found[-1])
-        else:
-            missing.append(job)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.credit_runs"])
-    with (
-        ProcessPoolExecutor(arguments.workers or free_cores(), mp_context=context) as pool,
-        progress_bar() as bar,
-    ):
-        task = bar.add_task("runs", total=len(jobs), completed=len(jobs) - len(missing), note="")
-        futures = {pool.submit(run_and_keep, protocol, job, paths[job]): job for job in missing}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update(task, advance=1, note=futures[future].name)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
-
-
-def _is_kept(path: Path, protocol: Protocol, job: Job) -> bool:
-    """Whether the job has been run; a development run with other settings does not count."""
-    if not path.is_file():
-        return False
-    same = is_run_of(json.loads(path.read_text(encoding="utf-8")), protocol, job)
-    if not same and job.stage == "compare":
-        raise ValueError(
-            f"{path} was run with other settings or another checkpoint; start again in another "
-            "folder"
-        )
-    return same
-
-
-def _key(job: Job) -> Key:
-    return job.stage, job.regime, job.arm, job.seed, job.changes
-
-
-def _known(path: Path | None) -> dict[Key, list[dict[str, Any]]]:
-    """Runs that were made before, by what they are; with several settings in the course of time."""
-    known: dict[Key, list[dict[str, Any]]] = {}
-    if path is not None:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            known.setdefault(_key(Job(**row["job"], changes=tuple(row["changes"]))), []).append(row)
-    return known
 
 
 def _fix_protocol(protocol: Protocol, arguments: argparse.Namespace) -> None:

@@ -68,6 +68,7 @@ class Protocol:
         questions: Held-out questions of the final evaluation.
         samples: Samples per question in the final evaluation.
         interim_questions: Held-out questions of the evaluations before it.
+        qualifying_groups: Groups of G rollouts that a regime is looked at with before training.
         arms: By name; ``"grpo"`` and ``"oracle"`` must be among them.
         regimes: By name.
     """
@@ -79,6 +80,7 @@ class Protocol:
     questions: int
     samples: int
     interim_questions: int
+    qualifying_groups: int
     arms: dict[str, Arm]
     regimes: dict[str, Regime]
 
@@ -226,6 +228,7 @@ def shortened(protocol: Protocol) -> Protocol:
         questions=6,
         samples=2,
         interim_questions=4,
+        qualifying_groups=4,
         arms=arms,
         regimes=regimes,
     )

@@ -113,14 +113,13 @@ def held_out(protocol: Protocol, job: Job) -> list[Question]:
     return questions
 
 
-def look_at_start(protocol: Protocol, regime: str, seed: int, groups: int) -> dict[str, float]:
+def look_at_start(protocol: Protocol, regime: str, seed: int) -> dict[str, float]:
     """What a regime is like before training: the figures that it has to qualify by.
 
     Args:
         protocol: The protocol.
         regime: Name of the regime.
         seed: A development seed.
-        groups: Number of groups of G rollouts that are sampled.
 
     Returns:
         ``all_fail``, the share of groups without a success; ``all_fail_supported``, the share of
@@ -130,7 +129,7 @@ def look_at_start(protocol: Protocol, regime: str, seed: int, groups: int) -> di
     config = job_config(protocol, Job("qualify", regime, "grpo", seed))
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(config, folder)
-        asked = trainer.engine.questions[:groups]
+        asked = trainer.engine.questions[: protocol.qualifying_groups]
         size = config.optimization.group_size
         repeated = [question for question in asked for _ in range(size)]
         episodes = _play(trainer, repeated, seed)
