@@ -7,7 +7,8 @@ python -m scripts.compare_credit compare --out runs/credit --report docs/results
 `develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
 on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
 fresh seeds, and refuses to go on once the protocol has been changed. Runs are kept as they end, and
-none is repeated while its settings are the same; --known takes in runs that were made before.
+none is repeated while its settings are the same; credit_runs.jsonl, in the folder of --report,
+holds all that were ever made, so that another machine can go on from it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main() -> None:
     if arguments.smoke:
         protocol = shortened(protocol)
         arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
-    store = RunStore(arguments.out, arguments.known)
+        arguments.report = arguments.report and arguments.report / "smoke"
+    folder = arguments.report or arguments.out
+    store = RunStore(arguments.out, folder / "credit_runs.jsonl")
     unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
     unknown |= set(arguments.arms or ()) - protocol.arms.keys()
     if unknown:
@@ -84,7 +87,7 @@ def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         each = " ".join(f"{value:.3f}" for value in values)
         table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
     console.print(table)
-    store.record(arguments.report or arguments.out)
+    store.record()
 
 
 def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
@@ -107,7 +110,7 @@ def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         console.print(f"{regime}: {verdict} ({numbers})")
     write_json(path, verdicts)
-    store.record(arguments.report or arguments.out)
+    store.record()
 
 
 def verdict_of(
@@ -177,7 +180,7 @@ def report(
     arguments: argparse.Namespace,
 ) -> None:
     """Tables, file and plots of all that has been run, whatever part of it was asked for now."""
-    rows = store.record(arguments.report or arguments.out)
+    rows = store.record()
     fresh = [row for row in rows if row["job"]["stage"] == "compare"]
     counted = [row for row in fresh if _counts(protocol, row)]
     tried = [row for row in rows if row["job"]["stage"] == "develop"]
@@ -234,7 +237,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
     parser.add_argument("--protocol", type=Path, default=PROTOCOL, help="the protocol's file")
-    parser.add_argument("--known", type=Path, help="runs made before, one JSON line each")
     parser.add_argument("--regimes", nargs="+", help="these regimes only")
     parser.add_argument("--arms", nargs="+", help="these arms only")
     parser.add_argument(

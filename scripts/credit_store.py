@@ -19,16 +19,16 @@ Run = dict[str, Any]
 
 
 class RunStore:
-    """A folder of runs, one file each, and those that were made before.
+    """A folder of runs, one file each, and the record of all that were ever made.
 
     Args:
         folder: Where runs are kept, under ``runs/STAGE/NAME.json``.
-        known: Runs that were made before, one JSON line each; None for none.
+        record: The record: a file with a JSON line for each run, which is only ever added to.
     """
 
-    def __init__(self, folder: Path, known: Path | None) -> None:
-        self.folder = folder
-        lines = [] if known is None else known.read_text(encoding="utf-8").splitlines()
+    def __init__(self, folder: Path, record: Path) -> None:
+        self.folder, self._record = folder, record
+        lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
         self._known = [json.loads(line) for line in lines]
 
     def run(self, protocol: Protocol, jobs: Sequence[Job], workers: int | None) -> list[Run]:
@@ -61,11 +61,11 @@ class RunStore:
                 pool.shutdown(wait=False, cancel_futures=True)
         return [_read(path) for path in paths.values()]
 
-    def record(self, folder: Path) -> list[Run]:
-        """Every run that was ever made, known or kept; also written to ``credit_runs.jsonl``."""
+    def record(self) -> list[Run]:
+        """Every run that was ever made; those that are kept here join the record."""
         kept = [_read(path) for path in sorted(self.folder.glob("runs/*/*.json"))]
         lines = dict.fromkeys(json.dumps(run, sort_keys=True) for run in [*self._known, *kept])
-        write_whole(folder / "credit_runs.jsonl", "".join(line + "\n" for line in lines))
+        write_whole(self._record, "".join(line + "\n" for line in lines))
         return [json.loads(line) for line in lines]
 
     def _has(self, protocol: Protocol, job: Job, path: Path) -> bool:

@@ -320,24 +320,30 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     protocol = tmp_path / "protocol.toml"
     protocol.write_text(PROTOCOL.read_text())
     call = ("compare", "--out", tmp_path, "--protocol", protocol, "--arms", "grpo", "ig")
-    first = laboratory(*call, "--report", tmp_path / "report")
+    call = (*call, "--report", tmp_path / "report")
+    first = laboratory(*call)
     assert first.returncode == 0, first.stderr
-    arms = json.loads((tmp_path / "report/credit.json").read_text())["regimes"]["bridges"]["arms"]
+    arms = json.loads((tmp_path / "report/smoke/credit.json").read_text())["regimes"]["bridges"][
+        "arms"
+    ]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
-    assert (tmp_path / "report/credit.png").stat().st_size > 10_000
+    assert (report / "credit.png").stat().st_size > 10_000
     runs = sorted((tmp_path / "smoke/runs/compare").iterdir())
     kept = [(path.name, path.stat().st_mtime_ns) for path in runs]
     assert len(kept) == 4
-    known = tmp_path / "report/credit_runs.jsonl"
-    again = laboratory(*call, "--known", known)
-    assert again.returncode == 0
-    assert kept == [(path.name, path.stat().st_mtime_ns) for path in runs]
-    runs[0].unlink()
-    assert laboratory(*call, "--known", known).returncode == 0
-    assert json.loads(runs[0].read_text()) in [json.loads(row) for row in known.open()]
-    part = laboratory(*call[:-1], "--known", known, "--report", tmp_path / "report")
+    record = report / "credit_runs.jsonl"
+    rows = record.read_text()
+    runs[0].unlink()  # as on another machine
+    part = laboratory(*(word for word in call if word != "ig"))
     assert part.returncode == 0, part.stderr
-    arms = json.loads((tmp_path / "report/credit.json").read_text())["regimes"]["bridges"]["arms"]
+    again = sorted((tmp_path / "smoke/runs/compare").iterdir())
+    assert [path.name for path in again] == [name for name, _ in kept]
+    assert [path.stat().st_mtime_ns for path in again[1:]] == [time for _, time in kept[1:]]
+    assert record.read_text() == rows
+    assert json.loads(runs[0].read_text()) in [json.loads(row) for row in rows.splitlines()]
+    arms = json.loads((tmp_path / "report/smoke/credit.json").read_text())["regimes"]["bridges"][
+        "arms"
+    ]
     assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
