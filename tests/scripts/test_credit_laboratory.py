@@ -321,11 +321,10 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     protocol.write_text(PROTOCOL.read_text())
     call = ("compare", "--out", tmp_path, "--protocol", protocol, "--arms", "grpo", "ig")
     call = (*call, "--report", tmp_path / "report")
+    report = tmp_path / "report/smoke"
     first = laboratory(*call)
     assert first.returncode == 0, first.stderr
-    arms = json.loads((tmp_path / "report/smoke/credit.json").read_text())["regimes"]["bridges"][
-        "arms"
-    ]
+    arms = json.loads((report / "credit.json").read_text())["regimes"]["bridges"]["arms"]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
     assert (report / "credit.png").stat().st_size > 10_000
     runs = sorted((tmp_path / "smoke/runs/compare").iterdir())
@@ -341,9 +340,7 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in again[1:]] == [time for _, time in kept[1:]]
     assert record.read_text() == rows
     assert json.loads(runs[0].read_text()) in [json.loads(row) for row in rows.splitlines()]
-    arms = json.loads((tmp_path / "report/smoke/credit.json").read_text())["regimes"]["bridges"][
-        "arms"
-    ]
+    arms = json.loads((report / "credit.json").read_text())["regimes"]["bridges"]["arms"]
     assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
