@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,16 @@ class RunStore:
     def _has(self, protocol: Protocol, job: Job, path: Path) -> bool:
         """Whether the job has been run; a development run with other settings does not count."""
         if path.is_file():
-            same = is_run_of(_read(path), protocol, job)
-            if same or job.stage != "compare":
-                return same
-            raise ValueError(
-                f"{path} was run with other settings or another checkpoint; start again in "
-                "another folder"
-            )
-        for run in self._known:
-            if job_of(run) == job and is_run_of(run, protocol, job):
+            if is_run_of(_read(path), protocol, job):
+                return True
+            if job.stage == "compare":
+                raise ValueError(
+                    f"{path} was run with other settings or another checkpoint; start again in "
+                    "another folder"
+                )
+        for run in self._known:  # a setting that was tried may be the protocol's own by now
+            same = replace(job_of(run), changes=job.changes) == job
+            if same and is_run_of(run, protocol, job):
                 write_json(path, run)
                 return True
         return False

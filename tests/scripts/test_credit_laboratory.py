@@ -32,6 +32,7 @@ from scripts.credit_protocol import (
 from scripts.credit_report import collapsed, endpoint, endpoint_at, summarise, tables
 from scripts.credit_runs import held_out, run_job
 from scripts.credit_statistics import holm, sign_flip_test, t_interval
+from scripts.credit_store import RunStore
 from trainers.setup import ROOT, make_credit_from
 
 FLOATS = st.floats(-1, 1, allow_nan=False)
@@ -298,6 +299,22 @@ def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
     greedy = replace(protocol, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
         run_job(greedy, Job("compare", "bridges", "grpo", 0))
+
+
+def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
+    tmp_path: Path,
+) -> None:
+    protocol = shortened(load_protocol(PROTOCOL))
+    tried = Job("develop", "bridges", "grpo", 100, ("optimization.learning_rate=0.5",))
+    run = {**a_run("grpo", 100, [0.1] * 5, stage="develop"), **kept_run(protocol, tried)}
+    run["changes"] = list(tried.changes)
+    (tmp_path / "record").write_text(json.dumps(run) + "\n")
+    tuned = {"outcome": {"optimization": {"learning_rate": 0.5}}}
+    regime = replace(protocol.regimes["bridges"], tuned=tuned)
+    protocol = replace(protocol, regimes={"bridges": regime})
+    store = RunStore(tmp_path / "out", tmp_path / "record")
+    assert store.run(protocol, [replace(tried, changes=())], workers=1) == [run]
+    assert store.record() == [run]
 
 
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
