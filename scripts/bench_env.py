@@ -3,10 +3,12 @@
 python -m scripts.bench_env --out runs/bench_env
 python -m scripts.bench_env --out runs/bench_env_quick --quick
 
-Two workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
+Three workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
 passages of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
 ``scoring`` the demo's world with every gain settled online by the shipped policy, which reads each
-transcript before a turn, as when it samples; that is not timed. A step is one turn of one row.
+transcript before a turn, as when it samples; that is not timed. ``both`` (not with --quick) scores
+over the passages of ``search``, which are some 20 times as long to this policy, so that its
+arithmetic is nearly all there is. A step is one turn of one row.
 
 Rounds of all arms take turns, and medians over rounds are told: in CPU seconds, which other
 programs on the machine disturb less, and in seconds of the clock for AsyncVectorEnv (8 rows, one
@@ -56,7 +58,7 @@ MAX_OUTSIDE, MIN_SPEEDUP = 0.05, 3.0  # at 64 rows, with scoring
 class Workload:
     """What is played: questions, and the arguments that every environment gets."""
 
-    name: Literal["search", "scoring"]
+    name: Literal["search", "scoring", "both"]
     questions: Sequence[Question]
     options: dict[str, Any]
     timed: Sequence[TimedRetriever | TimedScorer]
@@ -133,12 +135,17 @@ def main() -> None:
     arguments = _parser().parse_args()
     set_threads(arguments.threads)
     keep_freed_memory()
-    workloads = [search_workload(), scoring_workload()]
+    search, scoring = search_workload(), scoring_workload()
+    planned = plan(arguments.quick)
+    work = [(search, planned, 3), (scoring, planned, 4)]
+    if not arguments.quick:
+        most = [(kind, rows) for kind, rows in planned if rows == ROWS[-1]]
+        work = [(search, planned, 15), (scoring, planned, 8), (combined(search, scoring), most, 3)]
     rows = []
-    for workload, quick, full in zip(workloads, (3, 4), (15, 8), strict=True):
-        arms = [make_arm(workload, kind, n) for kind, n in plan(arguments.quick)]
+    for workload, kinds, rounds in work:
+        arms = [make_arm(workload, kind, n) for kind, n in kinds]
         with lasting_objects():  # as in training
-            rows += measure(arms, quick if arguments.quick else full)
+            rows += measure(arms, rounds)
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
     console.print(_table(rows))
     console.print(verdict(rows), soft_wrap=True)
@@ -179,6 +186,13 @@ def scoring_workload() -> Workload:
     options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
     options = {"questions": questions, **options}
     return Workload("scoring", questions, options, [retriever, scorer], policy)
+
+
+def combined(search: Workload, scoring: Workload) -> Workload:
+    """The searches of one workload, scored as in the other."""
+    options = scoring.options | {name: search.options[name] for name in ("questions", "retriever")}
+    timed = [search.timed[0], scoring.timed[1]]
+    return Workload("both", search.questions, options, timed, scoring.policy)
 
 
 def make_arm(workload: Workload, kind: Kind, rows: int) -> Arm:

@@ -4,9 +4,9 @@ python -m scripts.bench_trl --out runs/bench_trl
 python -m scripts.bench_trl --out runs/bench_trl_quick --quick
 
 Both train a model of random weights in the shipped policy's shape on the same prompts: 16 groups of
-5 completions, each of exactly 48 tokens, sampled by the trainer's own sampler, one update a step,
-without a reference model. An environment is not part of it. Each arm runs in a process of its own,
-the arms take turns, and medians are told. Seconds are CPU seconds.
+5 completions, each of exactly 48 tokens, sampled by the trainer's own sampler, one update a step in
+passes of 16 completions, without a reference model. An environment is not part of it. Each arm runs
+in a process of its own, the arms take turns, and medians are told. Seconds are CPU seconds.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from trainers.tiny_policy import PROTOCOL, build_model, build_tokenizer
 from trainers.update import Updater
 
 GROUPS, GROUP, LENGTH = 16, 5, 48
+PART = 16  # completions of one forward and backward pass
 RATE = 1e-4
 
 
@@ -53,7 +54,7 @@ def run_local(steps: int) -> list[float]:
     tokenizer = SegmentTokenizer(endless)
     policy = TransformersPolicy(model, tokenizer, PROTOCOL, max_new_tokens=LENGTH)
     rules, credit = TurnRules(PROTOCOL), make_credit("outcome")
-    config = OptimizationConfig(steps=steps, learning_rate=RATE)
+    config = OptimizationConfig(steps=steps, learning_rate=RATE, micro_batch_size=PART)
     updater = Updater(model, tokenizer, config)
     asked = questions(steps)
     seconds = []
@@ -76,11 +77,12 @@ def run_local(steps: int) -> list[float]:
 def run_trl(steps: int) -> list[float]:
     """Train with TRL's own sampler and loss; CPU seconds of each step."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     class Timed(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            started.append(time.process_time())
+            started.append(time.process_time())  # once for each part of a step
             return super().training_step(*args, **kwargs)
 
     def reward(completion_ids: Sequence[Sequence[int]], **others: Any) -> list[float]:
@@ -94,7 +96,8 @@ def run_trl(steps: int) -> list[float]:
         config = GRPOConfig(
             folder,
             max_steps=steps,
-            per_device_train_batch_size=GROUPS * GROUP,
+            per_device_train_batch_size=PART,
+            gradient_accumulation_steps=GROUPS * GROUP // PART,
             num_generations=GROUP,
             max_completion_length=LENGTH,
             generation_kwargs={"min_new_tokens": LENGTH},
@@ -115,7 +118,9 @@ def run_trl(steps: int) -> list[float]:
             train_dataset=Dataset.from_dict({"prompt": asked}),
             processing_class=build_tokenizer(),
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
+    started = started[:: GROUPS * GROUP // PART]
     ends = [*started[1:], time.process_time()]
     return [end - start for start, end in zip(started, ends, strict=True)]
 
