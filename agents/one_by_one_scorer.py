@@ -40,11 +40,11 @@ class OneByOneScorer:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether the model can read the context with the answer."""
-        length = len(self.tokenizer.encode_scored(context, answer)[0])
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """For each context with its answer, whether the model can read it."""
+        pairs, _ = self.tokenizer.encode_all_scored(contexts, answers)
         limit = max_positions(self.model)
-        return limit is None or length <= limit
+        return [limit is None or len(ids) <= limit for ids, _ in pairs]
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]

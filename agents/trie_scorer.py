@@ -88,9 +88,10 @@ class TrieScorer:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether the model can read the context with the answer."""
-        return len(self.tokenizer.encode_scored(context, answer)[0]) <= self._longest
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """For each context with its answer, whether the model can read it."""
+        pairs, _ = self.tokenizer.encode_all_scored(contexts, answers)
+        return [len(ids) <= self._longest for ids, _ in pairs]
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]

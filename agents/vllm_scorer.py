@@ -40,9 +40,10 @@ class VLLMScorer:
         self.max_length = max_length
         self.vocabulary_size = len(tokenizer)
 
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether the engine can read the context with the answer, and reply with a token."""
-        return len(self.tokenizer.encode_scored(context, answer)[0]) < self.max_length
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """For each context with its answer, whether the engine can read it and reply to it."""
+        pairs, _ = self.tokenizer.encode_all_scored(contexts, answers)
+        return [len(ids) < self.max_length for ids, _ in pairs]
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
@@ -69,10 +70,10 @@ def information_gain(
     def score(values: LogProbs) -> float:
         return answer_score(values, head_tokens, head_weight, floor)
 
-    real_scores = np.array([score(values) for values in real])  # (aliases,)
-    baselines = np.array([[score(v) for v in rows] for rows in counterfactual])  # (aliases, N)
-    gain, _, _ = _gain(real_scores, baselines, aliases)
-    return gain
+    table = [
+        [score(first), *map(score, rest)] for first, rest in zip(real, counterfactual, strict=True)
+    ]
+    return _difference(_reduced(np.array(table), aliases))
 
 
 def _check_aliases(aliases: str) -> None:
@@ -80,17 +81,16 @@ def _check_aliases(aliases: str) -> None:
         raise ValueError(f"aliases must be 'best_real', 'max' or 'logmeanexp', got {aliases!r}")
 
 
-def _gain(
-    real: LogProbs, baselines: LogProbs, aliases: AliasOperator
-) -> tuple[float, float, LogProbs]:
-    """Reduce scores over aliases: the gain, the real score () and the baselines (N,)."""
+def _reduced(table: LogProbs, aliases: AliasOperator) -> LogProbs:
+    """Scores of the real context and the N others, (1 + N,), from those by alias."""
     if aliases == "best_real":
-        best = int(np.argmax(real))
-        real_score, rows = float(real[best]), baselines[best]
-    else:
-        real_score = float(reduce_aliases(real[:, None], aliases)[0])
-        rows = reduce_aliases(baselines, aliases)
-    return real_score - float(rows.sum()) / rows.size, real_score, rows
+        return np.asarray(table[np.argmax(table[:, 0])], dtype=np.float64)
+    return reduce_aliases(table, aliases)
+
+
+def _difference(row: LogProbs) -> float:
+    """The real score less the mean of the N others."""
+    return float(row[0] - row[1:].sum() / (row.size - 1))
 
 
 def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
@@ -173,8 +173,8 @@ class InformationGain:
         settled = [list(episode.steps) for episode in episodes]
         for (number, index), table in zip(places, self.scores(jobs, scorer), strict=True):
             if table is not None:
-                gain = _gain(table[:, 0], table[:, 1:], self.aliases)
-                settled[number][index] = _settled(settled[number][index], *gain)
+                row = _reduced(table, self.aliases)
+                settled[number][index] = _settled(settled[number][index], row)
         changed = {number for number, _ in places}
         return [
             replace(episode, steps=tuple(settled[number])) if number in changed else episode
@@ -194,25 +194,23 @@ class InformationGain:
             The mean log-probs of each job, shape (aliases, contexts); None where one of its
             contexts is too long for a :class:`~igsearch_env.scoring.BoundedScorer`.
         """
-        contexts: list[Context] = []
-        answers: list[str] = []
-        starts: list[int | None] = []
-        bounded = scorer if isinstance(scorer, BoundedScorer) else None
-        for wanted, aliases in jobs:
-            pairs = [(c, self.protocol.answer_lead + alias) for c in wanted for alias in aliases]
-            fits = bounded is None or all(bounded.fits(*pair) for pair in pairs)
-            starts.append(len(contexts) if fits else None)
-            if fits:
-                contexts += [context for context, _ in pairs]
-                answers += [answer for _, answer in pairs]
-        found = scorer.log_probs(contexts, answers) if contexts else []
+        lead = self.protocol.answer_lead
+        pairs = [[(c, lead + alias) for c in wanted for alias in golds] for wanted, golds in jobs]
+        if isinstance(scorer, BoundedScorer):
+            every = list(chain.from_iterable(pairs))
+            fits = iter(scorer.fits([c for c, _ in every], [answer for _, answer in every]))
+            known = [[next(fits) for _ in part] for part in pairs]
+            pairs = [part if all(fit) else [] for part, fit in zip(pairs, known, strict=True)]
+        scored = list(chain.from_iterable(pairs))
+        found = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
         flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
+        tables = iter(
+            np.split(flat, np.cumsum([len(part) for part in pairs])[:-1]) if pairs else ()
+        )
         return [
-            None
-            if start is None
-            else flat[start : start + len(c) * len(a)].reshape(len(c), len(a)).T
-            for start, (c, a) in zip(starts, jobs, strict=True)
+            table.reshape(len(wanted), len(golds)).T if table.size else None
+            for table, (wanted, golds) in zip(tables, jobs, strict=True)
         ]
 
     def due(self, episode: Episode, index: int) -> bool:
@@ -263,10 +261,12 @@ def _shown(refinement: Segment) -> tuple[Segment, ...]:
     return (refinement,) if refinement.text else ()
 
 
-def _settled(step: Step, gain: float, real: float, baselines: LogProbs) -> Step:
+def _settled(step: Step, row: LogProbs) -> Step:
+    """The step with its scores: that of the real context and those of the N others."""
+    real, *others = row.tolist()
     return replace(
         step,
-        information_gain=gain,
+        information_gain=_difference(row),
         log_prob=real,
-        baseline_log_probs=tuple(baselines.tolist()),
+        baseline_log_probs=tuple(others),
     )

@@ -153,7 +153,7 @@ class TagProtocol:
 
     def escape(self, text: str) -> str:
         """Make untrusted text harmless: ``<`` of a protocol tag or ``<|`` becomes ``‹``."""
-        return self._unsafe.sub("‹", text)
+        return self._unsafe.sub("‹", text) if "<" in text else text
 
     def render_prompt(self, question: str) -> Segment:
         """The first observation for a question."""

@@ -41,8 +41,8 @@ class AnswerScorer(Protocol):
 class BoundedScorer(AnswerScorer, Protocol):
     """An :class:`AnswerScorer` that cannot read contexts of any length, and says which."""
 
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether the context with the answer is short enough to be scored."""
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """For each context with its answer, whether it is short enough to be scored."""
         ...
 
 

@@ -44,10 +44,10 @@ class TimedScorer:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
-    def fits(self, context: Context, answer: str) -> bool:
-        """Whether a context can be scored, and take the time."""
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """Which contexts can be scored, and take the time."""
         started = time.process_time()
-        answered = self.scorer.fits(context, answer)
+        answered = self.scorer.fits(contexts, answers)
         self.seconds += time.process_time() - started
         return answered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,8 +90,8 @@ def test_after_gains_were_settled_only_the_rest_is_scored() -> None:
 
 def test_a_context_that_is_too_long_leaves_its_search_without_a_value() -> None:
     class Short(FakeScorer):
-        def fits(self, context: Context, answer: str) -> bool:
-            return len(text_of(context)) < len(CONTEXTS[1])
+        def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+            return [len(text_of(context)) < len(CONTEXTS[1]) for context in contexts]
 
     (settled,) = settle_answer_log_probs(
         [without_evidence(play(TURNS))], Short(), InformationGain(BARE)

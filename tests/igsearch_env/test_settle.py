@@ -127,8 +127,8 @@ class TestContexts:
 
     def test_contexts_that_do_not_fit_leave_their_search_open(self) -> None:
         class Bounded(FakeScorer):
-            def fits(self, context: Any, answer: str) -> bool:
-                return "Havana" not in text_of(context)
+            def fits(self, contexts: Any, answers: Any) -> list[bool]:
+                return ["Havana" not in text_of(context) for context in contexts]
 
         scorer = Bounded()
         gains = settle(play(TURNS), scorer).information_gains
