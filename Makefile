@@ -28,15 +28,26 @@ install = $(1)/bin/python -m pip install $(2) -e ".[$(EXTRAS)]" $(TORCH)
 OPENRLHF := .venv-openrlhf
 OPENRLHF_PINS := requirements/openrlhf-cpu.txt
 OPENRLHF_PIP := $(OPENRLHF)/bin/python -m pip install --no-deps --no-compile
+OPENRLHF_GPU := .venv-openrlhf-gpu
+OPENRLHF_GPU_PINS := requirements/openrlhf-gpu.txt
+OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolation
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-openrlhf lint format constraints clean
+.PHONY: help venv venv-openrlhf-gpu demo test test-openrlhf lint format constraints clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 venv: $(INSTALLED) ## Make .venv and install the checkout with everything it needs
+
+venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run here)
+	rm -rf $(OPENRLHF_GPU)
+	$(PYTHON) -m venv $(OPENRLHF_GPU)
+	$(OPENRLHF_GPU_PIP) $$(grep '^torch==' $(OPENRLHF_GPU_PINS)) \
+		ninja packaging psutil "setuptools>=77.0.3,<81" wheel
+	$(OPENRLHF_GPU_PIP) -r $(OPENRLHF_GPU_PINS)
+	$(OPENRLHF_GPU_PIP) --no-deps -e .
 
 demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
 	$(BIN)/python -m scripts.demo --out runs/demo --resume

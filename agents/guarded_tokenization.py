@@ -7,6 +7,7 @@ counts is the ids that come out.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +19,10 @@ Tokens = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
 class GuardedTokenizer:
     """Tokenises text of which only a leading part may form control tokens.
 
+    It works on a copy of its own, whose settings are made once. So it does not matter how others
+    call the tokenizer, which sets its padding and truncation for all later calls; and any number of
+    threads may tokenise and decode at once, as long as nothing is set meanwhile.
+
     Control tokens are the added tokens, special or not, except for those of whitespace only, the
     unknown token and words of one character. Where untrusted text would form one, it is cut after
     the token's first character and the pieces are tokenised apart.
@@ -25,13 +30,19 @@ class GuardedTokenizer:
     Args:
         tokenizer: A fast tokenizer.
 
+    Attributes:
+        backend: The copy.
+
     Raises:
         ValueError: If it has a special token of one character, which no cut could keep out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
         self._control = _control_ids(tokenizer)
+        self.backend = deepcopy(tokenizer.backend_tokenizer)
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = False
 
     def tokenise(self, text: str, trusted: int) -> Tokens:
         """Tokenise without adding special tokens.
@@ -63,11 +74,7 @@ class GuardedTokenizer:
         return tuple(ids), tuple(spans)
 
     def _piece(self, text: str, start: int, end: int) -> Tokens:
-        backend = self._tokenizer.backend_tokenizer  # calling the tokenizer takes twice as long
-        backend.no_padding()  # as calling it would; these settings outlast a call
-        backend.no_truncation()
-        backend.encode_special_tokens = False
-        encoding = backend.encode(text[start:end], add_special_tokens=False)
+        encoding = self.backend.encode(text[start:end], add_special_tokens=False)
         offsets = ((start + first, start + last) for first, last in encoding.offsets)
         return tuple(encoding.ids), tuple(offsets)
 

@@ -94,7 +94,12 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
         if self._made is None:
             segments = SegmentTokenizer(tokenizer)
             engine = self.settings.engine(tokenizer)
-            held_out = replace(engine, num_counterfactuals=0, pool=EvidencePool())
+            held_out = replace(
+                engine,
+                num_counterfactuals=0,
+                pool=EvidencePool(),
+                outcome="em" if self.settings.outcome == "zero" else engine.outcome,
+            )
             self._made = _Tables(
                 segments, PlayBatcher(engine, segments), PlayBatcher(held_out, segments)
             )

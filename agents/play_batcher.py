@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from agents.tokenization import SegmentTokenizer
@@ -34,7 +35,8 @@ class PlayBatcher:
     """Plays turns of many coroutines through an engine of the environment, a batch at a time.
 
     While a batch is on its way, in a thread of its own, the turns that come in form the next one.
-    So the event loop never waits for a search, and no two threads are in the engine at once.
+    So the event loop never waits for a search, no two threads are in the engine at once, and a
+    search never waits for a free thread.
 
     Args:
         engine: The environment's engine.
@@ -52,6 +54,7 @@ class PlayBatcher:
         self.tokenizer = tokenizer
         self.patience = patience
         self.batches = 0
+        self._thread = ThreadPoolExecutor(1, "play")
         self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
 
@@ -68,12 +71,13 @@ class PlayBatcher:
         return await played
 
     async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._waiting:
             await asyncio.sleep(self.patience)
             batch, self._waiting = self._waiting, []
             self.batches += 1
             try:
-                episodes = await asyncio.to_thread(self._play, batch)
+                episodes = await loop.run_in_executor(self._thread, self._play, batch)
             except Exception as error:  # each coroutine that waits is told
                 for waiting in batch:
                     if not waiting.played.done():

@@ -37,7 +37,8 @@ class RolloutSettings:
         counterfactual: What they swap.
         floor: Floor of token log-probs in nats, ``"uniform"`` or ``"none"``.
         aliases: How several golden answers are reduced.
-        outcome: ``"em"``, ``"f1"``, or ``"zero"`` to learn from information gain alone.
+        outcome: ``"em"``, ``"f1"``, or ``"zero"`` to learn from information gain alone; evaluations
+            are then scored by exact match.
         scorer: Where answers are scored: by the ``"policy"`` that is trained, right after it has
             computed the log-probabilities of the rollouts, or by the ``"vllm"`` engine that
             sampled them.

@@ -18,7 +18,7 @@ class SegmentTokenizer:
     """Tokenises segments one by one, and answers in place.
 
     System text may hold control tokens (a chat template's markers); document and policy text and
-    answers cannot form any (:mod:`agents.guarded_tokenization`).
+    answers cannot form any (:mod:`agents.guarded_tokenization`). Threads may share one.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -116,8 +116,8 @@ class SegmentTokenizer:
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """The texts of several sequences of ids; see :meth:`decode`."""
-        backend = self.tokenizer.backend_tokenizer
-        texts: list[str] = backend.decode_batch(list(map(list, batch)), skip_special_tokens=False)
+        ids = list(map(list, batch))
+        texts: list[str] = self._guarded.backend.decode_batch(ids, skip_special_tokens=False)
         return texts
 
     def tokens_with(self, characters: Iterable[str]) -> frozenset[int]:

@@ -14,14 +14,15 @@ from __future__ import annotations
 import sys
 
 from scripts.command_line import console, run
-from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.seams import check_versions
 
 
 def main() -> None:
-    """Read the flags, check versions and settings, and train."""
-    flags = read_flags(sys.argv[1:], __doc__)
+    """Check versions, read the flags, check the settings, and train."""
     check_versions()
+    from trainers.openrlhf.flags import read_flags  # loads torch and transformers
+
+    flags = read_flags(sys.argv[1:], __doc__)
     from trainers.openrlhf.launch import Checked, launch  # loads OpenRLHF, which takes a while
 
     try:

@@ -27,7 +27,7 @@ NOT_RUN = {
     ("README.md", "make demo"): "the tests themselves, and minutes",
     ("README.md", "pip install -e ."): "installs",
     ("README.md", "python -m scripts.train_openrlhf"): "needs GPUs",
-    ("docs/openrlhf.md", "python -m venv"): "installs, for GPUs",
+    ("docs/openrlhf.md", "make venv-openrlhf-gpu"): "installs, for GPUs",
     ("docs/openrlhf.md", "python -m scripts.train_openrlhf"): "needs GPUs",
     ("docs/openrlhf.md", "ray job submit"): "needs a cluster",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -107,3 +108,29 @@ def test_an_empty_turn_is_an_invalid_one(
     episode = asyncio.run(batcher.play(episode, SampledTurn((), None)))
     assert episode.steps[0].action == "invalid"
     assert episode.policy_tokens == 0
+
+
+def test_a_search_does_not_wait_for_a_thread_of_others(
+    bpe: PreTrainedTokenizerFast, engine: SearchQAEngine, retriever: SlowRetriever
+) -> None:
+    """Where the engine scores, threads of the event loop wait for it; searches go on."""
+    tokenizer = SegmentTokenizer(bpe)
+    retriever.released.set()
+    scored = threading.Event()
+
+    async def play() -> Episode:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        scoring = asyncio.create_task(asyncio.to_thread(scored.wait, 20))
+        await asyncio.sleep(0)
+        batcher = PlayBatcher(engine, tokenizer)
+        first = engine.rules.begin(QUESTIONS[0])
+        try:
+            return await asyncio.wait_for(
+                batcher.play(first, turn(tokenizer, "<search> cat </search>")), 10
+            )
+        finally:
+            scored.set()
+            await scoring
+
+    assert asyncio.run(play()).steps[0].query == "cat"

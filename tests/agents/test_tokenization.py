@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any, cast
@@ -152,6 +153,34 @@ def test_a_scoring_context_ends_with_the_opening_tag(
 def test_something_must_precede_the_answer(segments: SegmentTokenizer) -> None:
     with pytest.raises(ValueError, match="nothing precedes"):
         segments.encode_scored((Segment("", "system"),), "a")
+
+
+def test_how_others_call_the_tokenizer_changes_nothing(bpe: PreTrainedTokenizerFast) -> None:
+    ours = SegmentTokenizer(bpe)
+    document = (Segment("the cat sat on the mat", "document"),)
+    expected = SegmentTokenizer(bpe).encode_context(document)
+    bpe("x y z", truncation=True, max_length=2)
+    try:
+        assert bpe.backend_tokenizer.truncation is not None  # it outlasts the call
+        assert ours.encode_context(document) == expected
+        assert SegmentTokenizer(bpe).encode_context(document) == expected
+    finally:
+        bpe.backend_tokenizer.no_truncation()
+
+
+def test_threads_may_share_one(bpe: PreTrainedTokenizerFast) -> None:
+    """Decoding all prefixes of a turn is what the play thread does while others tokenise."""
+    ours = SegmentTokenizer(bpe)
+    ids = ours.encode_context((Segment("who wrote the book? " * 60, "document"),))
+    prefixes = [ids[:end] for end in range(len(ids) + 1)]
+    with ThreadPoolExecutor(1) as thread:
+        decoded = [thread.submit(ours.decode_batch, prefixes) for _ in range(8)]
+        encoded = 0
+        while not decoded[-1].done():
+            ours.encode_context((Segment(f"{encoded} cats", "document"),))
+            encoded += 1
+        assert encoded > 8
+        assert all(future.result()[-1] == ours.decode(ids) for future in decoded)
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

@@ -21,25 +21,29 @@ import ray
 import torch
 import vllm
 from openrlhf.models import PolicyLoss
+from openrlhf.models.utils import compute_approx_kl
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.trainer.ray.vllm_engine import RolloutRayActor, _load_agent_executor
 from openrlhf.utils import get_strategy
 from openrlhf.utils import utils as openrlhf_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agents.one_by_one_scorer import OneByOneScorer
 from agents.rollout_settings import make_label
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
+from agents.trie_scorer import TrieScorer
 from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.credit import GRPO, make_credit
 from igsearch_env.episode import Episode
 from igsearch_env.shaping import Shaping
 from trainers.losses import policy_loss
-from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped
+from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, write_advantages
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.launch import SETTINGS, Checked, launch
-from trainers.openrlhf.policy_actor import GainPolicyActor
+from trainers.openrlhf.policy_actor import GainPolicyActor, make_scorer
 from trainers.openrlhf.seams import original_class
 
 from .conftest import POLICY, ROOT
@@ -312,6 +316,36 @@ def test_a_failed_search_takes_its_rollout_out_and_is_counted(
     assert all(int(mask.sum()) > 1 for mask in masks[GROUP + 1 :])
     assert maker.metrics["failed_rollouts"] == pytest.approx((GROUP + 1) / len(responses))
     assert maker.metrics["failed_searches"] > 0
+
+
+def test_a_failed_rollout_adds_nothing_to_a_kl_loss(responses: list[dict[str, Any]]) -> None:
+    one = Experience.concat_experiences(as_samples(responses[:2]), 0)
+    shape = one.action_mask.shape
+    one.advantages = torch.ones(shape)
+    one.action_log_probs = -torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    one.base_action_log_probs = one.action_log_probs - 0.5
+    episodes = [response["label"] for response in responses[:2]]
+    dead = replace(episodes[0].steps[0], action="search", retrieval_failed=True)
+    episodes[0] = replace(episodes[0], steps=(dead, *episodes[0].steps[1:]))
+    ones = [np.ones(int(row.sum())) for row in one.action_mask]
+    write_advantages(one, episodes, ones)
+    now = one.action_log_probs.clone().requires_grad_()
+    kl = compute_approx_kl(now, one.base_action_log_probs, kl_estimator="k3") * one.action_mask
+    kl.sum().backward()
+    assert int(one.action_mask[0].sum()) == 1
+    assert not kl[0].any()
+    assert not now.grad[0].any()
+    assert torch.equal(now.grad[1] != 0, one.action_mask[1].bool())
+
+
+def test_a_model_that_needs_its_own_attention_cannot_score_in_shards() -> None:
+    model = AutoModelForCausalLM.from_pretrained(POLICY)
+    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(POLICY))
+    assert isinstance(make_scorer(model, tokenizer, True), TrieScorer)
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_type": "dynamic"}
+    assert isinstance(make_scorer(model, tokenizer, False), OneByOneScorer)
+    with pytest.raises(ValueError, match=r"ring_attn_size above 1 .* or set --ig\.scorer vllm"):
+        make_scorer(model, tokenizer, True)
 
 
 def test_methods_get_what_they_look_at(

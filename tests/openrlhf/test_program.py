@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.doc_pages import read_blocks
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.launch import Checked, launch
 
-from .conftest import POLICY, ROOT, write_questions
+from .conftest import POLICY, ROOT, as_words, write_questions
 
 CONFIGS = sorted((ROOT / "trainers" / "configs").glob("openrlhf_*.toml"))
 DOCUMENTED = [
@@ -28,6 +29,8 @@ DOCUMENTED = [
         r"python -m scripts\.train_openrlhf (.*)", block.text.replace("\\\n", " ")
     )
 ]
+HALVES = as_words({"actor.num_gpus_per_node": 4, "ref.num_gpus_per_node": 4, "vllm.num_engines": 4})
+"""8 GPUs for an asynchronous run."""
 
 
 def check(words: list[str]) -> Any:
@@ -36,6 +39,15 @@ def check(words: list[str]) -> Any:
         launch(read_flags([*words, "--check"]))
     assert not ray.is_initialized()
     return checked.value.args[0]
+
+
+class Started(Exception):
+    """Raised in place of the start of Ray."""
+
+
+def start(**options: Any) -> None:
+    assert json.loads(options["runtime_env"]["env_vars"]["IGSEARCH_ROLLOUT"])["top_k"] == 1
+    raise Started
 
 
 def refuse(words: list[str], message: str) -> None:
@@ -52,7 +64,8 @@ def refuse(words: list[str], message: str) -> None:
         [],
         ["--ig.credit", "outcome"],
         ["--ig.scorer", "vllm", "--ig.alpha", "0.5"],
-        ["--train.dynamic_batch_enable", "--algo.dynamic_filtering_enable"],
+        ["--train.dynamic_batch_enable"],
+        ["--train.async_enable", "--vllm.enable_sleep=false", *HALVES],
     ],
 )
 def test_the_configs_pass_openrlhfs_parser_and_validators(
@@ -89,10 +102,25 @@ def test_the_command_lines_of_the_pages_pass(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_async_form_of_a_config_passes_too(
-    command: Callable[..., list[str]], tmp_path: Path
+def test_questions_are_asked_in_whole_batches(
+    command: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert check([*command(), "--train.async_enable"]).train.async_enable
+    """The rest of a data set would be a batch that ranks cannot share out evenly."""
+
+    def asked(name: str, **changes: Any) -> int:
+        folder = tmp_path / name
+        with pytest.raises(Started):
+            launch(read_flags(command(out=folder, **changes)))
+        return len((folder / "data" / "train.jsonl").read_text().splitlines())
+
+    batch = {"rollout__batch_size": 10, "train__batch_size": 40, "train__micro_batch_size": 2}
+    batch["rollout__micro_batch_size"] = 2
+    monkeypatch.setattr(ray, "init", start)
+    assert asked("all", **batch) == 40  # of 48
+    assert asked("some", **batch, data__max_samples=25) == 20
+    assert check(command(**batch, train__num_episodes=3)).ig.steps == 12
+    assert check(command(**batch, data__max_samples=25)).ig.steps == 2
+    refuse(command(**batch, data__max_samples=9), "max_samples is 9, but a batch .* asks 10")
 
 
 def test_openrlhfs_validators_speak_in_one_line(command: Callable[..., list[str]]) -> None:
@@ -110,7 +138,20 @@ def test_openrlhfs_validators_speak_in_one_line(command: Callable[..., list[str]
         ({"algo__kl__init_coef": 0.01}, "add --algo.kl.use_loss"),
         ({"reward__overlong_buffer_len": 9}, "overlong_buffer_len changes the reward"),
         ({"ds__tensor_parallel_size": 2}, "tensor_parallel_size above 1, got 2"),
-        ({"rollout__batch_size": 64, "train__batch_size": 64}, "48 questions, fewer than a batch"),
+        (
+            {"rollout__batch_size": 64, "train__batch_size": 64},
+            "48 questions .* asks 64",
+        ),
+        ({"vllm__num_engines": None}, "by vLLM engines, got --vllm.num_engines None"),
+        ({"vllm__num_engines": 0}, "by vLLM engines, got --vllm.num_engines 0"),
+        ({"train__colocate_all": True}, r"got 1 .* and 2; set --vllm\.num_engines 2"),
+        ({"train__batch_size": 28}, r"--train\.batch_size must be a multiple of 8.* got 28"),
+        ({"rollout__batch_size": 7, "train__batch_size": 24}, "n_samples.* multiple of 8.* got 28"),
+        ({"train__batch_size": 64}, r"--train\.batch_size must divide 32"),
+        ({"data__disable_fast_tokenizer": True}, "no character offsets.*leave it out"),
+        ({"critic__freezing_steps": 1000}, "a critic, and there is none"),
+        ({"algo__dynamic_filtering_enable": True}, "credit of searches still teaches"),
+        ({"ig__eval_questions": "world-test"}, r"not set; give --eval\.steps"),
         ({"data__max_len": 12}, "tokens, which leaves no room for a turn in 12; raise --data"),
         ({"actor__model_name_or_path": "/nowhere"}, "cannot load a tokenizer from '/nowhere'"),
         ({"actor__model_name_or_path": None}, "there is no policy; give --actor"),
@@ -143,28 +184,34 @@ def test_a_bad_question_file_is_refused_before_ray_starts(
 
 
 def test_a_folder_keeps_to_one_run(
-    command: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    questions: list[Any],
 ) -> None:
-    class Started(Exception):
-        pass
-
-    def start(**options: Any) -> None:
-        assert json.loads(options["runtime_env"]["env_vars"]["IGSEARCH_ROLLOUT"])["top_k"] == 1
-        raise Started
-
-    refuse([*command(), "--resume"], "there is no run to resume")
+    mine = write_questions(tmp_path / "mine.jsonl", questions)
+    run = partial(command, ig__questions=mine)
+    refuse([*run(), "--resume"], "there is no run to resume")
     monkeypatch.setattr(ray, "init", start)
     with pytest.raises(Started):
-        launch(read_flags(command()))
+        launch(read_flags(run()))
     rows = (tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines()
     assert len({json.loads(row)["label"] for row in rows}) == 48
-    refuse(command(), "holds a run already; pass --resume")
+    refuse(run(), "holds a run already; pass --resume")
     refuse(
-        [*command(ig__top_k=2, ig__alpha=0.5), "--resume"],
-        r"rollout\.top_k was 1, got 2; credit\.alpha was 1\.0, got 0\.5",
+        [*run(ig__top_k=2, ig__alpha=0.5), "--resume"],
+        "rollout: top_k was 1, got 2; credit: alpha was 1.0, got 0.5",
     )
+    refuse(
+        [*run(train__seed=1, data__max_samples=32), "--resume"],
+        "data: data.max_samples was 100000000, got 32; data: train.seed was 42, got 1",
+    )
+    rows = mine.read_text().splitlines(keepends=True)
+    mine.write_text("".join(reversed(rows)))
+    refuse([*run(), "--resume"], "the questions have changed since the run")
+    mine.write_text("".join(rows))
     with pytest.raises(Started):
-        launch(read_flags([*command(train__num_episodes=2), "--resume"]))
+        launch(read_flags([*run(train__num_episodes=2), "--resume"]))
 
 
 def test_sampling_parameters_have_what_the_agent_sets() -> None:

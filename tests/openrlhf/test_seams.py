@@ -19,7 +19,7 @@ from openrlhf.trainer.ray.launcher import BaseModelActor, RayActorGroup
 from openrlhf.utils.agent import AgentExecutorBase
 
 from trainers.openrlhf import seams
-from trainers.openrlhf.seams import VERSIONS, check_versions, original_class
+from trainers.openrlhf.seams import GPU_VERSIONS, VERSIONS, check_versions, original_class
 
 PACKAGES = Path(openrlhf.__file__).parents[1]
 ROOT = Path(__file__).parents[2]
@@ -105,6 +105,26 @@ def test_a_wrong_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(seams.VERSIONS, "ray", "2.55.0")
     with pytest.raises(ImportError, match=r"no-such-package 1\.0, found none"):
         check_versions()
+    monkeypatch.delitem(seams.VERSIONS, "no-such-package")
+    assert "vllm" in seams.GPU_VERSIONS  # which is not installed here
+    monkeypatch.setitem(seams.GPU_VERSIONS, "torch", "2.15.0")
+    with pytest.raises(ImportError, match=r"expected torch 2\.15\.0, found 2\.13\.0"):
+        check_versions()
+
+
+def test_versions_are_checked_before_anything_heavy_is_loaded() -> None:
+    program = (
+        "import sys\n"
+        "from trainers.openrlhf import seams\n"
+        "seams.VERSIONS['ray'] = '0'\n"
+        "from scripts.train_openrlhf import main\n"
+        "try: main()\n"
+        "except ImportError as error: print(error, {'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert re.match(r"expected ray 0, found 2\.55\.0; .* set\(\)$", ran.stdout), ran.stdout
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
@@ -112,6 +132,8 @@ def test_the_requirements_pin_the_versions_that_are_checked(kind: str) -> None:
     text = (ROOT / "requirements" / f"openrlhf-{kind}.txt").read_text(encoding="utf-8")
     pins = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?==(\S+)", text, flags=re.MULTILINE))
     assert VERSIONS.items() <= pins.items()
+    if kind == "gpu":
+        assert GPU_VERSIONS.items() <= pins.items()
 
 
 def test_the_pins_are_what_openrlhf_asks_for() -> None:
@@ -119,3 +141,5 @@ def test_the_pins_are_what_openrlhf_asks_for() -> None:
     for name in ("ray", "deepspeed", "transformers"):
         (pin,) = [w for w in wanted if re.match(rf"{name}(\[\w+\])?==", w)]
         assert pin.endswith(f"=={VERSIONS[name]}")
+    assert f"flash-attn=={GPU_VERSIONS['flash-attn']}" in wanted
+    assert f'vllm=={GPU_VERSIONS["vllm"]}; extra == "vllm"' in wanted

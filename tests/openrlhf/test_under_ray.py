@@ -1,7 +1,7 @@
 """Whole runs under Ray: two policy ranks with ZeRO-3, a retriever server, real episodes.
 
-The first run is synchronous, with a reference policy; the second goes on from its checkpoint
-asynchronously, and loses the retriever on its way.
+The first run is synchronous, with a reference policy and an evaluation; the second goes on from its
+checkpoint asynchronously, and loses the retriever on its way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from igsearch_env.retrieval.http import HTTPRetriever
 
-from .conftest import POLICY, ROOT, STANDINS
+from .conftest import POLICY, ROOT, STANDINS, TINY, as_words, write_questions
 
 SERVING = re.compile(r"serving (\S+/retrieve)")
 
@@ -51,18 +51,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def start(
-    folder: Path, server: tuple[str, Any], command: Callable[..., list[str]]
-) -> Callable[..., subprocess.Popen[str]]:
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def start(folder: Path, server: tuple[str, Any], question_file: Path, world: Any) -> Start:
     """Start a run in its own process, in the one folder; its output goes to a file."""
+    held_out = [question for question in world.test_questions if question.hops == 2][:2]
+    eval_file = write_questions(folder / "eval.jsonl", held_out)
 
     def run(name: str, *words: str, **changes: Any) -> subprocess.Popen[str]:
-        flags = {"out": folder / "run", "ig__retriever": server[0], "data__max_samples": 16}
+        flags = {
+            "out": folder / "run",
+            "ig.questions": question_file,
+            "ig.eval_questions": eval_file,
+            "ig.retriever": server[0],
+            "data.max_samples": 20,  # of which two batches of 8 are whole
+            "eval.steps": 2,
+            "eval.n_samples_per_prompt": 2,
+            **TINY,
+            **changes,
+        }
         program = [sys.executable, str(ROOT / "tests" / "openrlhf" / "train_on_cpu.py")]
         paths = [str(STANDINS), str(ROOT), os.environ.get("PYTHONPATH", "")]
         return subprocess.Popen(
-            [*program, *command(**flags, **changes), "--import", "recording", *words],
+            [*program, *as_words(flags), "--import", "recording", *words],
             cwd=folder,  # not the checkout: workers have to find it all the same
             env={
                 **os.environ,
@@ -126,23 +139,32 @@ def check_columns(rows: list[dict[str, Any]]) -> int:
     return paid
 
 
-@pytest.mark.timeout(600)
-def test_a_synchronous_run_trains_logs_and_saves(
-    folder: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+@pytest.fixture(scope="module")
+def trained(folder: Path, start: Start) -> Path:
+    """The folder after the synchronous run."""
     changes = {
-        "algo__kl__init_coef": 0.001,
-        "algo__kl__use_loss": True,
-        "algo__kl__estimator": "k3",
-        "ref__num_gpus_per_node": 2,
+        "algo.kl.init_coef": 0.001,
+        "algo.kl.use_loss": True,
+        "algo.kl.estimator": "k3",
+        "ref.num_gpus_per_node": 2,
     }
     finish(start("sync", **changes), folder / "sync.log", 580)
+    return folder
+
+
+@pytest.mark.timeout(600)
+def test_a_synchronous_run_trains_logs_and_saves(trained: Path) -> None:
+    folder = trained
     steps = sorted((folder / "recordings").iterdir())
     assert len(steps) == 2
     assert sum(check_columns(torch.load(step)) for step in steps) > 10
     for name in ("ig/information_gain", "ig/information_gain_positive", "ig/time_share"):
         values = scalars(folder, f"train/{name}")
         assert set(values) == {1, 2}, name
+    for name in ("pass1", "pass2"):
+        values = scalars(folder, f"eval/eval_world-2hop_{name}")
+        assert list(values) == [2], name
+        assert 0 <= values[2] <= 1
     share = scalars(folder, "train/ig/time_share")
     assert all(0 < value < 1 for value in share.values())
     assert all(value > 0 for value in scalars(folder, "train/actor_grad_norm").values())
@@ -153,15 +175,18 @@ def test_a_synchronous_run_trains_logs_and_saves(
     assert len(changed) > len(before) / 2
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
-    folder: Path,
-    start: Callable[..., subprocess.Popen[str]],
+    trained: Path,
+    start: Start,
     server: tuple[str, subprocess.Popen[str]],
 ) -> None:
+    folder = trained
     recordings = folder / "recordings"
     known = len(list(recordings.iterdir()))
-    run = start("async", "--resume", "--train.async_enable", train__num_episodes=3)
+    run = start(
+        "async", "--resume", "--train.async_enable", **{"train.num_episodes": 3, "eval.steps": 100}
+    )
     ends = time.monotonic() + 540
     while len(list(recordings.iterdir())) == known and run.poll() is None:
         assert time.monotonic() < ends

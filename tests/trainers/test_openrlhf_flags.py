@@ -56,6 +56,37 @@ def test_tables_stand_for_flags_and_the_command_line_wins(tmp_path: Path) -> Non
     )
 
 
+def test_the_command_line_can_take_back_a_flag_of_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        "[vllm]\nenable_sleep = true\nnum_engines = 8\n[ds]\npacking_samples = true\n"
+    )
+    words = ["--config", str(config), "--vllm.enable_sleep=false", "--train.async_enable"]
+    end = read(tmp_path, *words).arguments.index("--train.agent_func_path")
+    assert read(tmp_path, *words).arguments[:end] == (
+        *("--vllm.num_engines", "8", "--ds.packing_samples", "--train.async_enable"),
+    )
+    # What has a value, or is not in the file, is left for OpenRLHF to refuse.
+    for word in ("--vllm.num_engines=false", "--vllm.enforce_eager=false"):
+        assert word in read(tmp_path, *words, word).arguments
+
+
+def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("index", "world-train", "bm25"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "q.jsonl").touch()
+    given = ["--ig.questions", "q.jsonl", "--ig.eval_questions", "q.jsonl"]
+    rollout = read(tmp_path, *given, "--ig.retriever", "index").rollout
+    assert rollout.questions == rollout.eval_questions == str(tmp_path / "q.jsonl")
+    assert rollout.retriever == str(tmp_path / "index")
+    named = read(tmp_path).rollout
+    assert (named.questions, named.eval_questions, named.retriever) == ("world-train", "", "bm25")
+    given = ["--ig.questions", "missing.jsonl", "--ig.retriever", "http://host/retrieve"]
+    named = read(tmp_path, *given).rollout
+    assert (named.questions, named.retriever) == ("missing.jsonl", "http://host/retrieve")
+
+
 def test_another_method_leaves_out_the_options_of_the_file(tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text('[ig]\ncredit = "ig_search"\nalpha = 0.5\ntop_k = 7\n')
@@ -95,6 +126,8 @@ def test_no_option_of_a_credit_method_has_the_name_of_a_setting() -> None:
         (["--ig.credit", "igpo", "--ig.scorer", "vllm"], "belief .* set ig"),
         (["--data.prompt_dataset", "x"], "cannot be set: it is made of ig.questions"),
         (["--algo.advantage.estimator=gae"], "cannot be set: set ig.credit"),
+        (["--algo.advantage.est", "gae"], "--algo.advantage.est cannot be set: set ig.credit"),
+        (["--ckpt.load"], "--ckpt.load cannot be set: pass --resume"),
         (["--config", "missing.toml"], "cannot read the flags of missing.toml"),
     ],
 )

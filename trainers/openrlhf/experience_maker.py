@@ -28,7 +28,8 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
 
     The episodes come in the experiences' ``labels``. Rollouts in which a search failed get
     advantage 0 and are masked but for one token, without which a batch of nothing but failures
-    would divide by zero.
+    would divide by zero. The reference policy is made to agree with the policy on that token, so
+    that a KL loss is 0 there, and its gradient too until the policy has moved within the step.
 
     Attributes:
         credit: The credit assignment method.
@@ -170,6 +171,9 @@ def write_advantages(
             )
         if episode.retrieval_failed:
             experience.action_mask[row, columns[1:]] = 0
+            if experience.base_action_log_probs is not None:
+                kept = (row, columns[:1])
+                experience.base_action_log_probs[kept] = experience.action_log_probs[kept]
         else:
             experience.advantages[row, columns] = torch.as_tensor(
                 values, dtype=experience.advantages.dtype

@@ -12,13 +12,14 @@ from typing import Any
 
 from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
 from agents.rollout_settings import RolloutSettings
+from igsearch_env.questions import BUILTIN_QUESTIONS
 from trainers.config import override
 from trainers.setup import ROOT, make_credit_from
 from trainers.typed import build
 
 AGENT = "agents/openrlhf.py"
 METHOD = "ig_search"
-SETTINGS = frozenset(field.name for field in fields(RolloutSettings))
+ROLLOUT = frozenset(field.name for field in fields(RolloutSettings))
 
 CHOSEN = {
     "train.agent_func_path": "this project's agent plays the episodes",
@@ -76,8 +77,10 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     """Read a command line.
 
     A table of the TOML file of ``--config`` stands for flags: ``[actor.adam] lr = 1e-6`` is
-    ``--actor.adam.lr 1e-6``. The command line wins. What begins with ``--ig.`` is a field of
-    :class:`RolloutSettings`, or ``credit``, the name of a method, or else an option of that method.
+    ``--actor.adam.lr 1e-6``. The command line wins; ``--NAME=false`` takes back a flag that the
+    file sets to true. What begins with ``--ig.`` is a field of :class:`RolloutSettings`, or
+    ``credit``, the name of a method, or else an option of that method. Files and folders among them
+    become absolute paths, since workers have other working directories.
 
     Raises:
         ValueError: If a flag is unknown here, reserved, or has a value that does not fit.
@@ -88,13 +91,11 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     tables = _tables(known.config)
     ours, theirs = _split(rest)
     settings = _settings(tables.pop("ig", {}), ours)
-    theirs = [*_as_flags(tables), *theirs]
-    for flag in theirs:
-        name = flag.removeprefix("--").partition("=")[0]
-        if flag.startswith("--") and name in CHOSEN:
-            raise ValueError(f"--{name} cannot be set: {CHOSEN[name]}")
-    rollout = build(RolloutSettings, {k: v for k, v in settings.items() if k in SETTINGS}, "ig.")
-    credit = {k: v for k, v in settings.items() if k not in SETTINGS and k != "credit"}
+    theirs = _without_taken_back([*_as_flags(tables)], theirs)
+    _refuse_chosen(theirs)
+    settings |= _absolute(settings)
+    rollout = build(RolloutSettings, {k: v for k, v in settings.items() if k in ROLLOUT}, "ig.")
+    credit = {k: v for k, v in settings.items() if k not in ROLLOUT and k != "credit"}
     credit["method"] = settings.get("credit", METHOD)
     method = make_credit_from(credit)
     if needs_answer_log_probs(method) and rollout.scorer == "vllm":
@@ -148,7 +149,7 @@ def _settings(table: dict[str, Any], ours: Sequence[str]) -> dict[str, Any]:
     """This project's settings: those of the file, changed by the command line."""
     given: dict[str, Any] = override({"ig": {}}, ours)["ig"]
     if given.get("credit", METHOD) != table.get("credit", METHOD) and "credit" in given:
-        table = {name: value for name, value in table.items() if name in SETTINGS}
+        table = {name: value for name, value in table.items() if name in ROLLOUT}
     return {**table, **given}
 
 
@@ -161,6 +162,37 @@ def _as_flags(table: dict[str, Any], prefix: str = "--") -> Iterator[str]:
             yield prefix + name
             if value is not True:
                 yield from map(str, value if isinstance(value, list) else [value])
+
+
+def _absolute(settings: dict[str, Any]) -> dict[str, str]:
+    """The settings that name a file or a folder, by absolute paths; names of built-in ones stay."""
+    found = {}
+    for name in ("questions", "eval_questions", "retriever"):
+        value = str(settings.get(name, ""))
+        builtin = value.partition(":")[0] in {"", "bm25", *BUILTIN_QUESTIONS}
+        if not builtin and Path(value).exists():
+            found[name] = str(Path(value).absolute())
+    return found
+
+
+def _without_taken_back(file: list[str], given: list[str]) -> list[str]:
+    """The flags of the file and of the command line, less those that the latter takes back."""
+    ends = [*(word.startswith("--") for word in file[1:]), True]
+    bare = {word for word, end in zip(file, ends, strict=False) if word.startswith("--") and end}
+    taken = {word for word in given if word.removesuffix("=false") in bare and "=" in word}
+    kept = [word for word in file if f"{word}=false" not in taken]
+    return [*kept, *(word for word in given if word not in taken)]
+
+
+def _refuse_chosen(words: Sequence[str]) -> None:
+    """Refuse what is not for the user to set, abbreviated or not: argparse takes both."""
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if not word.startswith("--") or not name:
+            continue
+        for chosen, instead in CHOSEN.items():
+            if chosen.startswith(name):
+                raise ValueError(f"--{name} cannot be set: {instead}")
 
 
 def _split(rest: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from openrlhf.trainer.ray import ppo_actor
 from ray import cloudpickle
 
 from trainers.openrlhf import policy_actor, trainers
+from trainers.openrlhf.arguments import check_engines
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.preparation import prepare
 from trainers.setup import ROOT
@@ -78,6 +79,7 @@ class _Run:
         """Add this project's settings to OpenRLHF's."""
         flags = self.flags
         self.args = self._hierarchize(flat)
+        check_engines(self.args)
         self.args.ig = SimpleNamespace(
             rollout=flags.rollout, credit=flags.credit, modules=flags.modules
         )

@@ -36,7 +36,8 @@ class GainPolicyActor(original_class(ppo_actor.PolicyModelActor)):  # type: igno
         gain = self.strategy.args.ig.rollout.information_gain(self.tokenizer)
         with whole_weights(self.actor.model) as model:
             if self._scorer is None:
-                self._scorer = make_scorer(model, SegmentTokenizer(self.tokenizer))
+                sharded = self.strategy.args.ds.ring_attn_size > 1
+                self._scorer = make_scorer(model, SegmentTokenizer(self.tokenizer), sharded)
             return settle_for(credit, episodes, gain, self._scorer)
 
 
@@ -54,10 +55,25 @@ def whole_weights(engine: Any) -> Iterator[PreTrainedModel]:
         yield engine.module
 
 
-def make_scorer(model: PreTrainedModel, tokenizer: SegmentTokenizer) -> AnswerScorer:
-    """The scorer that runs shared prefixes once; the plain one if the model does not allow it."""
+def make_scorer(model: PreTrainedModel, tokenizer: SegmentTokenizer, sharded: bool) -> AnswerScorer:
+    """The scorer that runs shared prefixes once; the plain one if the model does not allow it.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        sharded: Whether ring attention shares sequences out among processes. Only the first scorer
+            has an attention of its own; that of the model would take a whole context for a part.
+
+    Raises:
+        ValueError: If the model does not allow the first, and sharding rules out the second.
+    """
     try:
         return TrieScorer(model, tokenizer)
     except ValueError as error:
+        if sharded:
+            raise ValueError(
+                "answers cannot be scored by this model under --ds.ring_attn_size above 1 "
+                f"({error}); leave that out, or set --ig.scorer vllm"
+            ) from error
         log.warning("contexts are scored one by one, which takes longer: %s", error)
         return OneByOneScorer(model, tokenizer)

@@ -17,6 +17,7 @@ from igsearch_env.episode import Question
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import RetrievalError
 from trainers.files import write_whole
+from trainers.openrlhf.arguments import check_arguments
 from trainers.openrlhf.flags import Flags
 
 
@@ -30,55 +31,66 @@ def prepare(args: Any, flags: Flags) -> None:
     Raises:
         ValueError: If the run could not go well.
     """
-    check_arguments(args, flags.rollout)
-    check_folder(flags)
+    check_arguments(args, flags)
+    record = {
+        "rollout": asdict(flags.rollout),
+        "credit": flags.credit,
+        "data": {
+            "train.seed": args.train.seed,
+            "data.max_samples": args.data.max_samples,
+            "rollout.batch_size": args.rollout.batch_size,
+        },
+        "arguments": list(flags.arguments),
+    }
+    check_folder(flags, record)
     tokenizer = load_tokenizer(args.actor.model_name_or_path)
     engine = flags.rollout.engine(tokenizer)
     held_out = load_questions(flags.rollout.eval_questions) if flags.rollout.eval_questions else []
-    if len(engine.questions) < args.rollout.batch_size:
-        raise ValueError(
-            f"there are {len(engine.questions)} questions, fewer than a batch of rollouts asks "
-            f"({args.rollout.batch_size}); give more, or lower --rollout.batch_size"
-        )
-    asked_in_all = min(args.data.max_samples, len(engine.questions)) * args.train.num_episodes
-    args.ig.steps = asked_in_all // args.rollout.batch_size
+    asked = whole_batches(engine.questions, args)
+    args.ig.steps = len(asked) * args.train.num_episodes // args.rollout.batch_size
     segments = SegmentTokenizer(tokenizer)
     check_prompts(engine, [*engine.questions, *held_out], segments, args.data.max_len)
     check_retriever(engine, flags.rollout)
     if flags.check:
         return
-    asked = list(engine.questions)
-    random.Random(args.train.seed).shuffle(asked)  # --data.max_samples takes the first ones
-    write_whole(flags.train_data, prompt_data(asked, training=True))
+    data = prompt_data(asked, training=True)
+    if flags.resume and data != flags.train_data.read_text(encoding="utf-8"):
+        raise ValueError(
+            f"the questions have changed since the run in {flags.out} began: its place in them "
+            f"would be lost; restore {flags.rollout.questions}, or choose another folder"
+        )
+    write_whole(flags.train_data, data)
     if held_out:
         write_whole(flags.eval_data, prompt_data(held_out, training=False))
-    write_whole(flags.out / "config.json", json.dumps(_record(flags), indent=2) + "\n")
+    write_whole(flags.out / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-def check_arguments(args: Any, rollout: RolloutSettings) -> None:
-    """Refuse what OpenRLHF does to rewards, which do not make the advantages here."""
-    kl = args.algo.kl
-    if kl.init_coef > 0 and not kl.use_loss:
+def whole_batches(questions: Sequence[Question], args: Any) -> list[Question]:
+    """The questions that are asked, shuffled: ``--data.max_samples`` at most, in whole batches.
+
+    What a last batch that is not whole gives to one process and not to the others would leave them
+    waiting for each other for ever.
+    """
+    size = args.rollout.batch_size
+    count = min(args.data.max_samples, len(questions)) // size * size
+    if not count:
         raise ValueError(
-            f"--algo.kl.init_coef {kl.init_coef} without --algo.kl.use_loss puts the penalty in "
-            "the reward, which the credit method does not see; add --algo.kl.use_loss, or set "
-            "--algo.kl.init_coef 0"
+            f"there are {len(questions)} questions and --data.max_samples is "
+            f"{args.data.max_samples}, but a batch of rollouts asks {size}; give more, or lower "
+            "--rollout.batch_size"
         )
-    for name in ("overlong_buffer_len", "stop_properly_penalty_coef"):
-        if getattr(args.reward, name) is not None:
-            raise ValueError(
-                f"--reward.{name} changes the reward, which the credit method does not see; "
-                "leave it out"
-            )
-    if rollout.scorer == "policy" and args.ds.tensor_parallel_size > 1:
-        raise ValueError(
-            "the policy cannot score answers with --ds.tensor_parallel_size above 1, got "
-            f"{args.ds.tensor_parallel_size}; use ZeRO-3 alone, or set --ig.scorer vllm"
-        )
+    asked = list(questions)
+    random.Random(args.train.seed).shuffle(asked)
+    return asked[:count]
 
 
-def check_folder(flags: Flags) -> None:
-    """Refuse to mix two runs in one folder."""
+def check_folder(flags: Flags, record: dict[str, Any]) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Args:
+        flags: What was asked for.
+        record: What ``config.json`` is to hold.
+    """
     written = flags.out / "config.json"
     if not written.exists():
         if flags.resume:
@@ -89,12 +101,12 @@ def check_folder(flags: Flags) -> None:
             f"{flags.out} holds a run already; pass --resume to go on with it, or choose another "
             "folder"
         )
-    old, new = json.loads(written.read_text(encoding="utf-8")), _record(flags)
+    old = json.loads(written.read_text(encoding="utf-8"))
     changed = [
-        f"{section}.{key} was {old[section].get(key)!r}, got {new[section].get(key)!r}"
-        for section in ("rollout", "credit")
-        for key in sorted(old[section] | new[section])
-        if old[section].get(key) != new[section].get(key)
+        f"{section}: {key} was {old[section].get(key)!r}, got {record[section].get(key)!r}"
+        for section in ("rollout", "credit", "data")
+        for key in sorted(old[section] | record[section])
+        if old[section].get(key) != record[section].get(key)
     ]
     if flags.resume and changed:
         raise ValueError(
@@ -112,7 +124,7 @@ def load_tokenizer(path: str | None) -> Any:
     if not path:
         raise ValueError("there is no policy; give --actor.model_name_or_path")
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=True)  # as OpenRLHF does
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -159,11 +171,3 @@ def prompt_data(questions: Sequence[Question], *, training: bool) -> str:
         for question in questions
     )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _record(flags: Flags) -> dict[str, Any]:
-    return {
-        "rollout": asdict(flags.rollout),
-        "credit": flags.credit,
-        "arguments": list(flags.arguments),
-    }
