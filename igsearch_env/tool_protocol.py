@@ -76,7 +76,7 @@ class ToolCallProtocol(TagProtocol):
         try:
             call = json.loads(turn[start:stop])
             name, query = call["name"], call["arguments"][self.argument]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):  # the last: absurdly nested
             return Invalid(f"no JSON with name and arguments.{self.argument}", action.end)
         if name != self.function or not isinstance(query, str):
             return Invalid(f"no call of {self.function} with a text", action.end)

@@ -15,10 +15,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.scripted import SearchOnceAgent
-from igsearch_env.settings import make_engine
-from trainers.rollout import collect
-
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("mermaid", "", "toml", "text")  # languages that are looked at, not run
 
@@ -62,17 +58,8 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def run_page(page: str, ports: dict[str, str]) -> None:
-    """Run the blocks of a page here; Python ones find questions, a retriever and episodes.
-
-    One that begins with ``# NAME.py`` is saved as that file instead.
-    """
-    engine = make_engine()
-    namespace: dict[str, object] = {
-        "__name__": "page",
-        "questions": engine.questions,
-        "retriever": engine.retriever,
-        "episodes": collect(engine, SearchOnceAgent(), engine.questions[:4]),
-    }
+    """Run the blocks of a page here; one that begins with ``# NAME.py`` is saved as that file."""
+    namespace: dict[str, object] = {"__name__": "page"}
     for block in read_blocks(ROOT / page):
         if block.not_run is not None or block.language in SHOWN:
             continue

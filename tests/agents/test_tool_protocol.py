@@ -167,6 +167,7 @@ def test_calls_in_any_spelling_of_json(protocol: ToolCallProtocol, turn: str, qu
     ("call", "reason"),
     [
         ("Peru", "no JSON"),
+        ("[" * 100_000, "no JSON"),
         ("[1]", "no JSON"),
         ('{"name": "search"}', "no JSON"),
         ('{"name": "search", "arguments": "Peru"}', "no JSON"),
