@@ -30,7 +30,8 @@ class Arm:
 
     Args:
         settings: Sections of a training configuration.
-        family: Whose tuned settings it takes: ``"outcome"`` or ``"gain"``.
+        family: Whose tuned settings it takes: those of ``"outcome"`` (tuned with GRPO) or of
+            ``"gain"`` (tuned with IG-Search, for everything that adds a bonus to searches).
         seeds: On how many of the fresh seeds it runs.
     """
 
