@@ -36,7 +36,7 @@ from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.retrieval.server import ServerLimits
 from igsearch_env.world import World
-from scripts.command_line import console, positive, progress_bar, run, write_json
+from scripts.command_line import console, positive, print_table, progress_bar, run, write_json
 from scripts.retrieval_load import TOP_K, Arm, Samples, put_load, running_server, server_cpu_seconds
 
 ARMS = {"single": 1, "batched": ServerLimits().batch}  # queries of a micro-batch
@@ -60,7 +60,7 @@ def main() -> None:
         rows += bench_index(index, queries, clients, rounds, seconds)
     summary = [summarise(index.name, rows) for index in indexes]
     write_json(arguments.out / "results.json", {"rows": rows, "summary": summary})
-    console.print(_table(rows))
+    print_table(_table(rows))
     for line in summary:
         console.print(
             f"{line['index']}: at {MOST} clients, micro-batches answer {line['speedup']:.1f} times "

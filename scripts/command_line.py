@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from trainers.files import write_whole
 
@@ -55,6 +57,13 @@ def positive(text: str) -> int:
     if value < 1:
         raise ValueError(f"expected at least 1, got {value}")
     return value
+
+
+def print_table(table: Table) -> None:
+    """Print a table whole: no cell is cut; where the terminal is narrower, lines run on."""
+    wide = console.options.update(max_width=1_000)
+    width = Measurement.get(console, wide, table).maximum
+    Console(width=max(width, console.width)).print(table)
 
 
 def progress_bar() -> Progress:

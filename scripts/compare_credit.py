@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from scripts.command_line import console, positive, run, write_json
+from scripts.command_line import console, positive, print_table, run, write_json
 from scripts.credit_protocol import (
     Job,
     Protocol,
@@ -86,7 +86,7 @@ def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         half = np.mean([one["evaluations"][2]["hop_hits"][0] for one in found])
         each = " ".join(f"{value:.3f}" for value in values)
         table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
-    console.print(table)
+    print_table(table)
     store.record()
 
 
@@ -190,7 +190,7 @@ def report(
     write_json(folder / "credit.json", summary)
     plot_differences(summary, folder / "credit.png")
     for table in tables(summary):
-        console.print(table)
+        print_table(table)
 
 
 def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from igsearch_env.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
 from igsearch_env.episode import Episode
 from igsearch_env.information_gain import Counterfactual
 from igsearch_env.record import to_record
-from scripts.command_line import console, progress_bar, run
+from scripts.command_line import console, print_table, progress_bar, run
 from scripts.evaluation_folder import EvaluationFolder, check_unchanged
 from trainers.evaluation import Chunk, play_at_once, play_chunk
 from trainers.evaluation_config import EvaluationConfig, comparable
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.finish(results, {name: round(value, 3) for name, value in seconds.items()})
     finally:
         evaluation.player.stop()
-    console.print(_table(results, f"{config.agent} on {', '.join(config.questions)}"))
+    print_table(_table(results, f"{config.agent} on {', '.join(config.questions)}"))
     _say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
 
 

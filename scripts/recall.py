@@ -21,7 +21,7 @@ from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.rows import source_stem
-from scripts.command_line import console, positive, run, write_json
+from scripts.command_line import positive, print_table, run, write_json
 from trainers.scores import gold_share
 
 BATCH = 64
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, questions in sets.items()
         ]
     write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
-    console.print(_table(rows, args.top_k))
+    print_table(_table(rows, args.top_k))
 
 
 def recall(
