@@ -104,10 +104,17 @@ class HTTPRetriever:
         if not queries:
             return []
         line = self._open_line()
-        found = line.run(self._search(line, queries, k))
+        found: list[Found]
+        try:
+            found = line.run(self._search(line, queries, k))
+        except HTTPRetrievalError as closed:
+            found = [closed] * len(queries)
         failures = [one for one in found if isinstance(one, HTTPRetrievalError)]
         answers = [None if isinstance(one, HTTPRetrievalError) else list(one) for one in found]
         if failures:
+            lost = {query for query, docs in zip(queries, answers, strict=True) if docs is None}
+            with self._lock:
+                self.counts["failed"] += len(lost)
             first = failures[0]
             message = f"{len(failures)} of {len(queries)} queries failed: {first}"
             log.warning("%s", message)
@@ -131,7 +138,10 @@ class HTTPRetriever:
             time.sleep(min(1.0, seconds))
 
     def close(self) -> None:
-        """Close the connections; a later search opens them again."""
+        """Close the connections; a later search opens them again.
+
+        Searches of other threads that are on their way fail, with ``"closed"``.
+        """
         with self._lock:
             line, self._line = self._line, None
         if line is not None:
@@ -179,9 +189,7 @@ class HTTPRetriever:
             found |= zip(part, answer, strict=True)
         for query in wanted:
             documents = found[query]
-            if isinstance(documents, HTTPRetrievalError):
-                self.counts["failed"] += 1
-            else:
+            if not isinstance(documents, HTTPRetrievalError):
                 self._cache[query, k] = documents
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import threading
+import weakref
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import CancelledError
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -18,7 +20,7 @@ from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, 
 with extra("http"):
     import httpx2
 
-Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect"]
+Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
 
@@ -31,7 +33,8 @@ class HTTPRetrievalError(RetrievalError):
     Args:
         message: What happened.
         kind: ``"unreachable"`` (refused, reset, cut off), ``"timeout"``, ``"status"`` (not 200),
-            ``"garbage"`` (not JSON) or ``"dialect"`` (JSON of another shape).
+            ``"garbage"`` (not JSON), ``"dialect"`` (JSON of another shape) or ``"closed"`` (the
+            retriever was closed meanwhile).
         found: See :class:`igsearch_env.RetrievalError`.
         passing: Whether the same request may succeed later.
     """
@@ -72,14 +75,28 @@ class HTTPLine:
         # No timeouts of its own: they hold for each read, and a server that trickles meets them.
         self._client = httpx2.AsyncClient(limits=limits, timeout=None, trust_env=False)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._hang_up = weakref.finalize(self, _hang_up, self.process, self._loop, self._client)
+        self._hang_up.atexit = False  # the end of the process closes the connections anyway
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=_live, args=(self._loop,), daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[object, object, Result]) -> Result:
-        """Wait for a coroutine that runs in the event loop; an interrupt cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Wait for a coroutine that runs in the event loop; an interrupt cancels it.
+
+        Raises:
+            HTTPRetrievalError: If the line was closed before the end of it.
+        """
+        with self._lock:  # what comes after close() would never run
+            if not self._hang_up.alive:
+                work.close()
+                raise HTTPRetrievalError(f"the connections to {self._url} were closed", "closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:
+            message = f"the connections to {self._url} were closed during the search"
+            raise HTTPRetrievalError(message, "closed") from None
         finally:
             future.cancel()
 
@@ -110,13 +127,35 @@ class HTTPLine:
         return [documents[:k] for documents in found]
 
     def close(self) -> None:
-        """Close the connections and end the thread."""
+        """Close the connections and end the thread; what still runs fails."""
         if self.process != os.getpid():
             return
-        self.run(self._client.aclose())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._lock:
+            self._hang_up()
         self._thread.join()
-        self._loop.close()
+
+
+def _live(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
+
+
+def _hang_up(process: int, loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+    """End a line from any thread, the garbage collector's too: without waiting."""
+    if process == os.getpid():
+        asyncio.run_coroutine_threadsafe(_end(client), loop)
+
+
+async def _end(client: httpx2.AsyncClient) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        await client.aclose()
+    finally:
+        loop.stop()
 
 
 def _read(

@@ -277,6 +277,40 @@ def test_it_opens_again_after_close(serve_answers: Any) -> None:
         retriever.close()
 
 
+@pytest.mark.parametrize(
+    "behaviour", [silent, send(respond(b"", status="503 Not yet"))], ids=["on its way", "pausing"]
+)
+def test_close_ends_the_searches_of_other_threads(misbehave: Any, behaviour: Any) -> None:
+    options: dict[str, Any] = {"attempts": 1000, "max_wait": 60.0, "connections": 2}
+    retriever = HTTPRetriever(misbehave(behaviour).url, "skyrl", timeout=600.0, **options)
+    failures: list[HTTPRetrievalError] = []
+
+    def search() -> None:
+        with pytest.raises(HTTPRetrievalError, match="6 of 6 queries failed: .* closed") as raised:
+            retriever.search(["a", "b", "c", "d", "e", "a"], 1)
+        failures.append(raised.value)
+
+    for closed in (1, 2):
+        before = retriever.counts["requests"]
+        thread = threading.Thread(target=search, daemon=True)
+        thread.start()
+        while retriever.counts["requests"] < before + 2:
+            time.sleep(0.001)
+        retriever.close()
+        thread.join(20)
+        assert [failure.kind for failure in failures] == ["closed"] * closed
+        assert retriever.counts["failed"] == 5 * closed
+
+
+def test_a_search_that_meets_a_closed_line_fails(serve_answers: Any) -> None:
+    with HTTPRetriever(serve_answers(echo).url) as retriever:
+        line = retriever._open_line()
+        line.close()
+        with pytest.raises(HTTPRetrievalError, match="were closed") as raised:
+            retriever.search(["a"], 1)
+        assert raised.value.kind == "closed"
+
+
 def test_proxies_of_the_environment_are_not_used(
     serve_answers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
