@@ -206,7 +206,7 @@ class HTTPRetriever:
             return [HTTPRetrievalError(message, "timeout")] * len(queries)
 
     async def _ask_patiently(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
-        """Ask with retries; a server that refuses a batch is asked for each query alone."""
+        """Ask with retries; where a batch fails by what is in it, ask for each query alone."""
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.attempts),
             wait=tenacity.wait_random_exponential(multiplier=0.25, max=self.max_wait),
@@ -216,8 +216,8 @@ class HTTPRetriever:
             retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
         )
         found: list[Found] = await retrying(self._ask, line, queries, k)
-        first = found[0]
-        if len(queries) > 1 and isinstance(first, HTTPRetrievalError) and first.kind == "status":
+        failure = found[0] if isinstance(found[0], HTTPRetrievalError) else None
+        if len(queries) > 1 and failure and failure.kind in ("status", "dialect"):
             alone = await asyncio.gather(*(self._ask(line, [query], k) for query in queries))
             return [answer for (answer,) in alone]
         return found

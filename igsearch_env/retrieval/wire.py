@@ -107,8 +107,8 @@ def read_answer(dialect: Dialect, answer: object, queries: int) -> list[list[Doc
         The documents of each query, in the order of the server.
 
     Raises:
-        WireError: If the answer has another shape, there is not one list per query, or a document
-            has no text.
+        WireError: If the answer has another shape, there is not one list per query, a document has
+            no text, or all documents of a query are blank.
     """
     key = "results" if dialect == "rllm" else "result"
     if not isinstance(answer, Mapping) or not isinstance(answer.get(key), list):
@@ -124,9 +124,9 @@ def read_answer(dialect: Dialect, answer: object, queries: int) -> list[list[Doc
         if not isinstance(items, list):
             raise WireError(f"expected a list of documents per query, got {_outline(items)}")
     found = [[_document(item) for item in items] for items in lists]
-    every = [doc for documents in found for doc in documents]
-    if every and not any((doc.title + doc.text).strip() for doc in every):
-        raise WireError(f"all {len(every)} documents of the answer are blank")
+    for documents in found:
+        if documents and not any((doc.title + doc.text).strip() for doc in documents):
+            raise WireError(f"all {len(documents)} documents for a query are blank")
     return found
 
 

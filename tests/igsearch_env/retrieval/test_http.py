@@ -180,6 +180,19 @@ def test_a_query_that_breaks_the_server_fails_alone(serve_answers: Any) -> None:
         assert retriever.counts["cached"] == 2
 
 
+def test_a_query_that_finds_blanks_fails_alone(serve_answers: Any) -> None:
+    def fading(body: dict[str, Any]) -> tuple[int, Any]:
+        found = [[Document("x", "", " ")] if q == "rare" else about(q) for q in body["queries"]]
+        return 200, make_answer("search-r1", found)
+
+    server = serve_answers(fading)
+    with HTTPRetriever(server.url, **FAST) as retriever:
+        with pytest.raises(HTTPRetrievalError, match=r"1 of 3 queries .* are blank") as raised:
+            retriever.search(["a", "rare", "b"], 3)
+        assert raised.value.kind == "dialect"
+        assert raised.value.found == (about("a"), None, about("b"))
+
+
 def test_one_lost_batch_leaves_the_others(serve_answers: Any) -> None:
     def forgetful(body: dict[str, Any]) -> tuple[int, Any]:
         return (200, b"garbage") if "c" in body["queries"] else echo(body)
@@ -286,7 +299,7 @@ def test_close_ends_the_searches_of_other_threads(misbehave: Any, behaviour: Any
     failures: list[HTTPRetrievalError] = []
 
     def search() -> None:
-        with pytest.raises(HTTPRetrievalError, match="6 of 6 queries failed: .* closed") as raised:
+        with pytest.raises(HTTPRetrievalError, match=r"6 of 6 queries failed: .* closed") as raised:
             retriever.search(["a", "b", "c", "d", "e", "a"], 1)
         failures.append(raised.value)
 

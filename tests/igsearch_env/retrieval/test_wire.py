@@ -122,6 +122,12 @@ def test_another_shape_is_an_error_and_never_an_empty_document(
         read_answer(dialect, answer, 1)
 
 
+def test_nothing_but_blank_passages_for_one_query_of_several_is_an_error() -> None:
+    answer = {"result": [[{"contents": CONTENTS}], [], [{"contents": ""}, {"contents": '""\n '}]]}
+    with pytest.raises(WireError, match="all 2 documents for a query are blank"):
+        read_answer("search-r1", answer, 3)
+
+
 def test_one_blank_passage_among_others_is_kept() -> None:
     answer = {"result": [[{"id": "0", "contents": ""}, {"id": "1", "contents": CONTENTS}]]}
     (found,) = read_answer("search-r1", answer, 1)
