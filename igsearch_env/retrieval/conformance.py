@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 from urllib.parse import urljoin
 
 from igsearch_env.episode import Document
-from igsearch_env.extras import extra
-from igsearch_env.retrieval.http_line import retrieve_url
+from igsearch_env.retrieval.http_line import HTTPLine, HTTPRetrievalError, retrieve_url
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, WireError, make_request, read_answer
-
-with extra("http"):
-    import httpx2
 
 Verdict = Literal["good", "note", "wrong", "not spoken"]
 K = 2
@@ -46,7 +43,7 @@ def check_server(
     Args:
         url: Where it is posted to.
         query: What to search for; something that the corpus has at least two passages on.
-        timeout: Seconds to wait for each answer.
+        timeout: Seconds to wait for each answer, until its last byte.
         wait: Seconds to wait for a server that is not there yet, or says at ``/ready`` that it
             still loads its index.
 
@@ -54,9 +51,9 @@ def check_server(
         ValueError: If the address is none, or the server cannot be reached or is not ready.
     """
     address = retrieve_url(url)
-    with httpx2.Client(timeout=timeout, trust_env=False) as client:
-        _wait_until_ready(client, address, wait)
-        probe = _Probe(client, address, query)
+    with closing(HTTPLine(address, timeout, connections=1)) as line:
+        _wait_until_ready(line, address, wait)
+        probe = _Probe(line, address, query)
         return [
             finding
             for part in (probe.endpoints(), *map(probe.dialect, DIALECTS))
@@ -70,16 +67,17 @@ def spoken_dialects(findings: Sequence[Finding]) -> list[Dialect]:
     return [dialect for dialect in DIALECTS if dialect not in bad]
 
 
-def _wait_until_ready(client: httpx2.Client, address: str, seconds: float) -> None:
+def _wait_until_ready(line: HTTPLine, address: str, seconds: float) -> None:
     """Return once the server is there and does not say that it is not ready."""
     end = time.monotonic() + seconds
     while True:
         try:
-            if client.get(urljoin(address, "/ready")).status_code != 503:
+            response = line.run(line.request("GET", urljoin(address, "/ready")))
+            if response.status_code != 503:
                 return
             problem = f"{address} is not ready: it still loads its index, as it says at /ready"
-        except httpx2.RequestError as error:
-            problem = f"cannot reach {address}: {error or type(error).__name__}"
+        except HTTPRetrievalError as error:
+            problem = f"cannot reach {address}: {error}"
         if time.monotonic() > end:
             raise ValueError(problem)
         time.sleep(POLL)
@@ -91,7 +89,7 @@ class _Unanswered(Exception):
 
 @dataclass(frozen=True)
 class _Probe:
-    client: httpx2.Client
+    line: HTTPLine
     url: str
     query: str
 
@@ -99,9 +97,10 @@ class _Probe:
         """What a client can know before it searches."""
         for path, use in (("/health", "rLLM asks for it"), ("/ready", "tells a loaded index")):
             try:
-                status = self.client.get(urljoin(self.url, path)).status_code
-            except httpx2.RequestError as error:
-                yield Finding(path, "note", f"no answer: {error or type(error).__name__}")
+                request = self.line.request("GET", urljoin(self.url, path))
+                status = self.line.run(request).status_code
+            except HTTPRetrievalError as error:
+                yield Finding(path, "note", f"no answer: {error}")
                 continue
             good = status == 200
             yield Finding(path, "good" if good else "note", f"answers {status}; {use}")
@@ -161,14 +160,14 @@ class _Probe:
 
     def _post(self, body: dict[str, Any]) -> Any:
         try:
-            response = self.client.post(self.url, json=body)
-        except httpx2.RequestError as error:
-            raise _Unanswered(f"no answer: {error or type(error).__name__}") from error
+            response = self.line.run(self.line.request("POST", self.url, body))
+        except HTTPRetrievalError as error:
+            raise _Unanswered(f"no answer: {error}") from error
         if response.status_code != 200:
             raise _Unanswered(f"answered {response.status_code}: {response.text[:120]}")
         try:
             return response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Unanswered(f"answered no JSON: {response.content[:60]!r}") from error
 
 

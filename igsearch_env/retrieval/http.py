@@ -172,7 +172,7 @@ class HTTPRetriever:
         """The connections of this process: those that were made before a fork belong to another."""
         with self._lock:
             if self._line is None or self._line.process != os.getpid():
-                self._line = HTTPLine(self.url, self.dialect, self.timeout, self.connections)
+                self._line = HTTPLine(self.url, self.timeout, self.connections)
             return self._line
 
     async def _search(self, line: HTTPLine, queries: Sequence[str], k: int) -> list[Found]:
@@ -227,7 +227,7 @@ class HTTPRetriever:
         async with line.free:
             self.counts["requests"] += 1
             try:
-                return [*await line.ask(queries, k)]
+                return [*await line.ask(self.dialect, queries, k)]
             except HTTPRetrievalError as failure:
                 self.counts[failure.kind] += 1
                 return [failure] * len(queries)

@@ -1,4 +1,4 @@
-"""One request to a retrieval server: posted, awaited for a limited time, and read."""
+"""Requests to a retrieval server: made, awaited for a limited time, and read."""
 
 from __future__ import annotations
 
@@ -58,8 +58,7 @@ class HTTPLine:
     other's answers.
 
     Args:
-        url: Where to post to.
-        dialect: The dialect to speak.
+        url: The server.
         timeout: Seconds that a request may take as a whole, until the last byte of its answer.
         connections: How many requests may be on their way at once.
 
@@ -67,9 +66,9 @@ class HTTPLine:
         free: Is held while a request is on its way.
     """
 
-    def __init__(self, url: str, dialect: Dialect, timeout: float, connections: int) -> None:
+    def __init__(self, url: str, timeout: float, connections: int) -> None:
         self.process = os.getpid()
-        self._url, self._dialect, self._timeout = url, dialect, timeout
+        self._url, self._timeout = url, timeout
         self.free = asyncio.Semaphore(connections)
         limits = httpx2.Limits(max_connections=connections)
         # No timeouts of its own: they hold for each read, and a server that trickles meets them.
@@ -100,22 +99,17 @@ class HTTPLine:
         finally:
             future.cancel()
 
-    async def ask(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Make one request; hold :attr:`free` meanwhile.
-
-        Returns:
-            At most ``k`` documents per query.
+    async def request(self, method: str, url: str, body: object = None) -> httpx2.Response:
+        """Make one request, with a body in JSON if there is one; its status may be any.
 
         Raises:
-            HTTPRetrievalError: If there was no answer, or one that cannot be read.
+            HTTPRetrievalError: If the answer is not there, as a whole, in time.
         """
-        body = json.dumps(make_request(self._dialect, queries, k)).encode("ascii")
-        url = self._url
+        content = None if body is None else json.dumps(body).encode("ascii")
+        headers = {} if body is None else {"content-type": "application/json"}
         try:
             async with asyncio.timeout(self._timeout):
-                response = await self._client.post(
-                    url, content=body, headers={"content-type": "application/json"}
-                )
+                return await self._client.request(method, url, content=content, headers=headers)
         except TimeoutError:
             message = f"{url} did not answer within {self._timeout} s"
             raise HTTPRetrievalError(message, "timeout") from None
@@ -123,7 +117,18 @@ class HTTPLine:
             raise HTTPRetrievalError(f"{url} answered garbage: {error}", "garbage") from error
         except httpx2.RequestError as error:
             raise HTTPRetrievalError(f"{url}: {error or type(error).__name__}") from error
-        found = _read(url, self._dialect, response, len(queries))
+
+    async def ask(self, dialect: Dialect, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Search with one request; hold :attr:`free` meanwhile.
+
+        Returns:
+            At most ``k`` documents per query.
+
+        Raises:
+            HTTPRetrievalError: If there was no answer, or one that cannot be read.
+        """
+        response = await self.request("POST", self._url, make_request(dialect, queries, k))
+        found = _read(self._url, dialect, response, len(queries))
         return [documents[:k] for documents in found]
 
     def close(self) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import Any
 
 Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 Behaviour = Callable[[socket.socket], None]
+
+
+def trickle(connection: socket.socket) -> None:
+    """Never ends its answer, and never pauses for long."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for number in count():
+        connection.sendall(f"X-{number}: y\r\n".encode())
+        time.sleep(0.02)
 
 
 class LoopbackServer(ThreadingHTTPServer):

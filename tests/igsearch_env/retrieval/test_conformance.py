@@ -8,6 +8,7 @@ import pytest
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.conformance import Finding, check_server, spoken_dialects
 from igsearch_env.retrieval.wire import make_answer
+from tests.igsearch_env.retrieval.loopback import trickle
 
 FOUND = {
     "Peru": [Document("1", "Lima", "Capital.", 2.0), Document("2", "Cusco", "Old.", 1.0)],
@@ -148,6 +149,15 @@ def test_a_server_that_is_not_there_is_said() -> None:
         port = listener.getsockname()[1]
     with pytest.raises(ValueError, match=f"cannot reach http://127.0.0.1:{port}/retrieve"):
         check_server(f"http://127.0.0.1:{port}", "Peru")
+
+
+def test_a_server_that_trickles_is_not_waited_for(misbehave: Any) -> None:
+    with pytest.raises(ValueError, match=r"did not answer within 0\.2 s"):
+        check_server(misbehave(trickle).url, "Peru", timeout=0.2)
+    ready = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    findings = check_server(misbehave(lambda c: c.sendall(ready), trickle).url, "Peru", 0.2)
+    assert [finding.verdict for finding in findings] == ["note"] * 2 + ["not spoken"] * 3
+    assert all("did not answer within 0.2 s" in finding.text for finding in findings)
 
 
 def test_a_server_that_loads_its_index_is_said_or_waited_for(

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
+from tests.igsearch_env.retrieval.loopback import trickle
 
 FAST: dict[str, Any] = {"timeout": 20.0, "attempts": 3, "max_wait": 0.02}
 IMPATIENT = FAST | {"timeout": 1.0}
@@ -55,13 +55,6 @@ def send(data: bytes) -> Callable[[socket.socket], None]:
 
 def silent(connection: socket.socket) -> None:
     connection.recv(1)  # until the client gives up
-
-
-def trickle(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    for number in count():
-        connection.sendall(f"X-{number}: y\r\n".encode())
-        time.sleep(0.02)
 
 
 def reset(connection: socket.socket) -> None:
