@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import Retriever
@@ -22,6 +24,13 @@ class _Waiting:
     queries: Sequence[str]
     k: int
     answer: asyncio.Future[Found]
+
+
+@dataclass(frozen=True)
+class _Call:
+    queries: Sequence[str]
+    k: int
+    found: Future[Found]
 
 
 class MicroBatcher:
@@ -47,13 +56,16 @@ class MicroBatcher:
         max_waiting: int,
         observe: Callable[[int], None] = lambda queries: None,
     ) -> None:
-        self._retriever = retriever
         self._max_batch = max_batch
         self._max_waiting = max_waiting
         self._observe = observe
         self._waiting: list[_Waiting] = []
         self._running: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="retriever")
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        # Not a thread of a pool: the end of the process waits for those, however long they take.
+        threading.Thread(
+            target=_search_each, args=(retriever, self._calls), name="retriever", daemon=True
+        ).start()
 
     @property
     def waiting(self) -> int:
@@ -75,8 +87,8 @@ class MicroBatcher:
         return await answer
 
     def close(self) -> None:
-        """End the thread, once its batch is done."""
-        self._thread.shutdown()
+        """End the thread once its batch is done, without waiting for it."""
+        self._calls.put(None)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -112,10 +124,9 @@ class MicroBatcher:
 
     async def _answer(self, batch: list[_Waiting]) -> None:
         queries = [query for one in batch for query in one.queries]
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._thread, self._retriever.search, queries, batch[0].k
-        )
+        call = _Call(queries, batch[0].k, Future())
+        self._calls.put(call)
+        found = await asyncio.wrap_future(call.found)
         if len(found) != len(queries):
             raise ValueError(f"the retriever found {len(found)} lists for {len(queries)} queries")
         start = 0
@@ -123,6 +134,16 @@ class MicroBatcher:
             if not one.answer.done():
                 one.answer.set_result(found[start : start + len(one.queries)])
             start += len(one.queries)
+
+
+def _search_each(retriever: Retriever, calls: SimpleQueue[_Call | None]) -> None:
+    while (call := calls.get()) is not None:
+        if not call.found.set_running_or_notify_cancel():
+            continue
+        try:
+            call.found.set_result(retriever.search(call.queries, call.k))
+        except BaseException as error:  # whoever waits for the call raises it
+            call.found.set_exception(error)
 
 
 def _refuse(one: _Waiting, error: Exception) -> None:

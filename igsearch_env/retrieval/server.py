@@ -30,6 +30,9 @@ with extra("serve"):
 
 log = logging.getLogger(__name__)
 
+GRACE = 10
+"""Seconds that requests on their way have once the server is told to end."""
+
 
 @dataclass(frozen=True)
 class ServerLimits:
@@ -111,7 +114,7 @@ class RetrievalService:
         return self._batcher is not None
 
     def close(self) -> None:
-        """End the searching thread."""
+        """End the searching thread, without waiting for it."""
         if self._batcher is not None:
             self._batcher.close()
 
@@ -198,7 +201,10 @@ def serve(
     listener: socket.socket,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or ``stop``; requests that are on their way are answered.
+    """Serve until SIGINT, SIGTERM or ``stop``.
+
+    Requests that are on their way then have :data:`GRACE` seconds; the rest is answered 503. A
+    search that takes longer goes on in its thread, which the end of the process does not wait for.
 
     Args:
         service: Answers requests.
@@ -216,7 +222,7 @@ def serve(
         create_app(service),
         log_level="warning",
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=GRACE,
     )
     server = uvicorn.Server(config)
     failures: list[Exception] = []

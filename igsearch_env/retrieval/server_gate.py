@@ -44,29 +44,41 @@ class Gate:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
+        begun = False
 
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 self._observe(message["status"], time.perf_counter() - start)
             await send(message)
 
+        try:
+            await self._handle(scope, receive, counted)
+        except asyncio.CancelledError:  # the server ends, and this took longer than it waits
+            if begun:
+                raise
+            refusal = JSONResponse({"detail": "the server ends"}, 503)
+            await refusal(scope, receive, counted)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._seconds):
                 body = await self._read(receive)
         except TimeoutError:
             refusal = JSONResponse({"detail": f"no body within {self._seconds} s"}, 408)
-            await refusal(scope, receive, counted)
+            await refusal(scope, receive, send)
             return
         if body is None:
             refusal = JSONResponse({"detail": f"send at most {self._max_bytes} bytes"}, 413)
-            await refusal(scope, receive, counted)
+            await refusal(scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": body}]
 
         async def replay() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self._app(scope, replay, counted)
+        await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The whole body, or None if it is too large."""

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,6 +21,7 @@ from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
 
+ROOT = Path(__file__).resolve().parents[3]
 PASSAGES = [
     Document("1", "Lima", "Lima is the capital of Peru."),
     Document("2", 'The "Who"', "A band.\nFrom London."),
@@ -215,6 +220,46 @@ def test_it_ends_where_the_index_cannot_be_loaded() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     with pytest.raises(ValueError, match="the index is damaged"):
         serve(RetrievalService(LIMITS), load, listener)
+
+
+ENDLESS = """
+import socket, threading
+from igsearch_env.retrieval import server
+
+class Endless:
+    def search(self, queries, k):
+        print("searching", flush=True)
+        threading.Event().wait()
+
+server.GRACE = 0.1
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+server.serve(server.RetrievalService(server.ServerLimits()), Endless, listener)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_without_end_does_not_keep_the_process(how: signal.Signals) -> None:
+    command = [sys.executable, "-c", ENDLESS]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        while httpx2.get(f"{url}/ready", timeout=60).status_code != 200:
+            time.sleep(0.02)
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(post, url, {"query": "a"})
+            assert process.stdout.readline() == "searching\n"
+            process.send_signal(how)
+            _, errors = process.communicate(timeout=60)
+        assert answer.result().status_code == 503
+        assert answer.result().json() == {"detail": "the server ends"}
+    finally:
+        process.kill()
+        process.wait()
+    assert "Exception in ASGI application" not in errors
 
 
 def test_answers_are_not_held_back_by_the_kernel() -> None:
