@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Sized
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from igsearch_env.engine import Outcome, SearchQAEngine
 from igsearch_env.episode import Question
@@ -19,6 +20,8 @@ from igsearch_env.scoring import AnswerScorer, UnigramScorer
 from igsearch_env.shaping import Shaping
 from igsearch_env.turn import TurnRules
 from igsearch_env.world import default_world
+
+_servers: WeakValueDictionary[str, Retriever] = WeakValueDictionary()
 
 
 class QuestionSet(tuple[Question, ...]):
@@ -133,15 +136,23 @@ def resolve_retriever(retriever: Retriever | str) -> Retriever:
     if retriever == "bm25":
         return world_retriever()
     if retriever.startswith(("http://", "https://")):
-        from igsearch_env.retrieval.http import HTTPRetriever
-
-        return HTTPRetriever(retriever)
+        return _server(retriever)
     if Path(retriever).is_dir():
         return load_retriever(retriever)
     raise ValueError(
         f"unknown retriever {retriever!r}: expected 'bm25' (over the embedded world), the folder "
         "of a saved index, the http:// address of a server, or an object with search(queries, k)"
     )
+
+
+def _server(url: str) -> Retriever:
+    """The client of a server: one for all who use it now, not a pool of connections for each."""
+    from igsearch_env.retrieval.http import HTTPRetriever
+
+    found = _servers.get(url)
+    if found is None:
+        found = _servers[url] = HTTPRetriever(url)
+    return found
 
 
 def _scorer(scorer: AnswerScorer | str | None) -> AnswerScorer | None:

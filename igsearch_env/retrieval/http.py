@@ -27,8 +27,9 @@ Found = list[Document] | HTTPRetrievalError
 class HTTPRetriever:
     """Searches with a server that speaks one of the dialects of :mod:`igsearch_env.retrieval.wire`.
 
-    May be used from several threads, pickled, and used after a fork. Proxies of the environment
-    are not used: a retriever stands beside its trainer.
+    May be used from several threads, pickled, and used after a fork. Its connections are closed by
+    :meth:`close`, or once nobody uses it any more. Proxies of the environment are not used: a
+    retriever stands beside its trainer.
 
     Args:
         url: Where to post to, ``http://HOST:PORT/retrieve``; the path may be left out.

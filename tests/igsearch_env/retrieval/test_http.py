@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import multiprocessing
 import pickle
@@ -11,15 +12,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
+from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
+from igsearch_env.settings import resolve_retriever
 from tests.igsearch_env.retrieval.loopback import trickle
 
 FAST: dict[str, Any] = {"timeout": 20.0, "attempts": 3, "max_wait": 0.02}
@@ -315,6 +320,24 @@ def test_a_search_that_meets_a_closed_line_fails(serve_answers: Any) -> None:
         with pytest.raises(HTTPRetrievalError, match="were closed") as raised:
             retriever.search(["a"], 1)
         assert raised.value.kind == "closed"
+
+
+def test_environments_with_an_address_share_a_client_that_ends_with_them(
+    serve_answers: Any,
+) -> None:
+    server = serve_answers(echo)
+    envs = SyncVectorEnv([partial(SearchQAEnv, retriever=server.url) for _ in range(3)])
+    envs.reset(seed=0)
+    envs.step(["<search> Lima </search>"] * 3)
+    (retriever,) = {env.unwrapped.engine.retriever for env in envs.envs}
+    assert retriever.counts["cached"] > 0
+    thread = retriever._line._thread
+    assert resolve_retriever(f"{server.url}/other") is not retriever
+    envs.close()
+    del envs, retriever
+    gc.collect()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_proxies_of_the_environment_are_not_used(
