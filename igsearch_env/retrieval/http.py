@@ -37,7 +37,8 @@ class HTTPRetriever:
         timeout: Seconds that one attempt may take as a whole, until its last byte.
         attempts: How often a request is tried. Between attempts it waits, at random, up to 0.25,
             0.5, 1, ... seconds more, at most ``max_wait``.
-        max_wait: Seconds. No search takes longer than ``(attempts + 1) * (timeout + max_wait)``.
+        max_wait: Seconds. A search ends once the server has answered none for ``(attempts + 1) *
+            (timeout + max_wait)``.
         batch: Queries of one request at most, where the dialect takes several.
         connections: Requests that are on their way at once.
         cache_size: Searches whose documents are kept, the latest used; 0 for none.
@@ -197,14 +198,21 @@ class HTTPRetriever:
         return [found[query] for query in queries]
 
     async def _ask_in_time(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
-        """Ask, but give up in the end, even if no connection gets free."""
+        """Ask, but give up if the server answers nobody, even if no connection gets free.
+
+        While others are answered, this request is on its way or in the queue, and goes on.
+        """
         limit = (self.attempts + 1) * (self.timeout + self.max_wait)
+        now = asyncio.get_running_loop().time
+        asking, start = asyncio.ensure_future(self._ask_patiently(line, queries, k)), now()
         try:
-            async with asyncio.timeout(limit):
-                return await self._ask_patiently(line, queries, k)
-        except TimeoutError:
-            message = f"{self.url} did not answer within {limit:.1f} s, all attempts together"
-            return [HTTPRetrievalError(message, "timeout")] * len(queries)
+            while (left := max(start, line.answered) + limit - now()) > 0:
+                if (await asyncio.wait([asking], timeout=left))[0]:
+                    return asking.result()
+        finally:
+            asking.cancel()
+        message = f"{self.url} answered no search for {limit:.1f} s, all attempts together"
+        return [HTTPRetrievalError(message, "timeout")] * len(queries)
 
     async def _ask_patiently(self, line: HTTPLine, queries: list[str], k: int) -> list[Found]:
         """Ask with retries; where a batch fails by what is in it, ask for each query alone."""

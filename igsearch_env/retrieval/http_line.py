@@ -64,6 +64,7 @@ class HTTPLine:
 
     Attributes:
         free: Is held while a request is on its way.
+        answered: When a search was answered last, in the time of the event loop.
     """
 
     def __init__(self, url: str, timeout: float, connections: int) -> None:
@@ -74,6 +75,7 @@ class HTTPLine:
         # No timeouts of its own: they hold for each read, and a server that trickles meets them.
         self._client = httpx2.AsyncClient(limits=limits, timeout=None, trust_env=False)
         self._loop = asyncio.new_event_loop()
+        self.answered = self._loop.time()
         self._hang_up = weakref.finalize(self, _hang_up, self.process, self._loop, self._client)
         self._hang_up.atexit = False  # the end of the process closes the connections anyway
         self._lock = threading.Lock()
@@ -129,6 +131,7 @@ class HTTPLine:
         """
         response = await self.request("POST", self._url, make_request(dialect, queries, k))
         found = _read(self._url, dialect, response, len(queries))
+        self.answered = self._loop.time()
         return [documents[:k] for documents in found]
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ def test_a_fault_is_a_typed_failure_after_the_retries(misbehave: Any, name: str)
         assert retriever.counts == {"requests": attempts, kind: attempts, "failed": 1}
 
 
-def test_no_search_takes_longer_than_all_attempts(misbehave: Any) -> None:
+def test_no_search_outlasts_all_attempts_of_a_silent_server(misbehave: Any) -> None:
     options: dict[str, Any] = {"timeout": 0.2, "attempts": 2, "max_wait": 0.05, "connections": 1}
     with HTTPRetriever(misbehave(silent).url, "skyrl", **options) as retriever:
         with pytest.raises(HTTPRetrievalError, match="40 of 40 queries failed") as raised:
@@ -110,6 +110,18 @@ def test_no_search_takes_longer_than_all_attempts(misbehave: Any) -> None:
         assert raised.value.kind == "timeout"
         assert retriever.counts["failed"] == 40
         assert retriever.counts["requests"] <= 4  # 80 would have been tried, one after the other
+
+
+def test_a_queue_that_moves_is_no_timeout(serve_answers: Any) -> None:
+    def slow(body: dict[str, Any]) -> tuple[int, Any]:
+        time.sleep(0.15)
+        return echo(body)
+
+    options: dict[str, Any] = {"timeout": 2.0, "attempts": 1, "max_wait": 0.0, "connections": 1}
+    with HTTPRetriever(serve_answers(slow).url, "skyrl", **options) as retriever:
+        queries = [f"q{i}" for i in range(30)]  # 4.5 seconds of a queue; the patience is 4
+        assert retriever.search(queries, 1) == [about(query, 1) for query in queries]
+        assert retriever.counts == {"requests": 30}
 
 
 def test_no_server_is_unreachable() -> None:
