@@ -50,12 +50,13 @@ def main() -> None:
         body_bytes=arguments.max_bytes,
         batch=arguments.batch,
     )
+    service = RetrievalService(limits, arguments.top_k)
     listener = socket.create_server((arguments.host, arguments.port), backlog=1024)
     host, port = listener.getsockname()[:2]
     print(f"serving http://{host}:{port}/retrieve; /ready tells when the index is loaded")
     sys.stdout.flush()
     load = partial(_load, arguments.index, arguments.corpus)
-    serve(RetrievalService(limits, arguments.top_k), load, listener)
+    serve(service, load, listener)
 
 
 def _load(index: str | None, corpus: str) -> IndexedRetriever:

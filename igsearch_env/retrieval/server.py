@@ -88,9 +88,17 @@ class RetrievalService:
     Args:
         limits: What it puts up with.
         top_k: Documents per query of a request that does not tell.
+
+    Raises:
+        ValueError: If its limits do not allow that many.
     """
 
     def __init__(self, limits: ServerLimits, top_k: int = DEFAULT_TOP_K) -> None:
+        if not 1 <= top_k <= limits.k:
+            raise ValueError(
+                f"top_k is {top_k}, and the limits allow 1 to {limits.k} documents per query: "
+                "lower --top-k or raise --max-k"
+            )
         self.limits = limits
         self.top_k = top_k
         self.metrics = ServerMetrics()

@@ -298,6 +298,12 @@ def test_a_missing_or_damaged_index_ends_the_server(tmp_path: Path) -> None:
     assert "is not an index: it has no manifest.json" in damaged.stderr
 
 
+def test_a_default_beyond_the_limit_is_refused(index: Path) -> None:
+    refused = run("--index", str(index), "--port", "0", "--top-k", "200")
+    assert refused.returncode == 2
+    assert "lower --top-k or raise --max-k" in refused.stderr
+
+
 def test_a_port_that_is_taken_is_said(running: Server) -> None:
     taken = run("--corpus", "world", "--port", running.url.split(":")[2].split("/")[0])
     assert taken.returncode == 2

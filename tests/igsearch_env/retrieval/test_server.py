@@ -287,3 +287,9 @@ def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> 
 def test_limits_are_at_least_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"limit {name} must be at least 1, got 0"):
         ServerLimits(**{name: 0})
+
+
+@pytest.mark.parametrize("top_k", [0, 11])
+def test_a_default_that_would_be_refused_is_refused_at_the_start(top_k: int) -> None:
+    with pytest.raises(ValueError, match=f"top_k is {top_k}, and the limits allow 1 to 10 .*max-k"):
+        RetrievalService(LIMITS, top_k)
