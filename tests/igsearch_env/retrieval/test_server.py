@@ -17,6 +17,7 @@ import pytest
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
@@ -82,6 +83,25 @@ def test_it_finds_over_http_what_it_finds_in_process(url: str, dialect: Dialect)
         found = retriever.search(queries, 3)
     assert found == BM25Retriever.build(PASSAGES).search(queries, 3)
     assert found[-1] == []
+
+
+def test_a_dense_index_finds_the_same_documents_in_any_batch(
+    start: Callable[..., str], dense: DenseRetriever, passages: list[Document]
+) -> None:
+    queries = [document.text for document in passages[:48]]
+    direct = dense.search(queries, 3)
+    url = start(lambda: dense, ServerLimits(characters=10_000, batch=16))
+    with (
+        HTTPRetriever(url, "skyrl", connections=48) as retriever,
+        HTTPRetriever(url, batch=5) as other,
+    ):
+        retriever.wait_until_ready(60)
+        for found in (retriever.search(queries, 3), other.search(queries, 3)):
+            for mine, right in zip(found, direct, strict=True):
+                assert [doc.id for doc in mine] == [doc.id for doc in right]
+                assert [doc.score for doc in mine] == pytest.approx(
+                    [d.score for d in right], abs=1e-5
+                )
 
 
 @pytest.mark.parametrize(
