@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.document_file import DOCUMENTS, OFFSETS, DocumentFile
+from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
     check_replaceable,
     file_sha256,
@@ -229,6 +230,8 @@ class IndexBuild:
 def _check_same(folder: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
     """Compare what is in a folder with what is to be built; where a model lies does not matter."""
     before, after = ({**job, **job.get("parameters", {})} for job in (was, now))
+    if same_probe(before.get("probe"), after.get("probe")):  # equal but for rounding
+        after["probe"] = before["probe"]
     differing = [
         f"{name} {before.get(name)!r}, asked for {after[name]!r}"
         for name in after

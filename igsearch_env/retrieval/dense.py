@@ -12,7 +12,7 @@ import numpy as np
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder, Vectors
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder, Vectors, same_probe
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
     read_manifest,
@@ -28,7 +28,7 @@ from igsearch_env.retrieval.vector_index import (
 )
 
 FORMAT = "igsearch-env dense"
-VERSION = 1
+VERSION = 2
 
 
 class DenseRetriever:
@@ -228,11 +228,18 @@ def _check_encoder(
     ours = encoder.parameters
     differing = [
         name
-        for name in ("query_prefix", "passage_prefix", "pooling", "normalize")
+        for name in ("query_prefix", "passage_prefix", "pooling", "normalize", "max_length")
         if ours[name] != parameters.get(name)
     ]
     if differing:
         raise ValueError(
-            f"the index in {folder} was built with another {' and '.join(differing)} than the "
-            f"preset {encoder.config.preset!r} has now; build it again"
+            f"the index in {folder} was built with another {' and '.join(differing)} than "
+            f"{encoder.config.model!r} with the preset {encoder.config.preset!r} has now; "
+            "build it again"
+        )
+    if not same_probe(parameters.get("probe"), ours["probe"]):
+        raise ValueError(
+            f"{encoder.config.model!r} has the weights that the index in {folder} was built with, "
+            "but gives other vectors now: its configuration or its tokenizer's has changed; "
+            "undo that, or build the index again"
         )

@@ -47,6 +47,9 @@ PRESETS = {
 
 PRECISIONS = {"float32": "float", "bfloat16": "bfloat16", "float16": "half"}  # torch's methods
 
+PROBE = "Où est né l'auteur d'Ångström? He moved to LÖGDÖ in 1814 (no. 7), it's said…"
+"""Letters, marks and digits that tokenizers treat in different ways."""
+
 _FAMILIES = {
     "e5": re.compile(r"(^|[-_/])e5-(small|base|large)(?!.*instruct)", re.IGNORECASE),
     "bge": re.compile(r"bge-(small|base|large)-en", re.IGNORECASE),
@@ -128,19 +131,27 @@ class SentenceEncoder:
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self.dimension: int = self._model.get_embedding_dimension()
         self.sha256 = _sha256(self._model)
+        self._probe = self._measure()
         self.precision = precision
         getattr(self._model, PRECISIONS[precision])()
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All that the vectors depend on, as JSON-ready data; the weights by their hash."""
-        said = asdict(self._preset) | {"normalize": self._normalize}
+        """All that the vectors depend on, as JSON-ready data.
+
+        The weights stand there by their hash. ``"probe"`` holds a few numbers of the vectors of one
+        text in float32, which tell a change of anything else, such as the tokenizer's rules.
+        """
+        pooling = self._preset.pooling or _pooling(self._model)
+        said = asdict(self._preset) | {"pooling": pooling, "normalize": self._normalize}
         return {
             **asdict(self.config),
             **said,
+            "max_length": self._model.max_seq_length,
             "dimension": self.dimension,
             "precision": self.precision,
             "model_sha256": self.sha256,
+            "probe": self._probe,
         }
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
@@ -151,6 +162,10 @@ class SentenceEncoder:
         """Vectors of passages, title first, shape (passages, dimension)."""
         prefix = self._preset.passage_prefix
         return self._encode([f"{prefix}{doc.title}\n{doc.text}".rstrip() for doc in documents])
+
+    def _measure(self) -> list[float]:
+        vectors = self.encode_queries([PROBE]), self.encode_passages([Document("", "", PROBE)])
+        return [float(f"{number:.4g}") for (vector,) in vectors for number in vector[:8]]
 
     def _encode(self, texts: list[str]) -> Vectors:
         if not texts:
@@ -166,6 +181,18 @@ class SentenceEncoder:
         return (
             vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if self._normalize else vectors
         )
+
+
+def same_probe(one: Any, other: Any) -> bool:
+    """Whether two probes, as manifests hold them, are of one encoder.
+
+    Another machine or library rounds otherwise, by far less than the 2 % that are allowed; other
+    pooling or other words change a probe by a multiple of that.
+    """
+    if not isinstance(one, list) or not isinstance(other, list) or len(one) != len(other):
+        return False
+    first, second = np.array([one, other], dtype=np.float64)
+    return bool(np.linalg.norm(first - second) <= 0.02 * np.linalg.norm(second))
 
 
 def _load(config: EncoderConfig, preset: Preset, device: str | None) -> Any:
@@ -200,6 +227,12 @@ def _sha256(model: Any) -> str:
     words = tokenizer.get_vocab() if tokenizer is not None else model.tokenizer.get_vocab()
     digest.update(repr(sorted(words.items())).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _pooling(model: Any) -> str | None:
+    """How a model says that token vectors become one; several ways are joined by a plus sign."""
+    modes = next((module.pooling_mode for module in model if hasattr(module, "pooling_mode")), None)
+    return modes if modes is None or isinstance(modes, str) else "+".join(modes)
 
 
 def _valid_unicode(text: str) -> str:

@@ -200,6 +200,19 @@ def test_resuming_refuses_other_parameters(
             build_all(passages[:64], out, second).run(resume=True)
 
 
+def test_resuming_allows_for_rounding_but_not_for_another_encoder(
+    passages: list[Document], encoder: SentenceEncoder, tmp_path: Path
+) -> None:
+    recipe = DenseRecipe(encoder)
+    interrupt(passages[:64], tmp_path / "index", recipe, shards=1)
+    probe = recipe.parameters["probe"]
+    recipe.parameters["probe"] = [1.05 * number for number in probe]
+    with pytest.raises(ValueError, match=r"built with other parameters \(probe"):
+        build_all(passages[:64], tmp_path / "index", recipe).run(resume=True)
+    recipe.parameters["probe"] = [1.001 * number for number in probe]
+    assert build_all(passages[:64], tmp_path / "index", recipe).run(resume=True) == 64
+
+
 def test_an_index_that_is_there_is_replaced_in_the_end_only(
     passages: list[Document], tmp_path: Path
 ) -> None:

@@ -164,8 +164,10 @@ def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"preset": "e5"}, "another query_prefix and passage_prefix and pooling than the preset"),
-        ({"query_prefix": "search: "}, "another query_prefix than the preset 'plain' has now"),
+        ({"preset": "e5"}, "another query_prefix and passage_prefix than .* the preset 'e5' has"),
+        ({"query_prefix": "search: "}, "another query_prefix than .* the preset 'plain' has"),
+        ({"max_length": 300}, "another max_length than"),
+        ({"probe": None}, "gives other vectors now"),
         ({"preset": "e6"}, "no sound parameters"),
         ({"max_length": "long"}, "no sound parameters"),
         ({"search": "nprobe=4"}, "cannot search with 'nprobe=4'"),
@@ -177,6 +179,31 @@ def test_other_parameters_are_refused(saved: Path, change: dict[str, object], me
     (saved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=message):
         DenseRetriever.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True},
+            "another pooling than",
+        ),
+        ("tokenizer_config.json", {"do_lower_case": False}, "gives other vectors now"),
+        ("config.json", {"num_attention_heads": 6}, "gives other vectors now"),
+        ("sentence_bert_config.json", {"max_seq_length": 64}, "another max_length than"),
+    ],
+)
+def test_another_configuration_of_the_same_weights_is_refused(
+    saved: Path, minilm: str, tmp_path: Path, file: str, change: dict[str, object], message: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(minilm, model)
+    assert DenseRetriever.load(saved, model=str(model))
+    described = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps(described | change))
+    with pytest.raises(ValueError, match=message):
+        DenseRetriever.load(saved, model=str(model))
 
 
 def cut(file: Path) -> None:
