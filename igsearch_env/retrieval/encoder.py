@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,15 +23,17 @@ class Preset:
     """What a family of models expects.
 
     Args:
-        query_prefix: Stands before every query.
-        passage_prefix: Stands before every passage.
+        query_prefix: Stands before every query; None for what the model says itself: its prompt
+            named ``"query"``, if it has one.
+        passage_prefix: Stands before every passage; None for what the model says itself: the first
+            of its prompts ``"document"``, ``"passage"`` and ``"corpus"`` that is not empty.
         pooling: From token vectors to one: ``"mean"``, ``"cls"`` or ``"lasttoken"``; None for what
             the model says itself (``"mean"`` if it says nothing).
         normalize: Whether vectors are scaled to length 1; None for what the model says itself.
     """
 
-    query_prefix: str = ""
-    passage_prefix: str = ""
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
     pooling: str | None = None
     normalize: bool | None = None
 
@@ -43,7 +45,7 @@ PRESETS = {
     "contriever": Preset("", "", "mean", False),
 }
 """Families by name: E5 (arXiv 2212.03533), BGE for English (arXiv 2309.07597), Contriever
-(arXiv 2112.09118); ``"plain"`` adds nothing to what the model says. Add an entry for another."""
+(arXiv 2112.09118); ``"plain"`` takes what the model says. Add an entry for another."""
 
 PRECISIONS = {"float32": "float", "bfloat16": "bfloat16", "float16": "half"}  # torch's methods
 
@@ -128,6 +130,7 @@ class SentenceEncoder:
             if self._preset.normalize is None
             else self._preset.normalize
         )
+        self._query_prefix, self._passage_prefix = _prefixes(self._model, self._preset)
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self.dimension: int = self._model.get_embedding_dimension()
         self.sha256 = _sha256(self._model)
@@ -143,11 +146,13 @@ class SentenceEncoder:
         text in float32, which tell a change of anything else, such as the tokenizer's rules.
         """
         pooling = self._preset.pooling or _pooling(self._model)
-        said = asdict(self._preset) | {"pooling": pooling, "normalize": self._normalize}
         return {
             **asdict(self.config),
-            **said,
             "max_length": self._model.max_seq_length,
+            "query_prefix": self._query_prefix,
+            "passage_prefix": self._passage_prefix,
+            "pooling": pooling,
+            "normalize": self._normalize,
             "dimension": self.dimension,
             "precision": self.precision,
             "model_sha256": self.sha256,
@@ -156,23 +161,24 @@ class SentenceEncoder:
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
         """Vectors of queries, shape (queries, dimension)."""
-        return self._encode([self._preset.query_prefix + query for query in queries])
+        return self._encode(self._model.encode_query, list(queries), self._query_prefix)
 
     def encode_passages(self, documents: Sequence[Document]) -> Vectors:
         """Vectors of passages, title first, shape (passages, dimension)."""
-        prefix = self._preset.passage_prefix
-        return self._encode([f"{prefix}{doc.title}\n{doc.text}".rstrip() for doc in documents])
+        texts = [f"{document.title}\n{document.text}".rstrip() for document in documents]
+        return self._encode(self._model.encode_document, texts, self._passage_prefix)
 
     def _measure(self) -> list[float]:
         vectors = self.encode_queries([PROBE]), self.encode_passages([Document("", "", PROBE)])
         return [float(f"{number:.4g}") for (vector,) in vectors for number in vector[:8]]
 
-    def _encode(self, texts: list[str]) -> Vectors:
+    def _encode(self, encode: Callable[..., Any], texts: list[str], prefix: str) -> Vectors:
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
         with self._lock:
-            vectors = self._model.encode(
+            vectors = encode(
                 [_valid_unicode(text) for text in texts],  # it sorts them by length itself
+                prompt=prefix,  # not in the texts: some models leave it out of the pooling
                 batch_size=self._batch_size,
                 show_progress_bar=False,
                 convert_to_numpy=True,
@@ -227,6 +233,18 @@ def _sha256(model: Any) -> str:
     words = tokenizer.get_vocab() if tokenizer is not None else model.tokenizer.get_vocab()
     digest.update(repr(sorted(words.items())).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _prefixes(model: Any, preset: Preset) -> tuple[str, str]:
+    """What stands before a query, and before a passage."""
+    prompts = model.prompts
+    query, passage = preset.query_prefix, preset.passage_prefix
+    if query is None:
+        query = prompts.get("query") or ""
+    if passage is None:
+        names = ("document", "passage", "corpus")
+        passage = next((prompts[name] for name in names if prompts.get(name)), "")
+    return query, passage
 
 
 def _pooling(model: Any) -> str | None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from igsearch_env.episode import Document
@@ -82,6 +85,50 @@ def test_any_transformers_encoder_will_do(minilm: str, tmp_path: Path) -> None:
     encoder = SentenceEncoder(EncoderConfig(str(tmp_path)), device="cpu")
     expected = by_hand(str(tmp_path), TEXTS, "mean", normalize=True)
     np.testing.assert_allclose(encoder.encode_queries(TEXTS), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "query", "passage"),
+    [
+        ({"prompts": {"query": "find: ", "document": "page: "}}, "find: ", "page: "),
+        ({"prompts": {"query": "find: ", "passage": "text: "}}, "find: ", "text: "),
+        ({"prompts": {"query": "find: "}, "default_prompt_name": "query"}, "find: ", ""),
+        ({"prompts": {"sts": "alike: "}, "default_prompt_name": "sts"}, "", ""),
+    ],
+)
+def test_a_models_own_prompts_are_its_prefixes(
+    minilm: str, tmp_path: Path, said: dict[str, object], query: str, passage: str
+) -> None:
+    shutil.copytree(minilm, tmp_path / "model")
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(said))
+    model = str(tmp_path / "model")
+    encoder = SentenceEncoder(EncoderConfig(model), device="cpu")
+    expected = by_hand(model, [query + TEXTS[0], f"{passage}Lima\nA city."], "mean", True)
+    documents = [Document("1", "Lima", "A city.")]
+    found = np.concatenate([encoder.encode_queries(TEXTS[:1]), encoder.encode_passages(documents)])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    parameters = encoder.parameters
+    assert (parameters["query_prefix"], parameters["passage_prefix"]) == (query, passage)
+    own = SentenceTransformer(model, device="cpu").encode_query(TEXTS[:1])
+    np.testing.assert_allclose(found[:1], own, atol=2e-5)
+    e5 = SentenceEncoder(EncoderConfig(model, "e5"), device="cpu")  # a preset has its own instead
+    expected = by_hand(model, ["query: " + TEXTS[0]], "mean", True)
+    np.testing.assert_allclose(e5.encode_queries(TEXTS[:1]), expected, atol=2e-5)
+
+
+def test_a_prompt_may_be_left_out_of_the_pooling(minilm: str, tmp_path: Path) -> None:
+    shutil.copytree(minilm, tmp_path / "model")
+    (tmp_path / "model" / "config_sentence_transformers.json").write_text(
+        json.dumps({"prompts": {"query": "find this: "}})
+    )
+    pooling = tmp_path / "model" / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    model = str(tmp_path / "model")
+    own = SentenceTransformer(model, device="cpu").encode_query(TEXTS)
+    found = SentenceEncoder(EncoderConfig(model), device="cpu").encode_queries(TEXTS)
+    np.testing.assert_allclose(found, own, atol=2e-5)
+    with_it = by_hand(model, ["find this: " + text for text in TEXTS], "mean", True)
+    assert np.abs(found - with_it).max() > 1e-3
 
 
 def test_the_hash_is_of_the_weights(
