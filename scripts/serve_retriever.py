@@ -1,6 +1,7 @@
 """Serve a retriever over HTTP, or check a server that somebody else wrote.
 
 python -m scripts.serve_retriever --index indexes/wiki
+python -m scripts.serve_retriever --index indexes/e5 --device cuda --search nprobe=64
 python -m scripts.serve_retriever --corpus data/wiki.jsonl --port 8001
 python -m scripts.serve_retriever --check http://127.0.0.1:8000/retrieve --wait 60
 
@@ -18,6 +19,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +33,7 @@ from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 from scripts.command_line import console, positive, run
 
+DENSE_OPTIONS = ("model", "search", "device")  # of load_retriever
 COLOURS = {"good": "green", "note": "yellow", "wrong": "red", "not spoken": "dim"}
 
 
@@ -41,6 +44,11 @@ def main() -> None:
         sys.exit(_check(arguments.check, arguments.query, arguments.wait))
     if arguments.index and not Path(arguments.index).is_dir():
         raise ValueError(f"there is no index {arguments.index}; build it with scripts.build_index")
+    dense = {name: getattr(arguments, name) for name in DENSE_OPTIONS}
+    dense = {name: value for name, value in dense.items() if value is not None}
+    if dense and not arguments.index:
+        flags = ", ".join(f"--{name}" for name in dense)
+        raise ValueError(f"{flags}: for a dense --index; a bare --corpus is indexed with BM25")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     limits = ServerLimits(
@@ -55,14 +63,14 @@ def main() -> None:
     host, port = listener.getsockname()[:2]
     print(f"serving http://{host}:{port}/retrieve; /ready tells when the index is loaded")
     sys.stdout.flush()
-    load = partial(_load, arguments.index, arguments.corpus)
+    load = partial(_load, arguments.index, arguments.corpus, dense)
     serve(service, load, listener)
 
 
-def _load(index: str | None, corpus: str) -> IndexedRetriever:
+def _load(index: str | None, corpus: str, dense: dict[str, Any]) -> IndexedRetriever:
     start = time.perf_counter()
     retriever: IndexedRetriever = (
-        load_retriever(index) if index else BM25Retriever.build(load_corpus(corpus))
+        load_retriever(index, **dense) if index else BM25Retriever.build(load_corpus(corpus))
     )
     seconds = time.perf_counter() - start
     print(f"ready: {len(retriever):,} passages after {seconds:.1f} s", flush=True)
@@ -100,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
+    parser.add_argument("--model", help="where the encoder of a dense --index is now")
+    parser.add_argument(
+        "--search", help="how thoroughly a dense --index is searched, such as nprobe=64"
+    )
+    parser.add_argument("--device", help="where its encoder runs, such as cuda (default: cpu)")
     default = ServerLimits()
     for flag, value, text in (
         ("--top-k", DEFAULT_TOP_K, "documents for a request that does not tell"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ import pytest
 from agents.scripted import RandomQueryAgent
 from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
 from igsearch_env.evidence_pool import EvidencePool
+from igsearch_env.retrieval.dense import DenseRetriever
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
@@ -302,6 +305,34 @@ def test_a_default_beyond_the_limit_is_refused(index: Path) -> None:
     refused = run("--index", str(index), "--port", "0", "--top-k", "200")
     assert refused.returncode == 2
     assert "lower --top-k or raise --max-k" in refused.stderr
+
+
+def test_a_dense_index_is_loaded_as_the_flags_say(
+    world: World, minilm: str, tmp_path: Path, start: Callable[..., Server]
+) -> None:
+    index = tmp_path / "dense"
+    moved = shutil.copytree(minilm, tmp_path / "model")
+    encoder = SentenceEncoder(EncoderConfig(str(moved)), device="cpu")
+    DenseRetriever.build(world.documents[:64], encoder, "IVF8,Flat", "nprobe=1").save(index)
+    moved.rename(tmp_path / "moved")
+    server = start("0", "--index", str(index), "--model", minilm, "--search", "nprobe=8")
+    server.read_until("ready: ")
+    with HTTPRetriever(server.url) as retriever:
+        (found,) = retriever.search(["poet"], 64)
+    assert len(found) == 64  # one list of eight would hold fewer
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
+        (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
+    ],
+)
+def test_flags_that_the_index_has_no_use_for(index: Path, flags: list[str], message: str) -> None:
+    refused = run(*(str(index) if flag == "INDEX" else flag for flag in flags), "--port", "0")
+    assert refused.returncode == 2
+    assert message in refused.stderr
 
 
 def test_a_port_that_is_taken_is_said(running: Server) -> None:
