@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -40,8 +41,15 @@ from trainers.threads import set_threads
 BM25_OPTIONS = ("k1", "b", "title_weight")
 DENSE_OPTIONS = (
     *("preset", "max_length", "precision", "batch_size", "device"),
-    *("factory", "search"),
+    *("factory", "search", "threads"),
 )
+SHARD_OPTIONS = ("resume", "shard_size")
+FUSION_OPTIONS = ("constant", "depth")
+OPTIONS = {
+    "a dense index (--model)": {"model", *DENSE_OPTIONS, *SHARD_OPTIONS},
+    "BM25 (there is no --model)": {*BM25_OPTIONS, *SHARD_OPTIONS},
+    "a fusion (--fuse)": set(FUSION_OPTIONS),
+}
 NOTE_EVERY = 30.0  # seconds
 
 
@@ -103,34 +111,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     started = time.perf_counter()
+    chosen = _chosen(args)
     if args.fuse:
-        save_fusion(args.out, args.fuse)
+        save_fusion(args.out, args.fuse, **chosen)
         passages = len(load_retriever(args.out))
     else:
         check_replaceable(args.out)  # before a model is loaded
         with StageBar(args.quiet) as bar:
+            sharding = {"shard_size": chosen.pop("shard_size")} if "shard_size" in chosen else {}
+            resume = chosen.pop("resume", False)
             documents = partial(read_corpus, args.corpus)
-            build = IndexBuild(documents, args.out, _recipe(args), bar, args.shard_size)
-            passages = build.run(args.resume)
+            build = IndexBuild(documents, args.out, _recipe(chosen), bar, **sharding)
+            passages = build.run(resume)
     seconds = time.perf_counter() - started
     line = f"{args.out}: {passages:,} passages, {seconds:.1f} s"
     console.print(line, highlight=False, soft_wrap=True)
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
-    given = {name for name in (*BM25_OPTIONS, *DENSE_OPTIONS) if getattr(args, name) is not None}
-    strange = sorted(given & set(BM25_OPTIONS if args.model else DENSE_OPTIONS))
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given; all must be of use to the kind of index."""
+    dense, bm25, fusion = OPTIONS
+    kind = fusion if args.fuse else dense if args.model else bm25
+    chosen = {name: getattr(args, name) for name in set().union(*OPTIONS.values())}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    strange = sorted(set(chosen) - OPTIONS[kind])
     if strange:
         options = ", ".join("--" + name.replace("_", "-") for name in strange)
-        kind = "a dense index (--model)" if args.model else "BM25 (there is no --model)"
         raise ValueError(f"{kind} has no {options}")
-    chosen = {name: getattr(args, name) for name in given}
-    if not args.model:
+    return chosen
+
+
+def _recipe(chosen: dict[str, Any]) -> Recipe:
+    if "model" not in chosen:
         return BM25Recipe(**chosen)
-    import_faiss().omp_set_num_threads(set_threads(args.threads))
+    import_faiss().omp_set_num_threads(set_threads(chosen.pop("threads", 0)))
+    model = chosen.pop("model")
     config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
     search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
-    return DenseRecipe(SentenceEncoder(EncoderConfig(args.model, **config), **chosen), **search)
+    return DenseRecipe(SentenceEncoder(EncoderConfig(model, **config), **chosen), **search)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,9 +168,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, help="folder to write; an index there is replaced")
-    add("--resume", action="store_true", help="go on with an unfinished build")
-    add("--shard-size", type=positive, default=1024, help="passages a shard (default: 1024)")
-    add("--threads", type=int, default=0, help="of a dense build (default: the free cores)")
+    add("--resume", action="store_true", default=None, help="go on with an unfinished build")
+    add("--shard-size", type=positive, help="passages a shard (default: 1024)")
     add("--quiet", action="store_true", help="show no progress")
     words = parser.add_argument_group("BM25")
     words.add_argument("--k1", type=float, help="saturation (default: 0.9)")
@@ -168,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="where the encoder runs (default: a GPU if there is one)")
     add("--factory", help="FAISS factory string (default: Flat, which is exact)")
     add("--search", help="such as nprobe=64 or efSearch=256 (default: by the factory string)")
+    add("--threads", type=positive, help="of the encoder and of FAISS (default: the free cores)")
+    fusion = parser.add_argument_group("fusion")
+    add = fusion.add_argument
+    add("--constant", type=int, help="small ones trust the first ranks more (default: 60)")
+    add("--depth", type=positive, help="passages of each index that are fused (default: 100)")
     return parser
 
 

@@ -52,6 +52,16 @@ def test_dense_and_fused(
     assert (parameters["factory"], parameters["search"]) == ("HNSW8", "efSearch=128")
 
 
+def test_how_to_fuse_may_be_said(corpus: Path, tmp_path: Path) -> None:
+    parts = [str(tmp_path / name) for name in ("one", "two")]
+    for part, k1 in zip(parts, ("0.9", "2"), strict=True):
+        main(["--corpus", str(corpus), "--out", part, "--k1", k1, "--quiet"])
+    for flags, constant, depth in (([], 60, 100), (["--constant", "0", "--depth", "7"], 0, 7)):
+        main(["--fuse", *parts, "--out", str(tmp_path / "hybrid"), *flags])
+        parameters = load_retriever(tmp_path / "hybrid").parameters
+        assert (parameters["constant"], parameters["depth"]) == (constant, depth)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -62,6 +72,15 @@ def test_dense_and_fused(
         (["--corpus", "CORPUS", "--model", "x", "--k1", "2"], r"a dense index .* has no --k1"),
         (["--corpus", "CORPUS", "--model", "nowhere/at-all"], "cannot load 'nowhere/at-all'"),
         (["--fuse", "CORPUS"], "is not an index"),
+        (["--corpus", "CORPUS", "--threads", "1"], r"BM25 .* has no --threads"),
+        (["--corpus", "CORPUS", "--depth", "9"], r"BM25 .* has no --depth"),
+        (["--corpus", "CORPUS", "--model", "x", "--constant", "9"], "has no --constant"),
+        (
+            ["--fuse", "x", "--k1", "9", "--model", "y", "--factory", "Z", "--threads", "1"],
+            r"a fusion \(--fuse\) has no --factory, --k1, --model, --threads",
+        ),
+        (["--fuse", "x", "--resume", "--shard-size", "7"], "has no --resume, --shard-size"),
+        (["--fuse", "x", "--preset", "e5"], "has no --preset"),
     ],
 )
 def test_errors_say_what_to_mend(
