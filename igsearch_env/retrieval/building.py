@@ -186,7 +186,11 @@ class IndexBuild:
             self._check_corpus(self.partial, json.loads(file.read_text(encoding="utf-8"))["sha256"])
         else:
             self.progress.stage("read corpus", None)
-            DocumentFile.write(self._counted(1000), index)
+            try:
+                DocumentFile.write(self._counted(1000), index)
+            except BaseException:  # nothing is done yet that a resumed build could use
+                shutil.rmtree(self.partial, ignore_errors=True)
+                raise
             _write_json(file, {"sha256": file_sha256(index / DOCUMENTS)})
         return DocumentFile(index)
 

@@ -95,6 +95,23 @@ def test_errors_say_what_to_mend(
     assert not (tmp_path / "index").exists()
 
 
+def test_the_same_command_builds_once_the_corpus_is_mended(corpus: Path, tmp_path: Path) -> None:
+    good = corpus.read_text()
+    command = ["--corpus", str(corpus), "--out", str(tmp_path / "index"), "--quiet"]
+    for bad, message in (
+        (good + '{"id": "20"}\n', "contents"),
+        (good + good, "'0'"),
+        (good[:-9], "not valid JSON|line 20"),
+    ):
+        corpus.write_text(bad)
+        with pytest.raises(ValueError, match=message):
+            main(command)
+        assert [path.name for path in tmp_path.iterdir()] == [corpus.name]
+    corpus.write_text(good)
+    main(command)
+    assert len(load_retriever(tmp_path / "index")) == 20
+
+
 def test_nothing_but_an_index_is_replaced(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="is not an index"):
         main(["--corpus", str(corpus), "--out", str(tmp_path)])
