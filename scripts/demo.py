@@ -21,6 +21,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from scripts.command_line import console, positive, progress_bar, run, run_parser, write_json
 from scripts.demo_plots import plot_curves, plot_results
+from trainers.checkpoint import checkpoints
 from trainers.config import TrainConfig, load_config
 from trainers.evaluation import fresh_policy, play_chunks, play_questions
 from trainers.metrics import evaluation_results
@@ -88,8 +89,9 @@ def _check_folder(arguments: argparse.Namespace) -> None:
             f"{arguments.out} holds a demo already; pass --resume to go on with it, or remove it"
         )
     for arm in held:
-        steps = len(read_log(arguments.out / arm / "metrics.jsonl"))
-        console.print(f"going on with {arm} in {arguments.out}, of which {steps} steps are done")
+        saved = checkpoints(arguments.out / arm / "checkpoints")
+        after = f"after {saved[-1].name}" if saved else "from the start: no checkpoint was reached"
+        console.print(f"going on with {arm} in {arguments.out}, {after}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

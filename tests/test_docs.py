@@ -34,6 +34,7 @@ NOT_RUN = {
 """Blocks by page and first words. Those with GPUs: tests/openrlhf checks their command lines."""
 SMALLER = {
     ("README.md", "python -m scripts.train --out runs/mine --config"),
+    ("README.md", "python -m scripts.train --out runs/look"),
     ("README.md", "python -m scripts.train --out runs/try"),
 }
 PORTS = ("8000", "8001")  # those of the pages; each run of a page has others
