@@ -10,6 +10,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_trl, "GROUPS", 2)
     monkeypatch.setattr(bench_trl, "GROUP", 2)
     monkeypatch.setattr(bench_trl, "LENGTH", 5)
+    monkeypatch.setattr(bench_trl, "PART", 2)  # two passes a step
 
 
 @pytest.mark.filterwarnings("ignore")
