@@ -57,16 +57,6 @@ def answer_scores(
     return scores / np.add.reduceat(weights, starts)
 
 
-def answer_score(
-    log_probs: NDArray[np.float64],
-    head_tokens: int = 0,
-    head_weight: float = 1.0,
-    floor: float | None = None,
-) -> float:
-    """:func:`answer_scores` of a single answer."""
-    return float(answer_scores([log_probs], head_tokens, head_weight, floor)[0])
-
-
 def check_head(head_tokens: int, head_weight: float) -> None:
     """Refuse weights of leading tokens that are out of range."""
     if head_tokens < 0 or not head_weight > 0:

@@ -17,7 +17,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from igsearch_env.answer_score import answer_score, answer_scores, check_head
+from igsearch_env.answer_score import answer_scores, check_head
 from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step
 from igsearch_env.protocol import PROTOCOLS, TagProtocol
 from igsearch_env.scoring import AnswerScorer, BoundedScorer
@@ -67,11 +67,9 @@ def information_gain(
         )
     _check_aliases(aliases)
 
-    def score(values: LogProbs) -> float:
-        return answer_score(values, head_tokens, head_weight, floor)
-
     table = [
-        [score(first), *map(score, rest)] for first, rest in zip(real, counterfactual, strict=True)
+        answer_scores([first, *rest], head_tokens, head_weight, floor)
+        for first, rest in zip(real, counterfactual, strict=True)
     ]
     return _difference(_reduced(np.array(table), aliases))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from igsearch_env import Episode, InformationGain, settle_answer_log_probs
-from igsearch_env.answer_score import answer_score
+from igsearch_env.answer_score import answer_scores
 from igsearch_env.episode import Context
 from igsearch_env.information_gain import AliasOperator
 from tests.igsearch_env.fakes import FakeScorer, fake_log_probs, text_of
@@ -70,9 +70,8 @@ def test_values_are_scored_as_gains_are(aliases: AliasOperator, floor: Any) -> N
     low = -np.log(1000) if floor == "uniform" else floor
     values = [settled.prior_log_prob, *(s.log_prob for s in settled.searches if s.log_prob)]
     for value, context in zip(values, CONTEXTS, strict=True):
-        scores = [
-            answer_score(np.array(fake_log_probs(context, gold)), 1, 3.0, low) for gold in GOLDS
-        ]
+        told = [np.array(fake_log_probs(context, gold)) for gold in GOLDS]
+        scores = answer_scores(told, 1, 3.0, low).tolist()
         _, expected, _ = slow_reduce(scores, [[0.0]] * len(scores), aliases)
         assert value == pytest.approx(expected)
 

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igsearch_env.answer_score import answer_score, answer_scores
+from igsearch_env.answer_score import answer_scores
 from igsearch_env.information_gain import (
     AliasOperator,
     InformationGain,
@@ -26,6 +26,11 @@ ALIAS_OPERATORS: tuple[AliasOperator, ...] = ("best_real", "max", "logmeanexp")
 
 def logs(*probabilities: float) -> NDArray[np.float64]:
     return np.array([math.log(p) for p in probabilities])
+
+
+def score_of(values: Any, *options: Any, **more: Any) -> float:
+    """The score of a single answer."""
+    return float(answer_scores([np.array(values)], *options, **more)[0])
 
 
 class TestAnswerScore:
@@ -46,15 +51,15 @@ class TestAnswerScore:
     def test_by_hand(
         self, head_tokens: int, head_weight: float, floor: float | None, expected: float
     ) -> None:
-        score = answer_score(np.array([-1.0, -2.0, -3.0]), head_tokens, head_weight, floor)
+        score = score_of([-1.0, -2.0, -3.0], head_tokens, head_weight, floor)
         assert score == pytest.approx(expected, abs=1e-12)
 
     def test_the_floor_applies_before_averaging(self) -> None:
         # Floored after averaging this would be -5.0, untouched.
-        assert answer_score(np.array([0.0, -10.0]), floor=-6.0) == pytest.approx(-3.0)
+        assert score_of([0.0, -10.0], floor=-6.0) == pytest.approx(-3.0)
 
     def test_the_floor_catches_an_impossible_token(self) -> None:
-        assert answer_score(np.array([-1.0, -np.inf]), floor=-5.0) == pytest.approx(-3.0)
+        assert score_of([-1.0, -np.inf], floor=-5.0) == pytest.approx(-3.0)
 
     @given(
         st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=5), max_size=4),
@@ -90,12 +95,12 @@ class TestAnswerScore:
     )
     def test_refuses_what_is_no_log_probability(self, values: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            answer_score(np.array(values))
+            score_of(values)
 
     @pytest.mark.parametrize(("tokens", "weight"), [(-1, 2.0), (2, 0.0), (2, -1.0), (2, math.nan)])
     def test_refuses_impossible_weights(self, tokens: int, weight: float) -> None:
         with pytest.raises(ValueError, match="head_tokens must be at least 0 and head_weight abo"):
-            answer_score(np.array([-1.0]), tokens, weight)
+            score_of([-1.0], tokens, weight)
 
 
 class TestInformationGainByHand:
