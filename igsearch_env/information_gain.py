@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.answer_score import answer_scores, check_head
-from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step
+from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step, changed
 from igsearch_env.protocol import PROTOCOLS, TagProtocol
 from igsearch_env.scoring import AnswerScorer, BoundedScorer
 
@@ -173,9 +173,9 @@ class InformationGain:
             if table is not None:
                 row = _reduced(table, self.aliases)
                 settled[number][index] = _settled(settled[number][index], row)
-        changed = {number for number, _ in places}
+        touched = {number for number, _ in places}
         return [
-            replace(episode, steps=tuple(settled[number])) if number in changed else episode
+            changed(episode, steps=tuple(settled[number])) if number in touched else episode
             for number, episode in enumerate(episodes)
         ]
 
@@ -203,12 +203,10 @@ class InformationGain:
         found = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
         flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
-        tables = iter(
-            np.split(flat, np.cumsum([len(part) for part in pairs])[:-1]) if pairs else ()
-        )
+        ends = accumulate(map(len, pairs))
         return [
-            table.reshape(len(wanted), len(golds)).T if table.size else None
-            for table, (wanted, golds) in zip(tables, jobs, strict=True)
+            flat[end - len(part) : end].reshape(len(wanted), len(golds)).T if part else None
+            for end, part, (wanted, golds) in zip(ends, pairs, jobs, strict=True)
         ]
 
     def due(self, episode: Episode, index: int) -> bool:
@@ -262,7 +260,7 @@ def _shown(refinement: Segment) -> tuple[Segment, ...]:
 def _settled(step: Step, row: LogProbs) -> Step:
     """The step with its scores: that of the real context and those of the N others."""
     real, *others = row.tolist()
-    return replace(
+    return changed(
         step,
         information_gain=_difference(row),
         log_prob=real,

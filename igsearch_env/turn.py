@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from igsearch_env.completion import Completion
@@ -14,6 +14,7 @@ from igsearch_env.episode import (
     Question,
     Segment,
     Step,
+    changed,
 )
 from igsearch_env.protocol import Answer, Invalid, Search, TagProtocol
 
@@ -135,7 +136,7 @@ class Turn:
             **{"query_tokens": slice(start, start)} | reaction,
         )
         answer = parsed.text if isinstance(parsed, Answer) else None
-        return replace(
+        return changed(
             episode,
             steps=(*episode.steps, step),
             answer=answer if ended else episode.answer,

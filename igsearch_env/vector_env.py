@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -98,10 +98,9 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
             self._begin(row, questions[row], group_ids[row]) if mask[row] else self._episodes[row]
             for row in range(self.num_envs)
         ]
-        infos: dict[str, Any] = {}
-        for row in np.flatnonzero(mask):
-            info = {"question": self._episodes[row].question}
-            infos = self._add_info(infos, info, int(row))
+        infos = self._stacked(
+            (int(row), {"question": self._episodes[row].question}) for row in np.flatnonzero(mask)
+        )
         texts = (e.prompt.text if new else "" for e, new in zip(self._episodes, mask, strict=True))
         return tuple(texts), infos
 
@@ -129,20 +128,37 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         rewards = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        infos: dict[str, Any] = {}
         played = self.engine.play([self._episodes[row] for row in rows], [actions[r] for r in rows])
-        for row, (episode, info) in zip(rows, played, strict=True):
+        for row, (episode, _) in zip(rows, played, strict=True):
             self._episodes[row] = episode
             step = episode.steps[-1]
             texts[row] = "".join(reply.text for reply in step.replies)
             rewards[row] = step.reward
             terminated[row], truncated[row] = episode.terminated, episode.truncated
-            infos = self._add_info(infos, info, row)
+        infos = self._stacked((row, info) for row, (_, info) in zip(rows, played, strict=True))
         return tuple(texts), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
         """Each row as text (:func:`~igsearch_env.render.render_text`), in mode ``"ansi"``."""
         return None if self.render_mode is None else tuple(map(render_text, self.episodes))
+
+    def _stacked(self, infos: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        """Infos of rows by key, as ``VectorEnv._add_info`` stacks them, one array at a time."""
+        columns: dict[str, dict[int, Any]] = {}
+        for row, info in infos:
+            for key, value in info.items():
+                columns.setdefault(key, {})[row] = value
+        stacked: dict[str, Any] = {}
+        for key, column in columns.items():
+            kind = type(next(iter(column.values())))
+            known = kind in (int, float, bool)
+            array = np.zeros(self.num_envs, kind) if known else np.full(self.num_envs, None, object)
+            for row, value in column.items():
+                array[row] = value
+            present = np.zeros(self.num_envs, dtype=np.bool_)
+            present[list(column)] = True
+            stacked |= {key: array, f"_{key}": present}
+        return stacked
 
     def _begin(self, row: int, question: Question | None, group_id: str | None) -> Episode:
         options = {"question": question, "group_id": group_id or ""}

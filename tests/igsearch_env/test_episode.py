@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.episode import Document, Episode, Question, Segment, Step
+from igsearch_env.episode import Document, Episode, Question, Segment, Step, changed
 
 
 class TestQuestion:
@@ -121,6 +121,20 @@ class TestEpisode:
         episode = Episode(self.QUESTION, self.PROMPT, self.STEPS, group_id="g", outcome=1.0)
         assert pickle.loads(pickle.dumps(episode)) == episode
         assert copy.deepcopy(episode) == episode
+
+
+class TestChanged:
+    def test_is_dataclasses_replace(self) -> None:
+        episode = Episode(TestEpisode.QUESTION, TestEpisode.PROMPT, TestEpisode.STEPS)
+        fields: dict[str, Any] = {"answer": "Lima", "terminated": True}
+        assert changed(episode, **fields) == replace(episode, **fields)
+        first = episode.steps[0]
+        assert changed(first, reward=0.5) == replace(first, reward=0.5)
+        assert (first.reward, episode.answer) == (0.0, None)
+
+    def test_refuses_a_field_that_there_is_not(self) -> None:
+        with pytest.raises(TypeError, match="Step has no field gain, prize"):
+            changed(TestEpisode.STEPS[0], prize=1.0, gain=1.0, reward=1.0)
 
 
 def test_documents_compare_by_value() -> None:

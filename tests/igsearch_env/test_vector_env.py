@@ -118,6 +118,21 @@ class TestBatching:
 
 
 class TestInfos:
+    def test_are_stacked_as_gymnasium_stacks_them(self) -> None:
+        env = SearchQAVectorEnv(3, retriever=FakeRetriever(), questions=QUESTIONS)
+        infos = [
+            (0, {"search_step": 1, "query": "Peru", "query_span": (1, 2), "gain": 0.5}),
+            (2, {"search_step": 2, "em": 1.0, "failed": True, "documents": (), "gain": -1.0}),
+        ]
+        theirs: dict[str, Any] = {}
+        for row, info in infos:
+            theirs = env._add_info(theirs, info, row)
+        ours = env._stacked(infos)
+        assert ours.keys() == theirs.keys()
+        for key, array in theirs.items():
+            assert ours[key].dtype == array.dtype, key
+            assert ours[key].tolist() == array.tolist(), key
+
     def test_masks_tell_which_rows_have_a_key(self) -> None:
         env = warm_env()
         _, _, _, _, infos = env.step([search("Peru"), "x", "<answer>Rome</answer>"])
