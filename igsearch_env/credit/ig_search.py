@@ -41,6 +41,10 @@ class IGSearch(QueryBonus):
             the gain competes within its group as the outcome does. Kept symmetric by the default
             ``negative_scale`` of 1. The only search of its number has nothing to compete with and
             gets 0 with ``"search"``; and a miss beside a good sibling turns negative.
+        new_only: Whether only a search that found a document which no earlier one of its rollout
+            had found has a gain. Documents that stand in the context already tell nothing, and yet
+            the gain of finding them again is above 0: random ones in their place distract. A policy
+            can live on that, by asking for the first hop again and again.
     """
 
     uses_information_gain: ClassVar[bool] = True
@@ -49,6 +53,7 @@ class IGSearch(QueryBonus):
     measure: Literal["log_prob", "probability"] = "log_prob"
     scale: float = 1.0
     center: Literal["none", "search", "group"] = "none"
+    new_only: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +77,13 @@ class IGSearch(QueryBonus):
 
     def gains(self, episodes: Sequence[Episode]) -> Gains:
         """The scaled gain of each search, by the chosen measure."""
-        return [[self._gain(step) for step in episode.searches] for episode in episodes]
+        return [
+            [
+                self._gain(step) if new or not self.new_only else None
+                for step, new in zip(episode.searches, found_anew(episode), strict=True)
+            ]
+            for episode in episodes
+        ]
 
     def _gain(self, step: Step) -> float | None:
         if step.information_gain is None:
@@ -128,6 +139,18 @@ class IGSearchPaper(IGSearch):
     measure: Literal["log_prob", "probability"] = "log_prob"
     scale: float = 1.0
     center: Literal["none", "search", "group"] = "none"
+    new_only: bool = False
+
+
+def found_anew(episode: Episode) -> list[bool]:
+    """For each search, whether it found a document that none before it in the episode had."""
+    known: set[str] = set()
+    anew = []
+    for step in episode.searches:
+        found = {document.id for document in step.documents}
+        anew.append(not found <= known)
+        known |= found
+    return anew
 
 
 def _check_paid_once(episode: Episode) -> None:

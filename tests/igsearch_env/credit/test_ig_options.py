@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igsearch_env import Episode, Shaping
+from igsearch_env import Document, Episode, Shaping
 from igsearch_env.credit import IGSearch, IGSearchPaper, QueryBonus, credit_at, make_credit
 from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of
@@ -102,6 +103,29 @@ class TestByHand:
         shaping = Shaping(dead_zone=0.0, negative_scale=0.5, clip=None)
         assert bonuses(plain(center="search", shaping=shaping), batch) == [[1.0], [-0.5]]
 
+    def test_what_was_found_before_has_no_gain(self) -> None:
+        batch = [
+            found(episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0), (1, 8.0)), "a", "a", "ab", "ba"),
+            found(episode_of(0.0, (1, 3.0), (1, 5.0)), "a", ""),  # new to this rollout; nothing
+        ]
+        assert bonuses(plain(new_only=True), batch) == [[1.0, 0.0, 4.0, 0.0], [3.0, 0.0]]
+        assert bonuses(plain(), batch) == [[1.0, 2.0, 4.0, 8.0], [3.0, 5.0]]
+        # nor does it count among those that others are compared with
+        centered = plain(new_only=True, center="group")
+        mean = (1.0 + 4.0 + 3.0) / 3
+        expected = [[1.0 - mean, 0.0, 4.0 - mean, 0.0], [3.0 - mean, 0.0]]
+        assert [pytest.approx(row) for row in expected] == bonuses(centered, batch)
+
+
+def found(episode: Episode, *documents: str) -> Episode:
+    """The episode with one document per letter for each search."""
+    steps, left = [], iter(documents)
+    for step in episode.steps:
+        if step.action == "search":
+            step = replace(step, documents=tuple(Document(id, "", id) for id in next(left)))
+        steps.append(step)
+    return replace(episode, steps=tuple(steps))
+
 
 class TestSchedule:
     def test_the_weight_moves_linearly(self) -> None:
@@ -170,8 +194,12 @@ def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
     """Every option, token by token and search by search, nothing shared with the library."""
 
     def raw(episode: Episode, number: int) -> float | None:
-        step = [s for s in episode.steps if s.action == "search"][number]
+        searches = [s for s in episode.steps if s.action == "search"]
+        step = searches[number]
         if step.information_gain is None or episode.retrieval_failed:
+            return None
+        before = [d.id for earlier in searches[:number] for d in earlier.documents]
+        if credit.new_only and not [d for d in step.documents if d.id not in before]:
             return None
         if credit.measure == "log_prob":
             return credit.scale * step.information_gain
@@ -242,13 +270,17 @@ OPTIONS = st.builds(
     measure=st.sampled_from(["log_prob", "probability"]),
     scale=st.sampled_from([1.0, 4.0]),
     center=st.sampled_from(["none", "search", "group"]),
+    new_only=st.booleans(),
 )
 
 
 @settings(deadline=None, max_examples=60)
-@given(batches() | rollouts.batches(), OPTIONS)
-def test_agrees_with_plain_loops(batch: list[Episode], credit: IGSearch) -> None:
-    batch = with_log_probs(batch)
+@given(batches() | rollouts.batches(), OPTIONS, st.randoms(use_true_random=False))
+def test_agrees_with_plain_loops(batch: list[Episode], credit: IGSearch, random: Random) -> None:
+    batch = [
+        found(episode, *(random.choice(["", "a", "b", "ab", "c"]) for _ in episode.searches))
+        for episode in with_log_probs(batch)
+    ]
     if credit.center != "none":  # a dead zone's edge is a matter of rounding then
         credit = replace(credit, shaping=replace(credit.shaping, dead_zone=0.0))
     arrays = credit(batch)
