@@ -9,6 +9,8 @@ import threading
 import weakref
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import CancelledError
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,6 +23,7 @@ with extra("http"):
     import httpx2
 
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
+_JSON = {"content-type": "application/json"}
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
 
@@ -72,11 +75,13 @@ class HTTPLine:
         self._url, self._timeout = url, timeout
         self.free = asyncio.Semaphore(connections)
         limits = httpx2.Limits(max_connections=connections)
-        # No timeouts of its own: they hold for each read, and a server that trickles meets them.
-        self._client = httpx2.AsyncClient(limits=limits, timeout=None, trust_env=False)
-        self._loop = asyncio.new_event_loop()
+        # The connections alone: what a client adds (redirects, cookies) costs time in every search.
+        # Nor has it timeouts: they would hold for each read, and a server that trickles meets them.
+        self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
+        self._headers = _headers(httpx2.URL(url))
+        self._loop = _new_loop()
         self.answered = self._loop.time()
-        self._hang_up = weakref.finalize(self, _hang_up, self.process, self._loop, self._client)
+        self._hang_up = weakref.finalize(self, _hang_up, self.process, self._loop, self._transport)
         self._hang_up.atexit = False  # the end of the process closes the connections anyway
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=_live, args=(self._loop,), daemon=True)
@@ -108,10 +113,16 @@ class HTTPLine:
             HTTPRetrievalError: If the answer is not there, as a whole, in time.
         """
         content = None if body is None else json.dumps(body).encode("ascii")
-        headers = {} if body is None else {"content-type": "application/json"}
+        headers = self._headers if body is None else self._headers | _JSON
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._client.request(method, url, content=content, headers=headers)
+                request = httpx2.Request(method, url, content=content, headers=headers)
+                response = await self._transport.handle_async_request(request)
+                try:
+                    await response.aread()
+                finally:
+                    await response.aclose()
+                return response
         except TimeoutError:
             message = f"{url} did not answer within {self._timeout} s"
             raise HTTPRetrievalError(message, "timeout") from None
@@ -143,25 +154,45 @@ class HTTPLine:
         self._thread.join()
 
 
+def _headers(url: httpx2.URL) -> dict[str, str]:
+    """What every request says of itself, with the login of http://NAME:PASSWORD@HOST."""
+    headers = {"accept": "*/*", "user-agent": "igsearch-env"}
+    if not url.userinfo:
+        return headers
+    login = httpx2.BasicAuth(url.username, url.password)
+    asked = next(login.auth_flow(httpx2.Request("GET", url)))
+    return headers | {"authorization": asked.headers["authorization"]}
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """That of uvloop where it is installed, which is faster; there is none for Windows."""
+    if find_spec("uvloop") is None:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = import_module("uvloop").new_event_loop()
+    return loop
+
+
 def _live(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()
 
 
-def _hang_up(process: int, loop: asyncio.AbstractEventLoop, client: httpx2.AsyncClient) -> None:
+def _hang_up(
+    process: int, loop: asyncio.AbstractEventLoop, transport: httpx2.AsyncHTTPTransport
+) -> None:
     """End a line from any thread, the garbage collector's too: without waiting."""
     if process == os.getpid():
-        asyncio.run_coroutine_threadsafe(_end(client), loop)
+        asyncio.run_coroutine_threadsafe(_end(transport), loop)
 
 
-async def _end(client: httpx2.AsyncClient) -> None:
+async def _end(transport: httpx2.AsyncHTTPTransport) -> None:
     loop = asyncio.get_running_loop()
     try:
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
-        await client.aclose()
+        await transport.aclose()
     finally:
         loop.stop()
 

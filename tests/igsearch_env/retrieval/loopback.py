@@ -24,7 +24,7 @@ def trickle(connection: socket.socket) -> None:
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """Answers what ``answer`` gives for the body of each request, and keeps the bodies.
+    """Answers what ``answer`` gives for the body of each request, and keeps bodies and logins.
 
     GET gets ``status_of_get``.
     """
@@ -36,6 +36,7 @@ class LoopbackServer(ThreadingHTTPServer):
         self.answer = answer
         self.status_of_get = 404
         self.bodies: list[dict[str, Any]] = []
+        self.logins: list[str | None] = []
         super().__init__(("127.0.0.1", 0), _Handler)
 
     @property
@@ -50,6 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
+        self.server.logins.append(self.headers["Authorization"])
         status, answer = self.server.answer(body)
         self._reply(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 

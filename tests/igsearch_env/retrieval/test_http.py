@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import copy
 import gc
 import json
@@ -164,6 +165,14 @@ def test_each_query_gets_its_own_documents_in_order(serve_answers: Any, dialect:
     else:
         asked = [body["query"] for body in server.bodies]
     assert sorted(asked) == sorted(set(queries))  # the repeated ones once
+
+
+def test_the_login_of_an_address_is_sent(serve_answers: Any) -> None:
+    server = serve_answers(echo)
+    for login in ("", "ann:s%40lt@"):
+        with HTTPRetriever(server.url.replace("//", f"//{login}"), **FAST) as retriever:
+            assert retriever.search(["Lima"], 1) == [about("Lima", 1)]
+    assert server.logins == [None, "Basic " + base64.b64encode(b"ann:s@lt").decode()]
 
 
 def test_fewer_documents_are_fine_and_more_are_cut(serve_answers: Any) -> None:
