@@ -57,7 +57,7 @@ class ServerLimits:
     body_bytes: int = 8 << 20
     body_seconds: float = 30.0
     waiting: int = 8192
-    batch: int = 64
+    batch: int = 32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
