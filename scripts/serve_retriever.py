@@ -59,6 +59,9 @@ def main() -> None:
         batch=arguments.batch,
     )
     service = RetrievalService(limits, arguments.top_k)
+    # The thread that searches wants the interpreter back after each of many short calls; while the
+    # answers of the batch before are written, it would wait up to 5 ms for it each time.
+    sys.setswitchinterval(0.0005)
     listener = socket.create_server((arguments.host, arguments.port), backlog=1024)
     host, port = listener.getsockname()[:2]
     print(f"serving http://{host}:{port}/retrieve; /ready tells when the index is loaded")
