@@ -54,7 +54,7 @@ def a_run(arm: str, seed: int, ems: list[float], cpu: float = 100.0, **job: Any)
         }
         for number, em in enumerate(ems)
     ]
-    told = {"stage": "compare", "regime": "bridges", "arm": arm, "seed": seed, **job}
+    told = {"stage": "compare", "regime": "no_second_try", "arm": arm, "seed": seed, **job}
     training = [{"entropy": 1.0}] * 4
     return {"job": told, "changes": [], "evaluations": evaluations, "training": training}
 
@@ -108,14 +108,15 @@ def test_collapses(ems: list[float], expected: bool) -> None:
 
 def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
     protocol = load_protocol(PROTOCOL)
+    primary = protocol.regimes["no_second_try"].primary
     runs = []
     for seed in range(3):
         runs.append(a_run("grpo", seed, [0.0] + [0.1 * seed] * 4))
-        runs.append(a_run("ig", seed, [0.0] + [0.1 * seed + 0.05 + 0.01 * seed] * 4, cpu=200.0))
+        runs.append(a_run(primary, seed, [0.0] + [0.1 * seed + 0.05 + 0.01 * seed] * 4, cpu=200.0))
     runs.append(a_run("oracle", 2, [0.0] + [0.9] * 4))
-    summary = summarise(protocol, runs, {"bridges": {"qualified": True}})
-    regime = summary["regimes"]["bridges"]
-    ig, oracle = regime["arms"]["ig"], regime["arms"]["oracle"]
+    summary = summarise(protocol, runs, {"no_second_try": {"qualified": True}})
+    regime = summary["regimes"]["no_second_try"]
+    ig, oracle = regime["arms"][primary], regime["arms"]["oracle"]
     assert ig["delta_em"][0] == pytest.approx(0.06)
     assert ig["deltas"] == pytest.approx([0.05, 0.06, 0.07])
     # Twice the CPU: at equal CPU it has half its steps, of which the first quarter starts at 0.
@@ -127,15 +128,19 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
     assert regime["verdict"]["win"] is True
     assert "sign_flip_p_holm" not in oracle
     assert len(tables(summary)) == 1
-    assert summary["regimes"].keys() == {"bridges"}
+    assert summary["regimes"].keys() == {"no_second_try"}
 
 
 def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
-    runs = [a_run(arm, seed, [0.1] * 4 + [0.2]) for arm in ("grpo", "ig") for seed in range(3)]
-    runs += [a_run("ig", seed, [0.1] * 4 + [0.3 + 0.01 * seed]) for seed in range(3)]
-    verdicts = {name: {"qualified": name != "single_hop"} for name in ("bridges", "random_facts")}
+    protocol = load_protocol(PROTOCOL)
+    primary = protocol.regimes["no_second_try"].primary
+    runs = [a_run(arm, seed, [0.1] * 4 + [0.2]) for arm in ("grpo", primary) for seed in range(3)]
+    runs += [a_run(primary, seed, [0.1] * 4 + [0.3 + 0.01 * seed]) for seed in range(3)]
+    verdicts = {
+        name: {"qualified": name != "single_hop"} for name in ("no_second_try", "random_facts")
+    }
     verdicts["single_hop"] = {"qualified": False}
-    ig = summarise(load_protocol(PROTOCOL), runs, verdicts)["regimes"]["bridges"]["arms"]["ig"]
+    ig = summarise(protocol, runs, verdicts)["regimes"]["no_second_try"]["arms"][primary]
     assert (ig["sign_flip_p"], ig["sign_flip_p_holm"]) == (0.25, 0.5)
 
 
@@ -147,7 +152,7 @@ def test_the_summary_lists_every_setting_that_was_tried() -> None:
         (101, 0.2, ()),
         (100, 0.3, ("optimization.kl=0.01",)),
     ):
-        job = Job("develop", "bridges", "ig", seed, changes)
+        job = Job("develop", "no_second_try", "ig", seed, changes)
         run = a_run("ig", seed, [0.0] + [em] * 4, stage="develop")
         config = job_config(protocol, job).to_dict()
         tried.append({**run, "changes": list(changes), "config": config})
@@ -166,7 +171,7 @@ def test_a_quarter_without_a_value_does_not_shift_the_others() -> None:
     one["training"] = [{}, {"entropy": 2.0}, {"entropy": 3.0}, {}]
     other["training"] = [{}, {"entropy": 4.0}, {}, {}]
     summary = summarise(load_protocol(PROTOCOL), [one, other], {})
-    trained = summary["regimes"]["bridges"]["arms"]["grpo"]["training"]
+    trained = summary["regimes"]["no_second_try"]["arms"]["grpo"]["training"]
     assert trained == {"entropy": [None, 3.0, 3.0, None]}
 
 
@@ -186,27 +191,30 @@ def test_a_regime_must_pass_every_limit() -> None:
 
 def test_settings_are_laid_over_one_another() -> None:
     protocol = load_protocol(PROTOCOL)
-    config = job_config(protocol, Job("compare", "bridges", "ig_return", 3))
+    config = job_config(protocol, Job("compare", "no_second_try", "ig_return", 3))
     assert config.world.seed == config.run.seed == 3
     assert config.world.people == 320
     assert config.credit == {"method": "ig_search", "alpha": 1.0, "gamma": 0.9}
     tuned = {"gain": {"optimization": {"learning_rate": 0.5}}}
-    regime = replace(protocol.regimes["bridges"], tuned=tuned)
-    other = replace(protocol, regimes={"bridges": regime})
-    assert job_config(other, Job("compare", "bridges", "ig", 0)).optimization.learning_rate == 0.5
-    plain = job_config(other, Job("compare", "bridges", "grpo", 0))
+    regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
+    other = replace(protocol, regimes={"no_second_try": regime})
+    assert (
+        job_config(other, Job("compare", "no_second_try", "ig", 0)).optimization.learning_rate
+        == 0.5
+    )
+    plain = job_config(other, Job("compare", "no_second_try", "grpo", 0))
     assert plain.optimization.learning_rate != 0.5
-    changed = Job("develop", "bridges", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01"))
+    changed = Job("develop", "no_second_try", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01"))
     assert job_config(protocol, changed).credit["alpha"] == 0.5
     assert job_config(protocol, changed).optimization.kl == 0.01
-    assert changed.name == "bridges-ig-0-credit.alpha_0.5-optimization.kl_0.01"
+    assert changed.name == "no_second_try-ig-0-credit.alpha_0.5-optimization.kl_0.01"
 
 
 def test_every_arm_of_the_protocol_can_be_built() -> None:
     protocol = load_protocol(PROTOCOL)
     for arm in protocol.arms:
-        make_credit_from(job_config(protocol, Job("compare", "bridges", arm, 0)).credit)
-    paper = job_config(protocol, Job("compare", "bridges", "paper", 0))
+        make_credit_from(job_config(protocol, Job("compare", "no_second_try", arm, 0)).credit)
+    paper = job_config(protocol, Job("compare", "no_second_try", "paper", 0))
     assert isinstance(make_credit_from(paper.credit), IGSearch)
     assert paper.environment.floor == "none"
     assert paper.environment.counterfactual == "documents+refinement"
@@ -243,13 +251,13 @@ def kept_run(protocol: Protocol, job: Job) -> dict[str, Any]:
 
 def test_a_kept_run_counts_only_for_the_settings_that_it_was_made_with() -> None:
     protocol = load_protocol(PROTOCOL)
-    jobs = [Job("develop", "bridges", "ig", 100), Job("compare", "bridges", "paper", 0)]
+    jobs = [Job("develop", "no_second_try", "ig", 100), Job("compare", "no_second_try", "paper", 0)]
     for job in jobs:
         run = kept_run(protocol, job)
         assert is_run_of(run, protocol, job)
         tuned = {"gain": {"optimization": {"kl": 0.01}}}
-        regime = replace(protocol.regimes["bridges"], tuned=tuned)
-        assert not is_run_of(run, replace(protocol, regimes={"bridges": regime}), job)
+        regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
+        assert not is_run_of(run, replace(protocol, regimes={"no_second_try": regime}), job)
         assert not is_run_of(run, protocol, replace(job, changes=("optimization.kl=0.01",)))
         assert not is_run_of(run, protocol, replace(job, arm="grpo"))
         assert not is_run_of(run, shortened(protocol), job)
@@ -267,11 +275,11 @@ def test_the_lock_holds_on_to_base_and_checkpoints(tmp_path: Path) -> None:
     protocol = replace(load_protocol(PROTOCOL), checkpoints=(str(folder),))
     before = rests_on(protocol, PROTOCOL)
     assert before.keys() == {"protocol", "trainers/configs/demo.toml", str(folder)}
-    told = settings_hash(protocol, "bridges")
+    told = settings_hash(protocol, "no_second_try")
     (folder / "weights").write_bytes(b"two")
     after = rests_on(protocol, PROTOCOL)
     assert [name for name in before if before[name] != after[name]] == [str(folder)]
-    assert settings_hash(protocol, "bridges") != told != settings_hash(protocol, "single_hop")
+    assert settings_hash(protocol, "no_second_try") != told != settings_hash(protocol, "single_hop")
 
 
 @pytest.mark.parametrize(
@@ -286,9 +294,9 @@ def test_settings_that_would_not_reach_training_are_refused(
     change: dict[str, Any], message: str
 ) -> None:
     protocol = load_protocol(PROTOCOL)
-    regime = replace(protocol.regimes["bridges"], **change)
+    regime = replace(protocol.regimes["no_second_try"], **change)
     with pytest.raises(ValueError, match=message):
-        replace(protocol, regimes={"bridges": regime})
+        replace(protocol, regimes={"no_second_try": regime})
 
 
 def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
@@ -298,20 +306,20 @@ def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
         assert len(asked) >= protocol.questions == 1000
     greedy = replace(protocol, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
-        run_job(greedy, Job("compare", "bridges", "grpo", 0))
+        run_job(greedy, Job("compare", "no_second_try", "grpo", 0))
 
 
 def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
     tmp_path: Path,
 ) -> None:
     protocol = shortened(load_protocol(PROTOCOL))
-    tried = Job("develop", "bridges", "grpo", 100, ("optimization.learning_rate=0.5",))
+    tried = Job("develop", "no_second_try", "grpo", 100, ("optimization.learning_rate=0.5",))
     run = {**a_run("grpo", 100, [0.1] * 5, stage="develop"), **kept_run(protocol, tried)}
     run["changes"] = list(tried.changes)
     (tmp_path / "record").write_text(json.dumps(run) + "\n")
     tuned = {"outcome": {"optimization": {"learning_rate": 0.5}}}
-    regime = replace(protocol.regimes["bridges"], tuned=tuned)
-    protocol = replace(protocol, regimes={"bridges": regime})
+    regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
+    protocol = replace(protocol, regimes={"no_second_try": regime})
     store = RunStore(tmp_path / "out", tmp_path / "record")
     assert store.run(protocol, [replace(tried, changes=())], workers=1) == [run]
     assert store.record() == [run]
@@ -319,7 +327,7 @@ def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
 
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.compare_credit", *map(str, arguments)]
-    command += ["--smoke", "--workers", "1", "--regimes", "bridges"]
+    command += ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
@@ -331,8 +339,8 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert laboratory("qualify", "--out", tmp_path).returncode == 0
     verdicts = json.loads((tmp_path / "smoke/qualified.json").read_text())
     assert not (tmp_path / "qualified.json").exists()  # a tiny run says nothing about a real one
-    assert set(verdicts["bridges"]["passes"]) == set(verdicts["bridges"]["figures"])
-    verdicts["bridges"]["qualified"] = True  # tiny runs qualify for nothing
+    assert set(verdicts["no_second_try"]["passes"]) == set(verdicts["no_second_try"]["figures"])
+    verdicts["no_second_try"]["qualified"] = True  # tiny runs qualify for nothing
     (tmp_path / "smoke/qualified.json").write_text(json.dumps(verdicts))
     protocol = tmp_path / "protocol.toml"
     protocol.write_text(PROTOCOL.read_text())
@@ -341,7 +349,7 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     report = tmp_path / "report/smoke"
     first = laboratory(*call)
     assert first.returncode == 0, first.stderr
-    arms = json.loads((report / "credit.json").read_text())["regimes"]["bridges"]["arms"]
+    arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
     assert (report / "credit.png").stat().st_size > 10_000
     runs = sorted((tmp_path / "smoke/runs/compare").iterdir())
@@ -357,7 +365,7 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in again[1:]] == [time for _, time in kept[1:]]
     assert record.read_text() == rows
     assert json.loads(runs[0].read_text()) in [json.loads(row) for row in rows.splitlines()]
-    arms = json.loads((report / "credit.json").read_text())["regimes"]["bridges"]["arms"]
+    arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
     assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
@@ -366,4 +374,4 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     protocol.write_text(PROTOCOL.read_text().replace("people = 320", "people = 300"))
     other = laboratory(*call)
     assert other.returncode == 2
-    assert "bridges has qualified with other settings" in other.stderr
+    assert "no_second_try has qualified with other settings" in other.stderr
