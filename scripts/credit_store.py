@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -48,7 +50,9 @@ class RunStore:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.credit_runs"])
         with (
-            ProcessPoolExecutor(workers or free_cores(), mp_context=context) as pool,
+            ProcessPoolExecutor(
+                workers or free_cores(), mp_context=context, initializer=end_with_parent
+            ) as pool,
             progress_bar() as bar,
         ):
             done = len(jobs) - len(missing)
@@ -85,6 +89,18 @@ class RunStore:
                 write_json(path, run)
                 return True
         return False
+
+
+def end_with_parent() -> None:
+    """Let this process not outlive the one that asked for it, however that one ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # the main process has none, and nothing to wait for
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def job_of(run: Mapping[str, Any]) -> Job:

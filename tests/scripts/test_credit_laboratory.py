@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,43 @@ from scripts.credit_statistics import holm, sign_flip_test, t_interval
 from scripts.credit_store import RunStore
 from trainers.setup import ROOT, make_credit_from
 
+ENDLESS = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from scripts.credit_store import end_with_parent
+
+def work(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
+        pool.submit(work, sys.argv[1]).result()
+"""
 FLOATS = st.floats(-1, 1, allow_nan=False)
+
+
+def is_running(pid: str) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True)
+    return found.stdout.strip()[:1] not in ("", "Z")  # a zombie has ended
+
+
+def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
+    program, note = tmp_path / "endless.py", tmp_path / "pid"
+    program.write_text(ENDLESS)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, program, note], env=environment) as process:
+        while not (note.is_file() and note.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert is_running(note.read_text())
+        process.kill()
+    end = time.monotonic() + 60
+    while is_running(note.read_text()):
+        assert time.monotonic() < end, "the worker is still there"
+        time.sleep(0.05)
 
 
 def a_run(arm: str, seed: int, ems: list[float], cpu: float = 100.0, **job: Any) -> dict[str, Any]:
