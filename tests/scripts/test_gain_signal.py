@@ -1,0 +1,56 @@
+"""The table of gains by what a search found: by hand, and of real rollouts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from igsearch_env import Document, Episode
+from scripts.gain_signal import signal
+from tests.igsearch_env.credit.test_ig_search import episode_of
+from trainers.setup import ROOT
+
+
+def found(episode: Episode, *documents: str) -> Episode:
+    """The episode with the named document for each search; "gold" is a supporting passage."""
+    question = replace(episode.question, supporting_ids=("gold",))
+    names = iter(documents)
+    steps = [
+        replace(step, documents=(Document(next(names), "", "text"),))
+        if step.action == "search"
+        else step
+        for step in episode.steps
+    ]
+    return replace(episode, question=question, steps=tuple(steps))
+
+
+def test_gains_are_sorted_by_what_was_found() -> None:
+    episodes = [
+        found(episode_of(0.0, (1, 1.0), (1, 0.5), (1, -0.2)), "gold", "gold", "miss"),
+        found(episode_of(0.0, (1, 3.0), (1, None)), "gold", "miss"),
+        found(episode_of(0.0, (1, 0.05), (1, 0.1)), "miss", "miss"),
+    ]
+    rows = [list(row.values()) for row in signal(episodes)]
+    assert rows == [
+        ["first", True, True, 2, 2.0, 1.0, 1.0],
+        ["first", False, True, 1, 0.05, 0.0, 0.0],
+        ["later", True, False, 1, 0.5, 0.0, 1.0],
+        ["later", False, True, 1, -0.2, 0.0, 0.0],
+        ["later", False, False, 1, 0.1, 0.0, 0.0],
+    ]
+
+
+def test_real_rollouts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.gain_signal", "--out", tmp_path, "--questions", "6"]
+    command += ["--config", "trainers/configs/demo.toml", "--set", "optimization.group_size=2"]
+    command += ["--set", "world.people=40", "--set", "optimization.questions_per_step=4"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "12 rollouts" in told.stdout
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert sum(row["searches"] for row in results["rows"]) > 12
+    assert results["config"]["world"]["people"] == 40
+    assert all(0 <= row["noticeable"] <= 1 for row in results["rows"])
+    assert results["rows"][0]["search"] == "first"
