@@ -143,7 +143,11 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         return None if self.render_mode is None else tuple(map(render_text, self.episodes))
 
     def _stacked(self, infos: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-        """Infos of rows by key, as ``VectorEnv._add_info`` stacks them, one array at a time."""
+        """Infos of rows by key, one array at a time.
+
+        The engine's values (numbers, text, tuples, records) come out as ``VectorEnv._add_info``
+        has them.
+        """
         columns: dict[str, dict[int, Any]] = {}
         for row, info in infos:
             for key, value in info.items():

@@ -74,7 +74,8 @@ def summarise(
                 "qualified": qualified.get(name, {}),
                 "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
             }
-    tests = sum(bool(verdict.get("qualified")) for verdict in qualified.values())
+    dropped = sum(not verdict["qualified"] for verdict in qualified.values() if verdict)
+    tests = len(protocol.regimes) - dropped  # a regime without a verdict yet may still be one
     _test_primaries(regimes, tests)
     return {
         "caveat": CAVEAT,

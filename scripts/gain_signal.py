@@ -58,16 +58,25 @@ def main() -> None:
 
 def rollouts(trainer: GRPOTrainer, questions: int) -> list[Episode]:
     """Settled rollouts of the first questions, G of each, in the batches of training."""
-    o = trainer.config.optimization
-    asked = trainer.engine.questions[:questions]
+    o, engine = trainer.config.optimization, trainer.engine
+    if len(engine.questions) < questions:
+        raise ValueError(
+            f"--questions asks for {questions}, but there are {len(engine.questions)} of them"
+        )
+    asked = engine.questions[:questions]
     episodes: list[Episode] = []
     for step, start in enumerate(range(0, len(asked), o.questions_per_step)):
         batch = asked[start : start + o.questions_per_step]
         groups = group_ids(batch, step, o.group_size)
         repeated = [question for question in batch for _ in range(o.group_size)]
-        played = collect(trainer.engine, trainer.agent, repeated, groups)
-        episodes += trainer.agent.settle(played)
+        played = collect(engine, trainer.agent, repeated, groups)
+        episodes += engine.information_gain.settle(played, trainer.policy.scorer())
         trainer.policy.memory.clear()
+    if all(gain is None for episode in episodes for gain in episode.information_gains):
+        raise ValueError(
+            "no search has a gain; set environment.num_counterfactuals to at least 1, and "
+            "credit.method to one that needs gains, such as ig_search"
+        )
     return episodes
 
 

@@ -42,9 +42,11 @@ class IGSearch(QueryBonus):
             ``negative_scale`` of 1. The only search of its number has nothing to compete with and
             gets 0 with ``"search"``; and a miss beside a good sibling turns negative.
         new_only: Whether only a search that found a document which no earlier one of its rollout
-            had found has a gain. Documents that stand in the context already tell nothing, and yet
-            the gain of finding them again is above 0: random ones in their place distract. A policy
-            can live on that, by asking for the first hop again and again.
+            had found has a gain. A gold passage that stands in the context already still has one
+            when it is found again, and a policy can live on that, by asking for the first hop again
+            and again. This closes that way for one document per search and for repeated lists; a
+            search that finds the passage again beside a new document keeps its gain. With ``gamma``
+            a search without a gain of its own still shares in those of later ones.
     """
 
     uses_information_gain: ClassVar[bool] = True

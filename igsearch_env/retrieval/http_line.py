@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Coroutine, Sequence
@@ -23,6 +24,7 @@ with extra("http"):
     import httpx2
 
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
+_LOGIN = re.compile(r"//[^/@\s]+@")
 _JSON = {"content-type": "application/json"}
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
@@ -49,7 +51,7 @@ class HTTPRetrievalError(RetrievalError):
         found: Sequence[Sequence[Document] | None] = (),
         passing: bool = True,
     ) -> None:
-        super().__init__(message, found)
+        super().__init__(_LOGIN.sub("//", message), found)  # it goes into logs
         self.kind = kind
         self.passing = passing
 
@@ -75,7 +77,7 @@ class HTTPLine:
         self._url, self._timeout = url, timeout
         self.free = asyncio.Semaphore(connections)
         limits = httpx2.Limits(max_connections=connections)
-        # The connections alone: what a client adds (redirects, cookies) costs time in every search.
+        # The connections alone: what a client adds (cookies, hooks) costs time in every search.
         # Nor has it timeouts: they would hold for each read, and a server that trickles meets them.
         self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
         self._headers = _headers(httpx2.URL(url))
@@ -156,7 +158,7 @@ class HTTPLine:
 
 def _headers(url: httpx2.URL) -> dict[str, str]:
     """What every request says of itself, with the login of http://NAME:PASSWORD@HOST."""
-    headers = {"accept": "*/*", "user-agent": "igsearch-env"}
+    headers = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": "igsearch-env"}
     if not url.userinfo:
         return headers
     login = httpx2.BasicAuth(url.username, url.password)

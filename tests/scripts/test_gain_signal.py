@@ -7,6 +7,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from igsearch_env import Document, Episode
 from scripts.gain_signal import signal
@@ -43,11 +46,30 @@ def test_gains_are_sorted_by_what_was_found() -> None:
     ]
 
 
-def test_real_rollouts(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "scripts.gain_signal", "--out", tmp_path, "--questions", "6"]
+def play(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.gain_signal", "--out", str(out), *flags]
     command += ["--config", "trainers/configs/demo.toml", "--set", "optimization.group_size=2"]
     command += ["--set", "world.people=40", "--set", "optimization.questions_per_step=4"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--set", 'credit={method = "outcome"}'), "no search has a gain; set environment."),
+        (("--questions", "100000"), "--questions asks for 100000, but there are "),
+    ],
+)
+def test_what_cannot_be_told_is_refused(tmp_path: Path, flags: Any, message: str) -> None:
+    told = play(tmp_path, *(flags if "--questions" in flags else ("--questions", "2", *flags)))
+    assert told.returncode == 2
+    assert f"error: {message}" in told.stderr
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_real_rollouts(tmp_path: Path) -> None:
+    told = play(tmp_path, "--questions", "6")
+    assert told.returncode == 0, told.stderr
     assert "12 rollouts" in told.stdout
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert sum(row["searches"] for row in results["rows"]) > 12

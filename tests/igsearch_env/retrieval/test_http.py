@@ -175,6 +175,16 @@ def test_the_login_of_an_address_is_sent(serve_answers: Any) -> None:
     assert server.logins == [None, "Basic " + base64.b64encode(b"ann:s@lt").decode()]
 
 
+def test_no_message_holds_a_password(misbehave: Any) -> None:
+    server = misbehave(send(respond(b"{}", status="404 Not Found")))
+    with (
+        HTTPRetriever(server.url.replace("//", "//ann:secret@"), **FAST) as retriever,
+        pytest.raises(HTTPRetrievalError, match=f"{server.url}/retrieve answered 404") as caught,
+    ):
+        retriever.search(["Lima"], 1)
+    assert "secret" not in str(caught.value)
+
+
 def test_fewer_documents_are_fine_and_more_are_cut(serve_answers: Any) -> None:
     sizes = {"none": 0, "one": 1, "many": 9}
     server = serve_answers(
