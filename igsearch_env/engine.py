@@ -163,7 +163,8 @@ class SearchQAEngine:
 
     def _score(self, before: Episode, after: Episode) -> Episode:
         """Add the outcome where an attempt has ended, and the reward of this call."""
-        reward, fields = 0.0, dict[str, Any]()
+        reward = 0.0
+        fields: dict[str, Any] = {}
         if after.finished or after.steps[-1].reflection is not None:
             golds = after.question.golden_answers
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)

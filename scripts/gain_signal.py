@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from igsearch_env import Episode
+from igsearch_env import Episode, Shaping
 from igsearch_env.credit.ig_search import found_anew
 from igsearch_env.render import is_gold
 from scripts.command_line import positive, print_table, run, write_json
@@ -28,8 +28,7 @@ from trainers.grpo import GRPOTrainer
 from trainers.rollout import collect
 from trainers.setup import group_ids
 
-NOTICEABLE = 0.1
-"""The default dead zone of shaping, in nats."""
+NOTICEABLE = Shaping().dead_zone  # nats
 
 
 def main() -> None:
@@ -40,8 +39,9 @@ def main() -> None:
         episodes = rollouts(GRPOTrainer(config, folder), arguments.questions)
     rows = signal(episodes)
     table = Table(title=f"information gain by what was found; {len(episodes)} rollouts")
-    for heading in ("search", "gold passage", "document", "searches", "mean", "SD", "above 0.1"):
-        table.add_column(heading, justify="left" if heading != "searches" else "right")
+    numbers = ("searches", "mean", "SD", f"above {NOTICEABLE}")
+    for heading in ("search", "gold passage", "document", *numbers):
+        table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
         table.add_row(
             row["search"],
@@ -88,6 +88,7 @@ def signal(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
             if step.information_gain is not None:
                 gold = any(is_gold(document, episode.question) for document in step.documents)
                 number = "later" if step.search_step else "first"
+                # negated, so that gold and new sort first
                 gains[number, not gold, not new].append(step.information_gain)
     return [
         {

@@ -24,10 +24,10 @@ with extra("http"):
     import httpx2
 
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
-_LOGIN = re.compile(r"//[^/@\s]+@")
-_JSON = {"content-type": "application/json"}
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
+_LOGIN = re.compile(r"//[^/@\s]+@")
+_JSON = {"content-type": "application/json"}
 
 Result = TypeVar("Result")
 
