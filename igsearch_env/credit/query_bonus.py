@@ -30,7 +30,7 @@ class QueryBonus:
     that signal, or its return-to-go. A rollout in which a search failed gets nothing.
 
     Args:
-        alpha: Weight of the signal.
+        alpha: Weight of the signal. With 0, which a schedule may come to, nothing is scored.
         normalizer: What a signal is divided by: ``"query"`` (IG-Search: |Q_t|, the number of query
             tokens, tags excluded, so that each search has the same mass), ``"batch_mean_query"``
             (the mean |Q| of the batch, so that the length of a query does not matter to it;
@@ -41,8 +41,9 @@ class QueryBonus:
             that GRPO learns nothing from at first) or ``"not_all_success"`` (all but those whose
             outcomes are all equal and above 0, where there is nothing left to gain). The searches
             of other groups are not scored, which saves their time.
-        alpha_final: The weight at the end of training, reached linearly; None keeps ``alpha``. It
-            needs a trainer that calls :meth:`at`.
+        alpha_final: The weight that ``alpha`` moves to linearly; None keeps ``alpha``. It needs a
+            trainer that calls :meth:`at`.
+        alpha_until: The share of training after which ``alpha_final`` is reached, and stays.
     """
 
     alpha: float = 0.3
@@ -50,12 +51,21 @@ class QueryBonus:
     gamma: float = 0.0
     groups: Literal["all", "all_fail", "not_all_success"] = "all"
     alpha_final: float | None = None
+    alpha_until: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in (("alpha", self.alpha), ("alpha_final", self.alpha_final)):
             optional = name == "alpha_final" and value is None
             if not optional and not (isinstance(value, int | float) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if not 0 < self.alpha_until <= 1:
+            raise ValueError(
+                f"alpha_until must be a share of training in (0, 1], got {self.alpha_until!r}"
+            )
+        if self.alpha_until != 1 and self.alpha_final is None:
+            raise ValueError(
+                f"alpha_until is {self.alpha_until}, but alpha_final, the weight then, is not set"
+            )
         check_gamma(self.gamma)
         check_choice("normalizer", self.normalizer, ("query", "batch_mean_query", "none"))
         check_choice("groups", self.groups, ("all", "all_fail", "not_all_success"))
@@ -64,8 +74,9 @@ class QueryBonus:
         """The method at a point of training, from 0.0 (the first step) to 1.0 (the last)."""
         if self.alpha_final is None:
             return self
-        alpha = (1 - progress) * self.alpha + progress * self.alpha_final
-        return replace(self, alpha=alpha, alpha_final=None)
+        way = min(progress / self.alpha_until, 1.0)
+        alpha = (1 - way) * self.alpha + way * self.alpha_final
+        return replace(self, alpha=alpha, alpha_final=None, alpha_until=1.0)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
         """One array of shape (policy tokens,) per episode."""
@@ -95,7 +106,7 @@ class QueryBonus:
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
         """For each finished episode, whether its signals count; the others need not be scored."""
-        chosen = self._chosen_groups(episodes)
+        chosen = self._chosen_groups(episodes) if self.alpha else set()
         return [episode.group_id in chosen for episode in episodes]
 
     def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:

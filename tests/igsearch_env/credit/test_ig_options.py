@@ -135,6 +135,22 @@ class TestSchedule:
             assert now.alpha == pytest.approx(alpha)
             assert (now.alpha_final, now.gamma) == (None, 0.5)
 
+    def test_it_may_get_there_early_and_stays(self) -> None:
+        credit = IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5)
+        for progress, alpha in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.0), (0.8, 0.0), (1.0, 0.0)):
+            now: Any = credit_at(credit, progress)
+            assert now.alpha == pytest.approx(alpha)
+            assert now.alpha_until == 1.0
+
+    def test_a_weight_of_0_needs_no_gain(self) -> None:
+        batch = [episode_of(0.0, (1, 1.0)), episode_of(1.0, (1, 2.0))]
+        credit: Any = credit_at(IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5), 0.6)
+        assert credit.needs_gain(batch) == [False, False]
+        assert IGSearch(alpha=0.1).needs_gain(batch) == [True, True]
+        found = credit(batch)
+        expected = make_credit("outcome")(batch)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
     def test_without_an_end_it_stays(self) -> None:
         credit = IGSearch(alpha=1.0)
         assert credit_at(credit, 0.7) is credit
@@ -159,6 +175,8 @@ class TestSchedule:
         ({"center": "batch"}, "center must be 'none', 'search' or 'group'"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
+        ({"alpha_final": 0.0, "alpha_until": 0.0}, r"share of training in \(0, 1\], got 0.0"),
+        ({"alpha_until": 0.5}, "alpha_final, the weight then, is not set"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -170,7 +188,7 @@ def test_the_papers_form() -> None:
     credit = IGSearchPaper()
     assert (credit.alpha, credit.normalizer, credit.gamma) == (0.3, "query", 0.0)
     assert (credit.groups, credit.measure, credit.center) == ("all", "log_prob", "none")
-    assert (credit.scale, credit.alpha_final) == (1.0, None)
+    assert (credit.scale, credit.alpha_final, credit.alpha_until) == (1.0, None, 1.0)
     assert 0 < credit.shaping.negative_scale < 1
     assert isinstance(make_credit("ig_search_paper"), IGSearchPaper)
 
