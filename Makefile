@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO ?= --out runs/demo --resume
 EXTRAS := train,data,dense,serve,trl,dev
 CONSTRAINTS := requirements/constraints.txt
 
@@ -50,10 +51,10 @@ venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run h
 	$(OPENRLHF_GPU_PIP) --no-deps -e .
 
 demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
-	$(BIN)/python -m scripts.demo --out runs/demo --resume
+	$(BIN)/python -m scripts.demo $(DEMO)
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-openrlhf: $(OPENRLHF)/.installed ## Run the tests of the OpenRLHF trainer, on a CPU
 	$(OPENRLHF)/bin/python -m pytest tests/openrlhf

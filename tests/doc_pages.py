@@ -1,8 +1,9 @@
 """The code blocks of README and docs, and a program that runs those of one page in order.
 
-``python -m tests.doc_pages PAGE`` runs them where it is started. A comment above a block may say
+``python -m tests.doc_pages PAGE [SECTION]`` runs them where it is started, all or those below one
+heading; ``8000=8123`` behind it stands for another port. A comment above a block may say
 
-- ``<!-- not run: WHY -->``: it is left out;
+- ``<!-- runs in: FILE -->``: the file, a script or test of the checkout, runs it;
 - ``<!-- in tests: python -m scripts.train --set ... -->``: the program that the comment begins with
   gets the words that follow.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +26,11 @@ class Block:
     """A code block: its page, where it stands, and what the comment above it says, if anything."""
 
     page: str
+    section: str
     line: int
     language: str
     text: str
-    not_run: str | None
+    runs_in: str | None
     in_tests: str | None
 
     @property
@@ -39,8 +42,9 @@ class Block:
         """The text, with the words that the program gets in tests."""
         if self.in_tests is None:
             return self.text
-        program = " ".join(self.in_tests.split()[:3])  # python -m NAME
-        if not re.search(rf"^{re.escape(program)} ", self.text, flags=re.MULTILINE):
+        first, *_ = self.in_tests.split()
+        program = " ".join(self.in_tests.split()[: 2 if first == "make" else 3])  # make TARGET
+        if not re.search(rf"^{re.escape(program)}\s", self.text, flags=re.MULTILINE):
             raise ValueError(f"{self.where}: expected {program!r} in the block")
         return self.text.replace(program, self.in_tests, 1)
 
@@ -48,21 +52,35 @@ class Block:
 def read_blocks(page: Path) -> list[Block]:
     """The blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
-    comment = r"(?:^<!-- (?:not run: ([^>]*)|in tests: ([^>]*)) -->\n)?"
+    comment = r"(?:^<!-- (?:runs in: ([^>]*)|in tests: ([^>]*)) -->\n)?"
     pattern = comment + r"^```(\w*)\n(.*?)^```$"
     name = page.relative_to(ROOT).as_posix()
-    return [
-        Block(name, text.count("\n", 0, found.start(4)), found[3], found[4], found[1], found[2])
-        for found in re.finditer(pattern, text, flags=re.MULTILINE | re.DOTALL)
-    ]
+    blocks = []
+    for found in re.finditer(pattern, text, flags=re.MULTILINE | re.DOTALL):
+        before = text[: found.start()]
+        section = re.findall(r"^#+ (.*)$", before, flags=re.MULTILINE)[-1]
+        line = text.count("\n", 0, found.start(4))
+        blocks.append(Block(name, section, line, found[3], found[4], found[1], found[2]))
+    return blocks
 
 
-def run_page(page: str, ports: dict[str, str]) -> None:
-    """Run the blocks of a page here; one that begins with ``# NAME.py`` is saved as that file."""
+def run_page(page: str, sections: Sequence[str], ports: dict[str, str]) -> None:
+    """Run the blocks of a page here; one that begins with ``# NAME.py`` is saved as that file.
+
+    Raises:
+        ValueError: If there is none.
+    """
     namespace: dict[str, object] = {"__name__": "page"}
-    for block in read_blocks(ROOT / page):
-        if block.not_run is not None or block.language in SHOWN:
-            continue
+    blocks = [
+        block
+        for block in read_blocks(ROOT / page)
+        if block.runs_in is None
+        and block.language not in SHOWN
+        and (not sections or block.section in sections)
+    ]
+    if not blocks:
+        raise ValueError(f"{page} has no block to run in {', '.join(sections) or 'it'}")
+    for block in blocks:
         print(f"--- {block.where}", flush=True)
         text = block.command
         for port, free in ports.items():
@@ -79,4 +97,9 @@ def run_page(page: str, ports: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    run_page(sys.argv[1], dict(pair.split("=") for pair in sys.argv[2:]))
+    words = sys.argv[2:]
+    run_page(
+        sys.argv[1],
+        [word for word in words if "=" not in word],
+        dict(word.split("=") for word in words if "=" in word),
+    )

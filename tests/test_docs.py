@@ -2,7 +2,7 @@
 
 The blocks of a page run in order, in a process of their own, in the folder that ``doc_standins``
 lays out: a small corpus and question sets under ``data``, the checkout's ``agents`` and
-``trainers``, and stand-ins for the hub, the benchmarks and vLLM. What does not run, or runs at a
+``trainers``, and stand-ins for the hub, the benchmarks and vLLM. What CI runs elsewhere, or at a
 smaller size, has a comment above it and is listed here.
 """
 
@@ -23,15 +23,15 @@ from tests.doc_pages import ROOT, read_blocks
 from tests.doc_standins import environment, free_ports, make_folder
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN = {
-    ("README.md", "make demo"): "the tests themselves, and minutes",
-    ("README.md", "pip install -e ."): "installs",
-    ("README.md", "python -m scripts.train_openrlhf"): "needs GPUs",
-    ("docs/openrlhf.md", "make venv-openrlhf-gpu"): "installs, for GPUs",
-    ("docs/openrlhf.md", "python -m scripts.train_openrlhf"): "needs GPUs",
-    ("docs/openrlhf.md", "ray job submit"): "needs a cluster",
+ELSEWHERE = {
+    ("README.md", "make demo"): ".ci/run",
+    ("README.md", "pip install -e ."): ".ci/run",
+    ("README.md", "python -m scripts.train_openrlhf"): "tests/openrlhf/test_under_ray.py",
+    ("docs/openrlhf.md", "make venv-openrlhf-gpu"): "tests/test_makefile.py",
+    ("docs/openrlhf.md", "python -m scripts.train_openrlhf"): "tests/openrlhf/test_under_ray.py",
+    ("docs/openrlhf.md", "ray job submit"): "tests/openrlhf/test_under_ray.py",
 }
-"""Blocks by page and first words. Those with GPUs: tests/openrlhf checks their command lines."""
+"""Blocks by page and first words: what installs, tests, or needs OpenRLHF, and where CI runs it."""
 SMALLER = {
     ("README.md", "python -m scripts.train --out runs/mine --config"),
     ("README.md", "python -m scripts.train --out runs/look"),
@@ -78,16 +78,25 @@ def test_what_is_run_smaller_is_listed() -> None:
     assert len(marked) == len(SMALLER)
 
 
-def test_what_does_not_run_is_listed() -> None:
-    marked = [block for page in ALL.values() for block in page if block.not_run is not None]
+def test_what_runs_elsewhere_is_listed() -> None:
+    marked = [block for page in ALL.values() for block in page if block.runs_in is not None]
     for block in marked:
-        reasons = [
-            why
-            for (page, start), why in NOT_RUN.items()
+        places = [
+            place
+            for (page, start), place in ELSEWHERE.items()
             if page == block.page and block.text.startswith(start)
         ]
-        assert reasons == [block.not_run], block.where
-    assert len(marked) == len(NOT_RUN)
+        assert places == [block.runs_in], block.where
+        assert (ROOT / block.runs_in).is_file()
+    assert len(marked) == len(ELSEWHERE)
+
+
+def test_the_script_of_ci_has_the_lines_that_run_in_it() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    marked = [block for page in ALL.values() for block in page if block.runs_in == ".ci/run"]
+    for line in "".join(block.text for block in marked).splitlines():
+        command = line.partition("#")[0].strip()
+        assert re.search(rf"^{re.escape(command)}( |$)", script, flags=re.MULTILINE), command
 
 
 def test_the_programs_and_configs_that_are_named_exist() -> None:

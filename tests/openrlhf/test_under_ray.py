@@ -1,18 +1,24 @@
 """Whole runs under Ray: two policy ranks with ZeRO-3, a retriever server, real episodes.
 
-The first run is synchronous, with a reference policy and an evaluation; the second goes on from its
-checkpoint asynchronously, and loses the retriever on its way.
+They are started by the command lines of README and docs, with flags behind them for a small policy
+and a CPU. The first run is synchronous, with a reference policy and an evaluation; the second goes
+on from its checkpoint asynchronously, and loses the retriever on its way; the third is a job that a
+Ray cluster of two nodes is given.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +29,28 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer
 
 from igsearch_env.retrieval.http import HTTPRetriever
+from tests.doc_pages import read_blocks
 
 from .conftest import POLICY, ROOT, STANDINS, TINY, as_words, write_questions
 
+DOCUMENTED = {
+    (page, block.text.split()[0]): block.text.replace("\\\n", " ")
+    for page in ("README.md", "docs/openrlhf.md")
+    for block in read_blocks(ROOT / page)
+    if block.runs_in == "tests/openrlhf/test_under_ray.py"
+}
+"""The command lines of the pages, by page and first word."""
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+PROGRAM = "python -m scripts.train_openrlhf "
+SMALL = {
+    **TINY,
+    "train.colocate_all": False,
+    "vllm.enable_sleep": False,
+    "ds.enable_sleep": False,
+    "ds.packing_samples": False,
+    "ref.num_gpus_per_node": 2,
+}
+"""What stands behind a command line: sizes for a CPU, and no part that only GPUs have."""
 SERVING = re.compile(r"serving (\S+/retrieve)")
 
 
@@ -60,31 +85,23 @@ def start(folder: Path, server: tuple[str, Any], question_file: Path, world: Any
     held_out = [question for question in world.test_questions if question.hops == 2][:2]
     eval_file = write_questions(folder / "eval.jsonl", held_out)
 
-    def run(name: str, *words: str, **changes: Any) -> subprocess.Popen[str]:
+    def run(page: str, name: str, *words: str, **changes: Any) -> subprocess.Popen[str]:
+        _, shown = DOCUMENTED[page, "python"].split(PROGRAM)
         flags = {
-            "out": folder / "run",
             "ig.questions": question_file,
             "ig.eval_questions": eval_file,
             "ig.retriever": server[0],
             "data.max_samples": 20,  # of which two batches of 8 are whole
             "eval.steps": 2,
             "eval.n_samples_per_prompt": 2,
-            **TINY,
+            **SMALL,
             **changes,
         }
-        program = [sys.executable, str(ROOT / "tests" / "openrlhf" / "train_on_cpu.py")]
-        paths = [str(STANDINS), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        program = [sys.executable, "-m", "train_on_cpu", *from_checkout(shown)]
         return subprocess.Popen(
             [*program, *as_words(flags), "--import", "recording", *words],
             cwd=folder,  # not the checkout: workers have to find it all the same
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-                "RECORDINGS": str(folder / "recordings"),
-                "RAY_prestart_worker_first_driver": "0",
-                "RAY_worker_niceness": "0",  # they give way to everything else if left alone
-                "RAY_DEDUP_LOGS": "0",
-            },
+            env=variables(STANDINS, ROOT) | {"RECORDINGS": str(folder / "recordings")},
             stdout=(folder / f"{name}.log").open("w"),
             stderr=subprocess.STDOUT,
             text=True,
@@ -92,6 +109,23 @@ def start(folder: Path, server: tuple[str, Any], question_file: Path, world: Any
         )
 
     return run
+
+
+def from_checkout(line: str) -> list[str]:
+    """The words of a command line; configs are named by where the checkout lies."""
+    return shlex.split(line.replace("trainers/configs/", f"{ROOT}/trainers/configs/"))
+
+
+def variables(*paths: Path) -> dict[str, str]:
+    """The environment of a process that starts Ray, and where it imports from."""
+    words = [*map(str, paths), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, words)),
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_worker_niceness": "0",  # they give way to everything else if left alone
+        "RAY_DEDUP_LOGS": "0",
+    }
 
 
 def finish(process: subprocess.Popen[str], log: Path, seconds: float) -> str:
@@ -110,7 +144,7 @@ def finish(process: subprocess.Popen[str], log: Path, seconds: float) -> str:
 def scalars(folder: Path, name: str) -> dict[int, float]:
     """A metric in OpenRLHF's TensorBoard logs, by step."""
     found = {}
-    for events in sorted((folder / "run" / "tensorboard").iterdir()):
+    for events in sorted((folder / "runs" / "3b" / "tensorboard").iterdir()):
         board = EventAccumulator(str(events)).Reload()
         if name in board.Tags()["scalars"]:
             found |= {event.step: event.value for event in board.Scalars(name)}
@@ -142,13 +176,8 @@ def check_columns(rows: list[dict[str, Any]]) -> int:
 @pytest.fixture(scope="module")
 def trained(folder: Path, start: Start) -> Path:
     """The folder after the synchronous run."""
-    changes = {
-        "algo.kl.init_coef": 0.001,
-        "algo.kl.use_loss": True,
-        "algo.kl.estimator": "k3",
-        "ref.num_gpus_per_node": 2,
-    }
-    finish(start("sync", **changes), folder / "sync.log", 580)
+    run = start("docs/openrlhf.md", "sync", **{"algo.kl.init_coef": 0.001})
+    finish(run, folder / "sync.log", 580)
     return folder
 
 
@@ -168,9 +197,9 @@ def test_a_synchronous_run_trains_logs_and_saves(trained: Path) -> None:
     share = scalars(folder, "train/ig/time_share")
     assert all(0 < value < 1 for value in share.values())
     assert all(value > 0 for value in scalars(folder, "train/actor_grad_norm").values())
-    assert (folder / "run" / "checkpoints" / "_actor" / "global_step2").is_dir()
+    assert (folder / "runs" / "3b" / "checkpoints" / "_actor" / "global_step2").is_dir()
     before = load_file(POLICY / "model.safetensors")
-    after = load_file(folder / "run" / "policy" / "model.safetensors")
+    after = load_file(folder / "runs" / "3b" / "policy" / "model.safetensors")
     changed = [n for n in before if not torch.equal(before[n].bfloat16(), after[n].bfloat16())]
     assert len(changed) > len(before) / 2
 
@@ -184,9 +213,8 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
     folder = trained
     recordings = folder / "recordings"
     known = len(list(recordings.iterdir()))
-    run = start(
-        "async", "--resume", "--train.async_enable", **{"train.num_episodes": 3, "eval.steps": 100}
-    )
+    changes = {"train.num_episodes": 3, "eval.steps": 100}
+    run = start("README.md", "async", "--resume", "--train.async_enable", **changes)
     ends = time.monotonic() + 540
     while len(list(recordings.iterdir())) == known and run.poll() is None:
         assert time.monotonic() < ends
@@ -201,5 +229,83 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
     masked = [row for row in last if int(row["action_mask"].sum()) == 1]
     assert len(masked) / len(last) == pytest.approx(failed[6], abs=1e-4)
     assert not any(row["advantages"].any() for row in masked)
-    after = load_file(folder / "run" / "policy" / "model.safetensors")
+    after = load_file(folder / "runs" / "3b" / "policy" / "model.safetensors")
     assert all(values.isfinite().all() for values in after.values())
+
+
+@contextmanager
+def ray_cluster() -> Iterator[str]:
+    """Two nodes with two GPUs each, as far as Ray knows; the address that takes jobs."""
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        port, dashboard = [one.getsockname()[1] for one in ports]
+        for one in ports:
+            one.close()
+        head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard)]
+        head += ["--temp-dir", scratch]
+        for words in (head, ["--address", f"127.0.0.1:{port}"]):
+            words += ["--num-cpus", "4", "--num-gpus", "2", "--object-store-memory", "150000000"]
+            node = subprocess.Popen(
+                [*RAY, "start", "--block", "--disable-usage-stats", *words],
+                env=variables(STANDINS),  # Ray carries the checkout
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            stack.callback(end_node, node)
+            wait_for_port(dashboard)
+        yield f"127.0.0.1:{dashboard}"
+
+
+def end_node(node: subprocess.Popen[bytes]) -> None:
+    """End all processes that ``ray start --block`` has started."""
+    node.terminate()
+    try:
+        node.wait(30)
+    finally:
+        with suppress(ProcessLookupError):  # nobody is left
+            os.killpg(node.pid, signal.SIGKILL)
+
+
+def wait_for_port(port: int, seconds: float = 120) -> None:
+    """Wait until somebody listens."""
+    ends = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(0.2)
+
+
+@pytest.mark.timeout(600)
+def test_a_job_trains_on_two_nodes_that_ray_carries_the_checkout_to(
+    tmp_path: Path, question_file: Path, index: Path
+) -> None:
+    flags = {
+        "ig.questions": question_file,
+        "ig.retriever": index,
+        "data.max_samples": 16,  # two batches: the learning rate of the first is 0
+        **SMALL,
+        "actor.num_gpus_per_node": 1,
+        "ref.num_gpus_per_node": 1,
+    }
+    line = DOCUMENTED["docs/openrlhf.md", "ray"]
+    assert "--actor.num_nodes 2 --ref.num_nodes 2" in line
+    with ray_cluster() as address:
+        line = line.replace("HEAD:8265", address).replace("/shared/", f"{tmp_path}/")
+        submit, entry = line.split(PROGRAM)
+        program = [*RAY, *shlex.split(submit)[1:], "python", "-m", "train_on_cpu"]
+        log = tmp_path / "job.log"
+        process = subprocess.Popen(
+            [*program, *shlex.split(entry), *as_words(flags)],
+            cwd=ROOT,
+            stdout=log.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        finish(process, log, 500)
+    after = load_file(tmp_path / "runs" / "7b" / "policy" / "model.safetensors")
+    before = load_file(POLICY / "model.safetensors")
+    assert any(not torch.equal(before[n].bfloat16(), after[n].bfloat16()) for n in before)

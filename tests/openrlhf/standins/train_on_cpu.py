@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import cpu_for_cuda
@@ -13,13 +14,10 @@ start = ray.init
 
 def init_on_cpu(**options: Any) -> Any:
     options["runtime_env"]["worker_process_setup_hook"] = "cpu_for_cuda.install"
-    return start(
-        num_cpus=8,
-        num_gpus=8,  # there are none: it is a number to Ray
-        object_store_memory=200 << 20,
-        include_dashboard=False,
-        **options,
-    )
+    if "RAY_ADDRESS" not in os.environ:  # else a job, which joins the cluster that runs it
+        options |= {"num_cpus": 8, "num_gpus": 8}  # there are no GPUs: it is a number to Ray
+        options |= {"object_store_memory": 200 << 20, "include_dashboard": False}
+    return start(**options)
 
 
 ray.init = init_on_cpu
