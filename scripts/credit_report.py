@@ -29,16 +29,18 @@ def endpoint(run: Run) -> float:
     return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
 
 
-def endpoint_at(run: Run, share: float) -> float:
-    """The endpoint had training stopped at a share of its budget, EM between evaluations linear.
+def endpoint_at(run: Run, costs: Sequence[float], budget: Sequence[float]) -> float:
+    """The endpoint where training has cost what a budget allows.
 
     Args:
         run: A run.
-        share: Above 0; beyond 1 the last EM stands.
+        costs: What training has cost at each of its evaluations, shape (evaluations,), rising
+            from 0. EM between them is linear in it.
+        budget: What it may have cost at each but the first, shape (evaluations - 1,). Beyond the
+            whole cost the last EM stands.
     """
-    steps = np.array([one["step"] for one in run["evaluations"]], dtype=np.float64)
-    ems = np.array([one["em"] for one in run["evaluations"]])
-    return float(np.mean(np.interp(steps[1:] * share, steps, ems)))
+    ems = [one["em"] for one in run["evaluations"]]
+    return float(np.mean(np.interp(budget, costs, ems)))
 
 
 def collapsed(run: Run) -> bool:
@@ -110,13 +112,14 @@ def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
         "em": list(t_interval([endpoint(run) for run in runs.values()])),
         "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
         "collapses": sum(map(collapsed, runs.values())),
-        "cpu_seconds": _cpu(runs),
+        "cpu_seconds": _cpu(list(runs.values()))[-1],
         **_details(list(runs.values())),
     }
     if arm != "grpo" and paired:
         deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
-        share = _cpu({s: baseline[s] for s in paired}) / _cpu({s: runs[s] for s in paired})
-        equal = [endpoint_at(runs[s], share) - endpoint(baseline[s]) for s in paired]
+        costs = _cpu([runs[seed] for seed in paired])
+        budget = _cpu([baseline[seed] for seed in paired])[1:]
+        equal = [endpoint_at(runs[s], costs, budget) - endpoint(baseline[s]) for s in paired]
         row |= {
             "delta_em": list(t_interval(deltas)),
             "delta_em_equal_cpu": list(t_interval(equal)),
@@ -126,9 +129,14 @@ def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
     return row
 
 
-def _cpu(runs: Mapping[int, Run]) -> float:
-    """Median CPU seconds of training; a share of it is what equal CPU means."""
-    return float(np.median([run["evaluations"][-1]["cpu_seconds"] for run in runs.values()]))
+def _cpu(runs: Sequence[Run]) -> list[float]:
+    """Median CPU seconds that training has cost at each evaluation, shape (evaluations,)."""
+    return [
+        float(seconds)
+        for seconds in np.median(
+            [[one["cpu_seconds"] for one in run["evaluations"]] for run in runs], axis=0
+        )
+    ]
 
 
 def _details(runs: Sequence[Run]) -> dict[str, Any]:

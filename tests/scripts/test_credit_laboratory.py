@@ -130,12 +130,21 @@ def test_holm_never_falls_and_never_exceeds_one() -> None:
 
 
 def test_the_endpoint_leaves_the_start_out() -> None:
-    run = a_run("grpo", 0, [0.9, 0.1, 0.2, 0.3, 0.4])
-    assert endpoint(run) == pytest.approx(0.25)
-    assert endpoint_at(run, 1.0) == pytest.approx(0.25)
-    # At half the budget: EM at 1, 2, 3 and 4 of 8 steps.
-    assert endpoint_at(run, 0.5) == pytest.approx(np.mean([0.5, 0.1, 0.15, 0.2]))
-    assert endpoint_at(run, 2.0) == pytest.approx(np.mean([0.2, 0.4, 0.4, 0.4]))
+    assert endpoint(a_run("grpo", 0, [0.9, 0.1, 0.2, 0.3, 0.4])) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("costs", "ems"),
+    [
+        ([0, 25, 50, 75, 100], [0.1, 0.2, 0.3, 0.4]),
+        ([0, 50, 100, 150, 200], [0.5, 0.1, 0.15, 0.2]),  # twice as much all the time
+        ([0, 10, 20, 30, 40], [0.25, 0.4, 0.4, 0.4]),
+        ([0, 50, 75, 100, 125], [0.5, 0.1, 0.2, 0.3]),  # twice as much in the first quarter alone
+    ],
+)
+def test_the_endpoint_at_equal_cpu(costs: list[float], ems: list[float]) -> None:
+    run = a_run("ig", 0, [0.9, 0.1, 0.2, 0.3, 0.4])
+    assert endpoint_at(run, costs, [25, 50, 75, 100]) == pytest.approx(np.mean(ems))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +275,7 @@ def test_every_arm_of_the_protocol_can_be_built() -> None:
     [
         ({"seeds": (0, 100)}, "development seeds"),
         ({"arms": {}}, "needs an arm 'grpo'"),
-        ({"seeds": (0,)}, "asks for 8 seeds"),
+        ({"seeds": (0,)}, "asks for 16 seeds"),
     ],
 )
 def test_a_protocol_that_contradicts_itself_is_refused(
