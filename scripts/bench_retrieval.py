@@ -20,7 +20,7 @@ import argparse
 import importlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -32,6 +32,7 @@ from rich.table import Table
 from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.retrieval.server import ServerLimits
@@ -55,9 +56,10 @@ def main() -> None:
     queries = [question.text for question in islice(questions, 500)]
     clients = (1, MOST) if arguments.quick else CLIENTS
     rounds, seconds = (1, 1.0) if arguments.quick else (5, 3.0)
+    dense = {} if arguments.precision is None else {"precision": arguments.precision}
     rows: list[dict[str, Any]] = []
     for index in indexes:
-        rows += bench_index(index, queries, clients, rounds, seconds)
+        rows += bench_index(index, dense, queries, clients, rounds, seconds)
     summary = [summarise(index.name, rows) for index in indexes]
     write_json(arguments.out / "results.json", {"rows": rows, "summary": summary})
     print_table(_table(rows))
@@ -96,14 +98,20 @@ def _packaged_encoder() -> str | None:
 
 
 def bench_index(
-    index: Path, queries: Sequence[str], clients: Sequence[int], rounds: int, seconds: float
+    index: Path,
+    dense: Mapping[str, Any],
+    queries: Sequence[str],
+    clients: Sequence[int],
+    rounds: int,
+    seconds: float,
 ) -> list[dict[str, Any]]:
     """Measure one index in process and behind two servers, at several numbers of clients."""
     with ExitStack() as stack:
         addresses = {
-            name: stack.enter_context(running_server(index, batch)) for name, batch in ARMS.items()
+            name: stack.enter_context(running_server(index, batch, dense))
+            for name, batch in ARMS.items()
         }
-        retriever: IndexedRetriever = load_retriever(index)
+        retriever: IndexedRetriever = load_retriever(index, **dense)
         arms = {"direct": Arm(retriever.search, time.process_time)}
         for name, address in addresses.items():
             client = HTTPRetriever(address, connections=MOST, cache_size=0, attempts=1)
@@ -168,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--questions", default="world-train", help="what is searched for")
     parser.add_argument("--encoder", help="name or folder of the model of the dense index")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="the encoder's for queries; dense indexes only"
+    )
     parser.add_argument("--threads", type=positive, default=1, help="of encoder and dense index")
     return parser
 

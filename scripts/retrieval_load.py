@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,13 +117,19 @@ def put_load(
 
 
 @contextmanager
-def running_server(index: Path, batch: int) -> Iterator[str]:
+def running_server(index: Path, batch: int, dense: Mapping[str, str]) -> Iterator[str]:
     """A server process of an index, until the block ends; gives its address at once.
+
+    Args:
+        index: Folder of the index.
+        batch: Queries of a micro-batch.
+        dense: Options of ``load_retriever``.
 
     Raises:
         ValueError: If it ends before it serves.
     """
     flags = ["--index", str(index), "--port", "0", "--batch", str(batch)]
+    flags += [word for name, value in dense.items() for word in (f"--{name}", value)]
     command = [sys.executable, "-m", "scripts.serve_retriever", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -28,12 +28,13 @@ from igsearch_env.corpus import load_corpus
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.conformance import check_server, spoken_dialects
+from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 from scripts.command_line import console, positive, run
 
-DENSE_OPTIONS = ("model", "search", "device")  # of load_retriever
+DENSE_OPTIONS = ("model", "search", "device", "precision")  # of load_retriever
 COLOURS = {"good": "green", "note": "yellow", "wrong": "red", "not spoken": "dim"}
 
 
@@ -116,6 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "--search", help="how thoroughly a dense --index is searched, such as nprobe=64"
     )
     parser.add_argument("--device", help="where its encoder runs, such as cuda (default: cpu)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="its encoder's for queries (default: float32)"
+    )
     default = ServerLimits()
     for flag, value, text in (
         ("--top-k", DEFAULT_TOP_K, "documents for a request that does not tell"),

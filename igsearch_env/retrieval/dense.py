@@ -142,6 +142,7 @@ class DenseRetriever:
         model: str | None = None,
         search: str | None = None,
         device: str | None = "cpu",
+        precision: str = "float32",
     ) -> Self:
         """Read an index that :meth:`save` wrote; it answers as the saved one did.
 
@@ -152,6 +153,9 @@ class DenseRetriever:
             model: Where the encoder is now, if it has moved since.
             search: How thoroughly to search, if otherwise than when it was built.
             device: Where the encoder runs; None for a GPU if there is one.
+            precision: That of the encoder for queries, whatever that of the passages was. Below
+                float32 it is faster where the processor has it, and passages at nearly the same
+                distance can change places.
 
         Raises:
             CorruptIndexError: If a file is missing, damaged, or does not fit the others.
@@ -171,7 +175,8 @@ class DenseRetriever:
         index = read_vector_index(folder, mmap)
         if not index.ntotal == len(documents) == manifest.get("passages"):
             raise CorruptIndexError(f"the files in {folder} do not fit together; build it again")
-        encoder = SentenceEncoder(replace(config, model=model or config.model), device)
+        config = replace(config, model=model or config.model)
+        encoder = SentenceEncoder(config, device, precision=precision)
         _check_encoder(encoder, parameters, index.d, folder)
         kept = documents if mmap else tuple(documents)
         return cls(index, kept, encoder, parameters, folder.resolve())
@@ -198,10 +203,9 @@ class DenseRetriever:
     def __reduce__(self) -> tuple[object, ...]:
         if self._loaded_from is None:
             raise TypeError("only a dense retriever that was loaded can be pickled; save it first")
-        return (
-            _reload,
-            (type(self), self._loaded_from, self.encoder.config.model, self.parameters["search"]),
-        )
+        encoder, search = self.encoder, self.parameters["search"]
+        what = (type(self), self._loaded_from, encoder.config.model, search, encoder.precision)
+        return _reload, what
 
 
 def dense_parameters(encoder: SentenceEncoder, factory: str, search: str | None) -> dict[str, Any]:
@@ -210,8 +214,10 @@ def dense_parameters(encoder: SentenceEncoder, factory: str, search: str | None)
     return {**encoder.parameters, "factory": factory, "search": searched}
 
 
-def _reload(kind: type[DenseRetriever], folder: Path, model: str, search: str) -> DenseRetriever:
-    return kind.load(folder, model=model, search=search)
+def _reload(
+    kind: type[DenseRetriever], folder: Path, model: str, search: str, precision: str
+) -> DenseRetriever:
+    return kind.load(folder, model=model, search=search, precision=precision)
 
 
 def _check_encoder(

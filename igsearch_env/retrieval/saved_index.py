@@ -33,7 +33,7 @@ def load_retriever(path: str | Path, mmap: bool = True, **dense_options: Any) ->
         path: The folder of the index.
         mmap: Map the files into memory, which makes loading fast; only their sizes are checked
             then. Otherwise read everything and check the hashes.
-        **dense_options: ``model``, ``search`` and ``device`` of
+        **dense_options: ``model``, ``search``, ``device`` and ``precision`` of
             :meth:`DenseRetriever.load`, for an index that is dense or has a dense part.
 
     Returns:

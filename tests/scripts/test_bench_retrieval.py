@@ -95,6 +95,6 @@ def test_load_is_what_it_says_and_finds_what_is_different() -> None:
 def test_a_server_that_cannot_start_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"the server of .* ended"),
-        running_server(tmp_path / "none", 1),
+        running_server(tmp_path / "none", 1, {}),
     ):
         pass

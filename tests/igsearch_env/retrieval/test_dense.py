@@ -150,6 +150,20 @@ def test_how_thoroughly_to_search_may_change(
     assert every.parameters["search"] == "nprobe=8"
 
 
+def test_queries_may_be_encoded_in_another_precision(saved: Path) -> None:
+    exact = DenseRetriever.load(saved)
+    half = DenseRetriever.load(saved, precision="bfloat16")
+    assert (exact.encoder.precision, half.encoder.precision) == ("float32", "bfloat16")
+    vectors, rounded = (one.encoder.encode_queries(QUERIES) for one in (exact, half))
+    assert 0 < np.abs(vectors - rounded).max() < 0.02
+    first = [[found.id for (found,) in one.search(QUERIES, 1)] for one in (exact, half)]
+    assert first[0] == first[1]
+    again = pickle.loads(pickle.dumps(half))
+    assert again.encoder.precision == "bfloat16"
+    with pytest.raises(ValueError, match="unknown precision 'int8'"):
+        DenseRetriever.load(saved, precision="int8")
+
+
 def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) -> None:
     with pytest.raises(ValueError, match=r"was built with another model than '.*other'"):
         DenseRetriever.load(saved, model=other_model)
