@@ -58,13 +58,18 @@ class GRPOAgent:
         """Sample the next turn of each episode."""
         return self.policy.act(episodes)
 
-    def settle(self, episodes: Sequence[Episode]) -> list[Episode]:
+    def settle(self, episodes: Sequence[Episode], progress: float = 0.0) -> list[Episode]:
         """Settle what the credit method looks at, with the present weights.
 
         That is the information gain of every search, the log-probs of the gold answer, or nothing.
         Call it before these weights change: the gain is defined under the policy that sampled.
+
+        Args:
+            episodes: Finished episodes.
+            progress: As for :meth:`advantages`.
         """
-        return settle_for(self.credit, episodes, self.information_gain, self.scorer)
+        credit = credit_at(self.credit, progress)
+        return settle_for(credit, episodes, self.information_gain, self.scorer)
 
     def advantages(
         self, episodes: Sequence[Episode], progress: float = 0.0

@@ -110,9 +110,10 @@ class GRPOTrainer:
         repeated = [question for question in asked for _ in range(o.group_size)]
         episodes = collect(self.engine, self.agent, repeated, groups, seconds=seconds)
         started = time.perf_counter()
-        episodes = self.agent.settle(episodes)
+        progress = self.step / max(1, o.steps - 1)
+        episodes = self.agent.settle(episodes, progress)
         settled = time.perf_counter()
-        advantages = self.agent.advantages(episodes, self.step / max(1, o.steps - 1))
+        advantages = self.agent.advantages(episodes, progress)
         losses = self.updater.step(episodes, advantages, shuffling)
         self.policy.memory.clear()
         self.step += 1

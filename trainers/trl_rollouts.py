@@ -48,11 +48,13 @@ class SearchRollouts:
 
     Attributes:
         episodes: Those of the last call, in the order of its prompts.
+        progress: How far training had come then, from 0 to 1.
     """
 
     def __init__(self, engine: SearchQAEngine, agent: GRPOAgent) -> None:
         self.engine, self.agent = engine, agent
         self.episodes: list[Episode] = []
+        self.progress = 0.0
         self._questions = {question.id: question for question in engine.questions}
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
@@ -75,7 +77,10 @@ class SearchRollouts:
         asked = [self._questions[prompt] for prompt in prompts]
         groups = [f"{i // size}-{question.id}" for i, question in enumerate(asked)]
         self.agent.policy.memory.clear()  # the weights have changed
-        episodes = self.agent.settle(collect(self.engine, self.agent, asked, groups))
+        steps = max(1, trainer.state.max_steps - 1)
+        self.progress = min(1.0, trainer.state.global_step / steps)
+        episodes = collect(self.engine, self.agent, asked, groups)
+        episodes = self.agent.settle(episodes, self.progress)
         self.agent.policy.memory.clear()  # room for the update
         self.episodes = episodes
         rows = [completion(episode, self.agent.policy.tokenizer) for episode in episodes]
@@ -122,10 +127,9 @@ class TokenCreditTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mask = batch["completion_mask"] * batch["tool_mask"]  # (B, T)
         advantages = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        agent, episodes = self.rollout_func.agent, self.rollout_func.episodes
-        for row, (episode, values) in enumerate(
-            zip(episodes, agent.advantages(episodes), strict=True)
-        ):
+        rollouts = self.rollout_func
+        credited = rollouts.agent.advantages(rollouts.episodes, rollouts.progress)
+        for row, (episode, values) in enumerate(zip(rollouts.episodes, credited, strict=True)):
             if not episode.retrieval_failed:
                 advantages[row, mask[row].bool()] = torch.as_tensor(values).to(advantages)
         batch["advantages"] = advantages

@@ -158,6 +158,10 @@ class IGPOWithIGSearch:
         """The method at a point of training, from 0.0 to 1.0."""
         return replace(self, ig_search=self.ig_search.at(progress))
 
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
+        """For each finished episode, whether IG-Search looks at its gains."""
+        return self.ig_search.needs_gain(episodes)
+
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
         """One array of shape (policy tokens,) per episode."""
         bonuses = self.ig_search.bonuses(episodes)

@@ -58,7 +58,7 @@ class QueryBonus:
             optional = name == "alpha_final" and value is None
             if not optional and not (isinstance(value, int | float) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if not 0 < self.alpha_until <= 1:
+        if not (isinstance(self.alpha_until, int | float) and 0 < self.alpha_until <= 1):
             raise ValueError(
                 f"alpha_until must be a share of training in (0, 1], got {self.alpha_until!r}"
             )
@@ -106,7 +106,7 @@ class QueryBonus:
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
         """For each finished episode, whether its signals count; the others need not be scored."""
-        chosen = self._chosen_groups(episodes) if self.alpha else set()
+        chosen = self._chosen_groups(episodes) if self.alpha or self.alpha_final else set()
         return [episode.group_id in chosen for episode in episodes]
 
     def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:

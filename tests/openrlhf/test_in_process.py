@@ -36,7 +36,7 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from agents.trie_scorer import TrieScorer
 from igsearch_env.answer_log_probs import settle_answer_log_probs
-from igsearch_env.credit import GRPO, make_credit
+from igsearch_env.credit import GRPO, IGSearch, make_credit
 from igsearch_env.episode import Episode
 from igsearch_env.shaping import Shaping
 from trainers.losses import policy_loss
@@ -377,6 +377,17 @@ def test_methods_get_what_they_look_at(
         assert row[mask.bool()].tolist() == pytest.approx(
             [0.25 * episode.prior_log_prob] * episode.policy_tokens, abs=1e-5
         )
+
+
+def test_nothing_is_scored_once_the_weight_has_come_to_0(
+    make_maker: Callable[..., Any], responses: list[dict[str, Any]]
+) -> None:
+    maker = make_maker()
+    maker.credit = IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5)
+    for progress, scored in ((0.4, True), (0.6, False)):
+        maker.progress = progress
+        maker.make_experience_batch(as_samples(responses))
+        assert ("information_gain" in maker.metrics) is scored
 
 
 def test_rollouts_of_a_group_must_belong_together(responses: list[dict[str, Any]]) -> None:

@@ -276,7 +276,28 @@ def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -
 
     trainer.agent.credit = Annealed()  # type: ignore[assignment]
     trainer.run()
-    assert told == pytest.approx([1.0, 0.5, 0.0])
+    assert told == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.0, 0.0])  # to settle, and for advantages
+
+
+def test_nothing_is_scored_once_the_weight_has_come_to_0(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("credit.alpha=1.0", "credit.alpha_final=0.0", "credit.alpha_until=0.5")
+    assert "information_gain" in trainer.train_step()
+
+    def score(*arguments: Any) -> list[Any]:
+        raise AssertionError("at half of the training the weight is 0")
+
+    monkeypatch.setattr(trainer.agent.scorer, "log_probs", score)
+    assert "information_gain" not in trainer.train_step()
+
+
+def test_a_weight_that_begins_at_0_scores_from_the_second_step_on(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer("credit.alpha=0.0", "credit.alpha_final=1.0")
+    assert "information_gain" not in trainer.train_step()
+    assert "information_gain" in trainer.train_step()
 
 
 def test_gains_are_not_settled_for_nothing(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ trl = pytest.importorskip("trl", reason="needs the extra trl")
 
 from agents.grpo_agent import GRPOAgent  # noqa: E402
 from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
+from igsearch_env.credit import GRPO  # noqa: E402
 from igsearch_env.settings import make_engine  # noqa: E402
 from trainers.losses import policy_loss  # noqa: E402
 from trainers.setup import load_policy  # noqa: E402
@@ -107,6 +108,20 @@ def test_two_optimisation_steps(make: Make) -> None:
     moved = [not torch.equal(before[n], w) for n, w in trainer.model.named_parameters()]
     assert all(moved)
     assert {"reward", "loss"} <= trainer.state.log_history[0].keys()
+
+
+def test_the_method_is_told_how_far_training_has_come(make: Make) -> None:
+    trainer = make(max_steps=2)
+    agent, told = trainer.rollout_func.agent, []
+
+    class Told(GRPO):
+        def at(self, progress: float) -> Self:
+            told.append(progress)
+            return self
+
+    agent.credit = Told()
+    trainer.train()
+    assert told == [0.0, 0.0, 1.0, 1.0]  # once to settle, once for the advantages
 
 
 def test_the_gradient_is_that_of_the_local_trainer(make: Make) -> None:

@@ -71,11 +71,12 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         for experience in experiences:
             experience.labels = []  # episodes are not for the training processes
         experiences = super().compute_advantages_and_returns(experiences)
+        credit = credit_at(self.credit, self.progress)
         started = time.perf_counter()
-        if needs_scoring(self.credit) and self.args.ig.rollout.scorer == "policy":
-            episodes = self.settle(episodes)
+        if needs_scoring(credit) and self.args.ig.rollout.scorer == "policy":
+            episodes = self.settle(episodes, credit)
         self.seconds = time.perf_counter() - started
-        advantages = credit_at(self.credit, self.progress)(episodes)
+        advantages = credit(episodes)
         for experience in experiences:
             rows = experience.index
             write_advantages(experience, [episodes[i] for i in rows], [advantages[i] for i in rows])
@@ -91,14 +92,14 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         """Rollouts per question."""
         return int(self.args.rollout.n_samples_per_prompt)
 
-    def settle(self, episodes: Sequence[Episode]) -> list[Episode]:
-        """Settle what the credit method looks at, each group by one of the policy's processes."""
+    def settle(self, episodes: Sequence[Episode], credit: CreditAssignment) -> list[Episode]:
+        """Settle what a credit method looks at, each group by one of the policy's processes."""
         group = self.actor_model_group
         ranks = len(group._actor_handlers) // group.duplicate_actors
         shares = shared_out(episodes, self.group_size, ranks)
         parts = [[episodes[i] for i in share] for share in shares]
         refs = group.async_run_method_batch(
-            method_name="settle", episodes=parts, credit=[self.credit] * ranks
+            method_name="settle", episodes=parts, credit=[credit] * ranks
         )
         settled = self._flatten_results(refs, group.duplicate_actors)
         whole = list(episodes)

@@ -147,6 +147,7 @@ class TestSchedule:
         credit: Any = credit_at(IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5), 0.6)
         assert credit.needs_gain(batch) == [False, False]
         assert IGSearch(alpha=0.1).needs_gain(batch) == [True, True]
+        assert IGSearch(alpha=0.0, alpha_final=1.0).needs_gain(batch) == [True, True]
         found = credit(batch)
         expected = make_credit("outcome")(batch)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -176,6 +177,7 @@ class TestSchedule:
         ({"scale": 0.0}, "scale must be above 0"),
         ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
         ({"alpha_final": 0.0, "alpha_until": 0.0}, r"share of training in \(0, 1\], got 0.0"),
+        ({"alpha_final": 0.0, "alpha_until": "half"}, r"share of training in \(0, 1\], got 'half'"),
         ({"alpha_until": 0.5}, "alpha_final, the weight then, is not set"),
     ],
 )
