@@ -57,6 +57,8 @@ def main() -> None:
     clients = (1, MOST) if arguments.quick else CLIENTS
     rounds, seconds = (1, 1.0) if arguments.quick else (5, 3.0)
     dense = {} if arguments.precision is None else {"precision": arguments.precision}
+    for index in indexes:
+        load_retriever(index, **dense)  # refuses an option that it has no use for, before all work
     rows: list[dict[str, Any]] = []
     for index in indexes:
         rows += bench_index(index, dense, queries, clients, rounds, seconds)
@@ -132,7 +134,7 @@ def bench_index(
                     bar.update(task, note=f"{name}, {number} clients")
                     put_load(arms[name], number, seconds, queries, expected, measured)
                     bar.advance(task)
-    head = {"index": index.name, "passages": len(retriever)}
+    head = {"index": index.name, "passages": len(retriever), **dense}
     return [
         head | {"arm": name, "clients": number} | measured.row()
         for (name, number), measured in samples.items()

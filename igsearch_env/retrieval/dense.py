@@ -130,7 +130,8 @@ class DenseRetriever:
         with replacing_directory(Path(path)) as folder:
             write_vector_index(self._index, folder)
             DocumentFile.write(self._documents, folder)
-            content = {"passages": len(self), "parameters": self.parameters}
+            kept = {k: v for k, v in self.parameters.items() if k != "query_precision"}
+            content = {"passages": len(self), "parameters": kept}
             write_manifest(folder, FORMAT, VERSION, content)
 
     @classmethod
@@ -167,6 +168,8 @@ class DenseRetriever:
         try:
             config = EncoderConfig(*(parameters[n] for n in ("model", "preset", "max_length")))
             parameters = {**parameters, "search": search or parameters["search"]}
+            if precision != "float32":
+                parameters["query_precision"] = precision
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptIndexError(
                 f"the manifest in {folder} has no sound parameters ({error!r}); build it again"

@@ -43,6 +43,10 @@ def test_a_quick_run_measures_every_arm(tmp_path: Path) -> None:
         assert row["different"] == 0
     (summary,) = results["summary"]
     assert summary == summarise("words", rows)
+    words = [*command, "--index", tmp_path / "words", "--precision", "bfloat16"]
+    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "is a BM25 index, which has no precision" in refused.stderr
 
 
 def test_the_summary_by_hand() -> None:

@@ -315,7 +315,17 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
     encoder = SentenceEncoder(EncoderConfig(str(moved)), device="cpu")
     DenseRetriever.build(world.documents[:64], encoder, "IVF8,Flat", "nprobe=1").save(index)
     moved.rename(tmp_path / "moved")
-    server = start("0", "--index", str(index), "--model", minilm, "--search", "nprobe=8")
+    server = start(
+        "0",
+        "--index",
+        str(index),
+        "--model",
+        minilm,
+        "--search",
+        "nprobe=8",
+        "--precision",
+        "bfloat16",
+    )
     server.read_until("ready: ")
     with HTTPRetriever(server.url) as retriever:
         (found,) = retriever.search(["poet"], 64)
@@ -326,6 +336,7 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
     ("flags", "message"),
     [
         (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
+        (["--index", "INDEX", "--precision", "float16"], "index, which has no precision"),
         (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
     ],
 )

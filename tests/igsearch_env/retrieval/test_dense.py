@@ -159,7 +159,9 @@ def test_queries_may_be_encoded_in_another_precision(saved: Path) -> None:
     first = [[found.id for (found,) in one.search(QUERIES, 1)] for one in (exact, half)]
     assert first[0] == first[1]
     again = pickle.loads(pickle.dumps(half))
-    assert again.encoder.precision == "bfloat16"
+    assert again.encoder.precision == again.parameters["query_precision"] == "bfloat16"
+    again.save(saved.parent / "again")
+    assert DenseRetriever.load(saved.parent / "again").parameters == exact.parameters
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
         DenseRetriever.load(saved, precision="int8")
 
