@@ -42,8 +42,7 @@ class Block:
         """The text, with the words that the program gets in tests."""
         if self.in_tests is None:
             return self.text
-        first, *_ = self.in_tests.split()
-        program = " ".join(self.in_tests.split()[: 2 if first == "make" else 3])  # make TARGET
+        program = " ".join(self.in_tests.split()[:3])  # python -m NAME
         if not re.search(rf"^{re.escape(program)}\s", self.text, flags=re.MULTILINE):
             raise ValueError(f"{self.where}: expected {program!r} in the block")
         return self.text.replace(program, self.in_tests, 1)
@@ -57,8 +56,8 @@ def read_blocks(page: Path) -> list[Block]:
     name = page.relative_to(ROOT).as_posix()
     blocks = []
     for found in re.finditer(pattern, text, flags=re.MULTILINE | re.DOTALL):
-        before = text[: found.start()]
-        section = re.findall(r"^#+ (.*)$", before, flags=re.MULTILINE)[-1]
+        before = re.sub(r"^```.*?^```$", "", text[: found.start()], flags=re.MULTILINE | re.DOTALL)
+        section = (re.findall(r"^#+ (.*)$", before, flags=re.MULTILINE) or [""])[-1]
         line = text.count("\n", 0, found.start(4))
         blocks.append(Block(name, section, line, found[3], found[4], found[1], found[2]))
     return blocks
