@@ -250,12 +250,12 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
 def ray_cluster() -> Iterator[str]:
     """Two nodes with three GPUs each, as far as Ray knows; the address that takes jobs."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
-        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        port, dashboard = [one.getsockname()[1] for one in ports]
+        ports = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        port, dashboard, client = [one.getsockname()[1] for one in ports]
         for one in ports:
             one.close()
         head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard)]
-        head += ["--temp-dir", scratch, "--ray-client-server-port", "0"]
+        head += ["--temp-dir", scratch, "--ray-client-server-port", str(client)]
         for words in (head, ["--address", f"127.0.0.1:{port}"]):
             words += ["--num-cpus", "4", "--num-gpus", "3", "--object-store-memory", "150000000"]
             node = subprocess.Popen(
@@ -293,7 +293,7 @@ def wait_for_port(port: int, node: subprocess.Popen[bytes], seconds: float = 120
             time.sleep(0.2)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_job_trains_on_two_nodes_that_ray_carries_the_checkout_to(
     tmp_path: Path, question_file: Path, index: Path
 ) -> None:
@@ -320,7 +320,7 @@ def test_a_job_trains_on_two_nodes_that_ray_carries_the_checkout_to(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        finish(process, log, 500)
+        finish(process, log, 780)
     after = load_file(tmp_path / "runs" / "7b" / "policy" / "model.safetensors")
     before = load_file(POLICY / "model.safetensors")
     assert any(not torch.equal(before[n].bfloat16(), after[n].bfloat16()) for n in before)
