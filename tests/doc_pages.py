@@ -67,7 +67,7 @@ def run_page(page: str, sections: Sequence[str], ports: dict[str, str]) -> None:
     """Run the blocks of a page here; one that begins with ``# NAME.py`` is saved as that file.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If sections are named and have none.
     """
     namespace: dict[str, object] = {"__name__": "page"}
     blocks = [
@@ -77,8 +77,8 @@ def run_page(page: str, sections: Sequence[str], ports: dict[str, str]) -> None:
         and block.language not in SHOWN
         and (not sections or block.section in sections)
     ]
-    if not blocks:
-        raise ValueError(f"{page} has no block to run in {', '.join(sections) or 'it'}")
+    if sections and not blocks:
+        raise ValueError(f"{page} has no block to run in {', '.join(sections)}")
     for block in blocks:
         print(f"--- {block.where}", flush=True)
         text = block.command

@@ -12,7 +12,7 @@ from scripts.command_line import print_table
 def test_a_table_is_printed_whole_whatever_the_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(command_line.console, "width", 40)
     table = Table()
     for number in range(8):
         table.add_column(f"heading{number}")
