@@ -13,6 +13,7 @@ loaded, /metrics in Prometheus' text format.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import socket
 import sys
@@ -63,12 +64,21 @@ def main() -> None:
     # The thread that searches wants the interpreter back after each of many short calls; while the
     # answers of the batch before are written, it would wait up to 5 ms for it each time.
     sys.setswitchinterval(0.0005)
-    listener = socket.create_server((arguments.host, arguments.port), backlog=1024)
+    listener = _listen(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     print(f"serving http://{host}:{port}/retrieve; /ready tells when the index is loaded")
     sys.stdout.flush()
     load = partial(_load, arguments.index, arguments.corpus, dense)
     serve(service, load, listener)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ValueError(f"port {port} of {host} is taken; --port 0 picks a free one") from error
 
 
 def _load(index: str | None, corpus: str, dense: dict[str, Any]) -> IndexedRetriever:
