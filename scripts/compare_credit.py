@@ -3,12 +3,14 @@
 python -m scripts.compare_credit develop --out runs/credit --arms grpo oracle ig
 python -m scripts.compare_credit qualify --out runs/credit
 python -m scripts.compare_credit compare --out runs/credit --report docs/results
+python -m scripts.compare_credit report --out runs/credit --report docs/results
 
 `develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
 on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
-fresh seeds, and refuses to go on once the protocol has been changed. Runs are kept as they end, and
-none is repeated while its settings are the same; credit_runs.jsonl, in the folder of --report,
-holds all that were ever made, so that another machine can go on from it.
+fresh seeds, and refuses to go on once the protocol has been changed. `report` makes tables, file
+and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
+while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
+ever made, so that another machine can go on from it.
 """
 
 from __future__ import annotations
@@ -56,9 +58,8 @@ def main() -> None:
     unknown |= set(arguments.arms or ()) - protocol.arms.keys()
     if unknown:
         raise ValueError(f"the protocol has no {', '.join(sorted(unknown))}")
-    {"develop": develop, "qualify": qualify, "compare": compare}[arguments.stage](
-        protocol, store, arguments
-    )
+    stages = {"develop": develop, "qualify": qualify, "compare": compare, "report": report}
+    stages[arguments.stage](protocol, store, arguments)
 
 
 def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
     arms = ("grpo", "oracle")
     jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
     runs = store.run(protocol, jobs, arguments.workers)
-    path = arguments.out / "qualified.json"
+    path = _verdicts(arguments)
     verdicts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for regime in regimes:
         looks = [look_at_start(protocol, regime, seed) for seed in seeds]
@@ -143,7 +144,7 @@ def verdict_of(
 
 def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
     """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
-    path = arguments.out / "qualified.json"
+    path = _verdicts(arguments)
     if not path.is_file():
         raise ValueError(f"there is no {path}: run `qualify` before fresh seeds are looked at")
     qualified = json.loads(path.read_text(encoding="utf-8"))
@@ -170,27 +171,37 @@ def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         if place < arm.seeds and (not arguments.arms or name in arguments.arms)
     ]
     store.run(protocol, jobs, arguments.workers)
-    report(protocol, qualified, store, arguments)
+    report(protocol, store, arguments)
 
 
-def report(
-    protocol: Protocol,
-    qualified: Mapping[str, Any],
-    store: RunStore,
-    arguments: argparse.Namespace,
-) -> None:
-    """Tables, file and plots of all that has been run, whatever part of it was asked for now."""
+def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+    """Tables, file and plots of all that has been run, whatever part of it was asked for now.
+
+    Verdicts on regimes that this folder of runs has none of stay as the last report has them.
+    """
+    folder = arguments.report or arguments.out
+    qualified: dict[str, Any] = {}
+    for path, key in ((folder / "credit.json", "verdicts"), (_verdicts(arguments), None)):
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            qualified |= found if key is None else found.get(key, {})
     rows = store.record()
     fresh = [row for row in rows if row["job"]["stage"] == "compare"]
     counted = [row for row in fresh if _counts(protocol, row)]
     tried = [row for row in rows if row["job"]["stage"] == "develop"]
     summary = summarise(protocol, counted, qualified, tried)
     summary["rests_on"] = rests_on(protocol, arguments.protocol)
-    folder = arguments.report or arguments.out
+    summary["verdicts"] = qualified
     write_json(folder / "credit.json", summary)
     plot_differences(summary, folder / "credit.png")
     for table in tables(summary):
         print_table(table)
+
+
+def _verdicts(arguments: argparse.Namespace) -> Path:
+    """Where ``qualify`` leaves its verdicts."""
+    path: Path = arguments.out / "qualified.json"
+    return path
 
 
 def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
@@ -233,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("develop", "qualify", "compare"))
+    parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
     parser.add_argument("--protocol", type=Path, default=PROTOCOL, help="the protocol's file")

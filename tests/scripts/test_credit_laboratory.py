@@ -375,6 +375,13 @@ def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
     assert store.record() == [run]
 
 
+def test_the_report_that_is_shipped_is_of_the_protocol_that_is_shipped() -> None:
+    told = json.loads((ROOT / "docs/results/credit.json").read_text(encoding="utf-8"))
+    protocol = load_protocol(PROTOCOL)
+    assert told["rests_on"] == rests_on(protocol, PROTOCOL)
+    assert told["verdicts"].keys() == protocol.regimes.keys()
+
+
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.compare_credit", *map(str, arguments)]
     command += ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
@@ -417,6 +424,11 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     assert json.loads(runs[0].read_text()) in [json.loads(row) for row in rows.splitlines()]
     arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
     assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
+    told = json.loads((report / "credit.json").read_text())
+    assert told["verdicts"] == verdicts
+    elsewhere = ("--out", tmp_path / "other", "--report", tmp_path / "report")
+    assert laboratory("report", *elsewhere, "--protocol", protocol).returncode == 0
+    assert json.loads((report / "credit.json").read_text()) == told  # the record is enough
     protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
     late = laboratory(*call)
     assert late.returncode == 2
