@@ -78,7 +78,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Setting
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # until it ends, an event loop runs in the tests' thread
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
     pytest.importorskip("playwright", reason="no playwright (it is in the extra dev)")
