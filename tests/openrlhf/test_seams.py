@@ -28,7 +28,6 @@ SEAMS = re.findall(r"^    (\S+\.py):(\d+) +(\S.*)$", seams.__doc__ or "", flags=
 LEFT_OUT = {
     "bitsandbytes",
     "flash-attn",
-    "grpcio",
     "isort",
     "loralib",
     "optimum",
@@ -36,7 +35,7 @@ LEFT_OUT = {
     "transformers-stream-generator",
     "wandb",
 }
-"""What OpenRLHF and TensorBoard ask for and a run on a CPU never imports."""
+"""What OpenRLHF asks for and a run on a CPU never imports."""
 
 
 def test_the_pins_lack_only_what_is_for_gpus_or_unused() -> None:
