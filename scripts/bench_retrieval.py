@@ -57,8 +57,8 @@ def main() -> None:
     clients = (1, MOST) if arguments.quick else CLIENTS
     rounds, seconds = (1, 1.0) if arguments.quick else (5, 3.0)
     dense = {} if arguments.precision is None else {"precision": arguments.precision}
-    for index in indexes:
-        load_retriever(index, **dense)  # refuses an option that it has no use for, before all work
+    for index in indexes if dense else ():
+        load_retriever(index, **dense)  # refuses what it has no use for, before all work
     rows: list[dict[str, Any]] = []
     for index in indexes:
         rows += bench_index(index, dense, queries, clients, rounds, seconds)

@@ -99,7 +99,7 @@ def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
     jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
     runs = store.run(protocol, jobs, arguments.workers)
     path = _verdicts(arguments)
-    verdicts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    verdicts = _read_if_there(path)
     for regime in regimes:
         looks = [look_at_start(protocol, regime, seed) for seed in seeds]
         trained = [one for one in runs if one["job"]["regime"] == regime]
@@ -180,11 +180,8 @@ def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -
     Verdicts on regimes that this folder of runs has none of stay as the last report has them.
     """
     folder = arguments.report or arguments.out
-    qualified: dict[str, Any] = {}
-    for path, key in ((folder / "credit.json", "verdicts"), (_verdicts(arguments), None)):
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            qualified |= found if key is None else found.get(key, {})
+    last = _read_if_there(folder / "credit.json").get("verdicts", {})
+    qualified = last | _read_if_there(_verdicts(arguments))
     rows = store.record()
     fresh = [row for row in rows if row["job"]["stage"] == "compare"]
     counted = [row for row in fresh if _counts(protocol, row)]
@@ -202,6 +199,10 @@ def _verdicts(arguments: argparse.Namespace) -> Path:
     """Where ``qualify`` leaves its verdicts."""
     path: Path = arguments.out / "qualified.json"
     return path
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:

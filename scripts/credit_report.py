@@ -131,12 +131,9 @@ def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
 
 def _cpu(runs: Sequence[Run]) -> list[float]:
     """Median CPU seconds that training has cost at each evaluation, shape (evaluations,)."""
-    return [
-        float(seconds)
-        for seconds in np.median(
-            [[one["cpu_seconds"] for one in run["evaluations"]] for run in runs], axis=0
-        )
-    ]
+    costs = [[one["cpu_seconds"] for one in run["evaluations"]] for run in runs]
+    medians: list[float] = np.median(costs, axis=0).tolist()
+    return medians
 
 
 def _details(runs: Sequence[Run]) -> dict[str, Any]:
