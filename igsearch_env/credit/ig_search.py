@@ -137,6 +137,7 @@ class IGSearchPaper(IGSearch):
     gamma: float = 0.0
     groups: Literal["all", "all_fail", "not_all_success"] = "all"
     alpha_final: float | None = None
+    alpha_from: float = 0.0
     alpha_until: float = 1.0
     shaping: Shaping = field(default_factory=lambda: Shaping(0.1, negative_scale=0.5, clip=1.0))
     measure: Literal["log_prob", "probability"] = "log_prob"

@@ -43,7 +43,9 @@ class QueryBonus:
             of other groups are not scored, which saves their time.
         alpha_final: The weight that ``alpha`` moves to linearly; None keeps ``alpha``. It needs a
             trainer that calls :meth:`at`.
-        alpha_until: The share of training after which ``alpha_final`` is reached, and stays.
+        alpha_from: The share of training until which ``alpha`` holds.
+        alpha_until: The share of training from which ``alpha_final`` holds; if it is
+            ``alpha_from``, there is a step.
     """
 
     alpha: float = 0.3
@@ -51,6 +53,7 @@ class QueryBonus:
     gamma: float = 0.0
     groups: Literal["all", "all_fail", "not_all_success"] = "all"
     alpha_final: float | None = None
+    alpha_from: float = 0.0
     alpha_until: float = 1.0
 
     def __post_init__(self) -> None:
@@ -58,25 +61,32 @@ class QueryBonus:
             optional = name == "alpha_final" and value is None
             if not optional and not (isinstance(value, int | float) and value >= 0):
                 raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
-        if not (isinstance(self.alpha_until, int | float) and 0 < self.alpha_until <= 1):
-            raise ValueError(
-                f"alpha_until must be a share of training in (0, 1], got {self.alpha_until!r}"
-            )
-        if self.alpha_until != 1 and self.alpha_final is None:
-            raise ValueError(
-                f"alpha_until is {self.alpha_until}, but alpha_final, the weight then, is not set"
-            )
+        self._check_schedule()
         check_gamma(self.gamma)
         check_choice("normalizer", self.normalizer, ("query", "batch_mean_query", "none"))
         check_choice("groups", self.groups, ("all", "all_fail", "not_all_success"))
+
+    def _check_schedule(self) -> None:
+        start, end = self.alpha_from, self.alpha_until
+        numbers = isinstance(start, int | float) and isinstance(end, int | float)
+        if not (numbers and 0 <= start <= end <= 1 and end > 0):
+            raise ValueError(
+                "alpha_from and alpha_until must be shares of training, the first one not above "
+                f"the second, which is above 0; got {start!r} and {end!r}"
+            )
+        if (start, end) != (0, 1) and self.alpha_final is None:
+            raise ValueError(
+                f"alpha_from is {start} and alpha_until {end}, but alpha_final, the weight then, "
+                "is not set"
+            )
 
     def at(self, progress: float) -> Self:
         """The method at a point of training, from 0.0 (the first step) to 1.0 (the last)."""
         if self.alpha_final is None:
             return self
-        way = min(progress / self.alpha_until, 1.0)
-        alpha = (1 - way) * self.alpha + way * self.alpha_final
-        return replace(self, alpha=alpha, alpha_final=None, alpha_until=1.0)
+        marks, weights = (self.alpha_from, self.alpha_until), (self.alpha, self.alpha_final)
+        alpha = float(np.interp(progress, marks, weights))
+        return replace(self, alpha=alpha, alpha_final=None, alpha_from=0.0, alpha_until=1.0)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
         """One array of shape (policy tokens,) per episode."""

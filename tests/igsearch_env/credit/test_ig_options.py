@@ -142,6 +142,19 @@ class TestSchedule:
             assert now.alpha == pytest.approx(alpha)
             assert now.alpha_until == 1.0
 
+    def test_it_may_hold_before_it_moves(self) -> None:
+        credit = IGSearch(alpha=2.0, alpha_final=1.0, alpha_from=0.25, alpha_until=0.75)
+        for progress, alpha in ((0.0, 2.0), (0.25, 2.0), (0.5, 1.5), (0.75, 1.0), (1.0, 1.0)):
+            now: Any = credit_at(credit, progress)
+            assert now.alpha == pytest.approx(alpha)
+            assert now.alpha_from == 0.0
+
+    def test_it_may_be_a_step(self) -> None:
+        credit = IGSearch(alpha=1.0, alpha_final=0.0, alpha_from=0.4, alpha_until=0.4)
+        for progress, alpha in ((0.0, 1.0), (0.399, 1.0), (0.4, 0.0), (1.0, 0.0)):
+            now: Any = credit_at(credit, progress)
+            assert now.alpha == alpha
+
     def test_a_weight_of_0_needs_no_gain(self) -> None:
         batch = [episode_of(0.0, (1, 1.0)), episode_of(1.0, (1, 2.0))]
         credit: Any = credit_at(IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5), 0.6)
@@ -176,9 +189,13 @@ class TestSchedule:
         ({"center": "batch"}, "center must be 'none', 'search' or 'group'"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
-        ({"alpha_final": 0.0, "alpha_until": 0.0}, r"share of training in \(0, 1\], got 0.0"),
-        ({"alpha_final": 0.0, "alpha_until": "half"}, r"share of training in \(0, 1\], got 'half'"),
+        ({"alpha_final": 0.0, "alpha_until": 0.0}, "above 0; got 0.0 and 0.0"),
+        ({"alpha_final": 0.0, "alpha_until": 1.5}, "above 0; got 0.0 and 1.5"),
+        ({"alpha_final": 0.0, "alpha_until": "half"}, "above 0; got 0.0 and 'half'"),
+        ({"alpha_final": 0.0, "alpha_from": -0.1}, "above 0; got -0.1 and 1.0"),
+        ({"alpha_final": 0.0, "alpha_from": 0.6, "alpha_until": 0.5}, "got 0.6 and 0.5"),
         ({"alpha_until": 0.5}, "alpha_final, the weight then, is not set"),
+        ({"alpha_from": 0.5}, "alpha_final, the weight then, is not set"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -190,7 +207,8 @@ def test_the_papers_form() -> None:
     credit = IGSearchPaper()
     assert (credit.alpha, credit.normalizer, credit.gamma) == (0.3, "query", 0.0)
     assert (credit.groups, credit.measure, credit.center) == ("all", "log_prob", "none")
-    assert (credit.scale, credit.alpha_final, credit.alpha_until) == (1.0, None, 1.0)
+    assert (credit.scale, credit.alpha_final) == (1.0, None)
+    assert (credit.alpha_from, credit.alpha_until) == (0.0, 1.0)
     assert 0 < credit.shaping.negative_scale < 1
     assert isinstance(make_credit("ig_search_paper"), IGSearchPaper)
 
