@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
+from igsearch_env.retrieval.bm25s_alone import bm25s
 from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,

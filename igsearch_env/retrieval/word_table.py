@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
+from igsearch_env.retrieval.bm25s_alone import bm25s
 from igsearch_env.retrieval.words import words
 
 PASSES = 3
