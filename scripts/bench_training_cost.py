@@ -2,8 +2,10 @@
 
 python -m scripts.bench_training_cost --out runs/bench_training_cost
 python -m scripts.bench_training_cost --out runs/bench_training_cost_quick --quick
+python -m scripts.bench_training_cost --out runs/cost_gpu --device cuda --layers 28 --hidden 1536
+    --rollouts 40
 
-The model has random weights (60 million; fewer with --quick) and would never write a search, so its
+The model has random weights (60 million if nothing is said) and would never write a search, so its
 turns are dictated: every token is sampled as usual, but which one comes out is fixed beforehand.
 Decoding, log-probabilities, retrieval, scoring and the update are those of real training; passages
 are synthetic, 150 words each.
@@ -16,7 +18,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode
 from igsearch_env.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.settings import make_engine
-from scripts.command_line import console, run, write_json
+from scripts.command_line import console, positive, run, write_json
 from scripts.scoring_arms import make_model
 from trainers.config import OptimizationConfig
 from trainers.rollout import collect
@@ -97,7 +99,7 @@ class DictatedPolicy(TransformersPolicy):
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
-        ids = self._turns[:, self._written, None]
+        ids = self._turns[:, self._written, None].to(logits.device)
         self._written += 1
         return ids[:, 0], log_probs.gather(1, ids)[:, 0]
 
@@ -105,9 +107,15 @@ class DictatedPolicy(TransformersPolicy):
 def main() -> None:
     """Run one step and print where its time went."""
     arguments = _parser().parse_args()
-    size = QUICK if arguments.quick else FULL
+    asked = {f.name: getattr(arguments, f.name) for f in fields(Size)}
+    size = replace(
+        QUICK if arguments.quick else FULL,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
     set_threads(arguments.threads)
-    seconds, episodes, parameters = train_step(size)
+    if arguments.device != "cpu":  # the first kernels of a process are loaded and chosen
+        train_step(replace(size, rollouts=2), arguments.device)
+    seconds, episodes, parameters = train_step(size, arguments.device)
     total = sum(seconds.values())
     rows: list[dict[str, Any]] = [
         {"part": part, "seconds": round(value, 2), "percent": round(100 * value / total, 1)}
@@ -124,16 +132,23 @@ def main() -> None:
     for row in rows:
         table.add_row(row["part"], f"{row['seconds']:.1f}", f"{row['percent']:.0f} %")
     console.print(table)
-    write_json(arguments.out / "results.json", {"rows": rows, "parameters": parameters})
+    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
+    told = {"rows": rows, "parameters": parameters, "size": asdict(size), "device": machine}
+    write_json(arguments.out / "results.json", told)
 
 
-def train_step(size: Size) -> tuple[dict[str, float], list[Episode], int]:
+def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[Episode], int]:
     """A step of GRPO with information gain.
+
+    Args:
+        size: What is run.
+        device: Where.
 
     Returns:
         Wall seconds by part, the settled episodes, and the number of parameters.
     """
-    model = make_model(size.layers, size.hidden)
+    model: Any = make_model(size.layers, size.hidden)
+    model.to(device)
     tokenizer = SegmentTokenizer(build_tokenizer())
     policy = DictatedPolicy(model, tokenizer, size.searches)
     engine = make_world_of_passages(size.searches)
@@ -147,6 +162,8 @@ def train_step(size: Size) -> tuple[dict[str, float], list[Episode], int]:
     episodes = agent.settle(episodes)
     settled = time.perf_counter()
     updater.step(episodes, agent.advantages(episodes), np.random.default_rng(0))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()  # the other parts end with numbers that they wait for
     seconds["information gain"] = settled - started
     seconds["update"] = time.perf_counter() - settled
     return dict(seconds), episodes, model.num_parameters()
@@ -184,6 +201,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="a small model and two searches")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    for name in ("layers", "hidden", "rollouts", "searches"):
+        parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     return parser
 
