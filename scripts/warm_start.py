@@ -1,6 +1,7 @@
 """Rebuild the shipped policy: train a fresh one on demonstrations of mixed query quality.
 
 python -m scripts.warm_start --out runs/warm_start
+python -m scripts.warm_start --out runs/reader --random-facts --steps 3200
 """
 
 from __future__ import annotations
@@ -22,21 +23,14 @@ from trainers.warm_start import WarmStart, WarmStartConfig, evaluation_engine
 
 def main() -> None:
     """Train, save and evaluate."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for policy and results.json"
-    )
-    parser.add_argument("--steps", type=int, default=WarmStartConfig.steps, help="updates")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     if arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
-    config = WarmStartConfig(steps=arguments.steps, seed=arguments.seed)
+    config = WarmStartConfig(
+        steps=arguments.steps,
+        seed=arguments.seed,
+        informative_bridges=not arguments.random_facts,
+    )
     if arguments.smoke:
         config = replace(config, steps=3, spoiling_steps=2, people=60, episodes_per_world=64)
     policy_folder, checkpoint = arguments.out / "policy", arguments.out / "warm_start.pt"
@@ -76,6 +70,24 @@ def main() -> None:
             results[name] = found
             console.print(f"{name}: EM {found['em']:.3f} of {len(questions)} questions")
     write_json(arguments.out / "results.json", results)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for policy and results.json"
+    )
+    parser.add_argument("--steps", type=int, default=WarmStartConfig.steps, help="updates")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--random-facts", action="store_true", help="in worlds whose names hint at nothing"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
+    return parser
 
 
 if __name__ == "__main__":

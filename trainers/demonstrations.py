@@ -50,6 +50,7 @@ class Demonstrator:
         early_answer: Chance, per turn, of guessing once a passage of the chain is known but its
             end is not.
         blind_answer: Chance, per turn, of guessing before anything is known.
+        hints: Whether the world's names hint at its facts, so that a guess can go by them.
     """
 
     world: World
@@ -59,6 +60,7 @@ class Demonstrator:
     rng: random.Random
     early_answer: float = 0.25
     blind_answer: float = 0.1
+    hints: bool = True
 
     def __post_init__(self) -> None:
         self._clusters = group_by_cluster(self.world.entities)
@@ -97,7 +99,7 @@ class Demonstrator:
         """An answer of the right kind; one that the bridge hints at if it is all but known."""
         last = chain[-1]
         choices: Sequence[Entity] = self.world.entities[last.relation.object]
-        if known == len(chain) - 1 and last.subject.kind != "person":
+        if self.hints and known == len(chain) - 1 and last.subject.kind != "person":
             hint = hinted_cluster(last.subject, last.relation)
             choices = self._clusters[last.relation.object, hint] or choices
         return self.rng.choice(choices)

@@ -50,6 +50,8 @@ class WarmStartConfig:
         episodes_per_world: Demonstrations drawn from each world.
         max_searches: Searches per demonstration.
         hops: Share of 1-, 2- and 3-hop questions.
+        informative_bridges: Whether names hint at facts in its worlds. Where they do not, every
+            answer has to be read off a passage.
         seed: Seed of weights and choices.
 
     Raises:
@@ -67,6 +69,7 @@ class WarmStartConfig:
     episodes_per_world: int = 1024
     max_searches: int = 4
     hops: tuple[float, float, float] = (0.3, 0.6, 0.1)
+    informative_bridges: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -168,7 +171,9 @@ class WarmStart:
     def play(self, queries: QueryMix, count: int) -> list[Episode]:
         """Let the demonstrator play questions of the next world, with 1 or 2 passages a search."""
         config = self.config
-        world = World.generate(self._world, people=config.people)
+        world = World.generate(
+            self._world, people=config.people, informative_bridges=config.informative_bridges
+        )
         self._world += 1
         engine = make_engine(
             world.train_questions,
@@ -179,7 +184,14 @@ class WarmStart:
             top_k=2 if self._world % 4 == 0 else 1,
             num_counterfactuals=0,
         )
-        agent = Demonstrator(world, self.tokenizer, queries, config.max_searches, self._rng)
+        agent = Demonstrator(
+            world,
+            self.tokenizer,
+            queries,
+            config.max_searches,
+            self._rng,
+            hints=config.informative_bridges,
+        )
         questions = sorted(world.train_questions, key=lambda question: question.id)
         by_hops = [[q for q in questions if q.hops == hops] for hops in (1, 2, 3)]
         drawn = self._rng.choices(by_hops, config.hops, k=count)
@@ -259,10 +271,10 @@ def evaluation_engine(
     """Held-out 2-hop questions of world 0, which no demonstration came from, and their engine.
 
     Args:
-        config: Its ``people`` and ``max_searches`` are used.
+        config: Its ``people``, ``informative_bridges`` and ``max_searches`` are used.
         closed_book: Let every search come back empty.
     """
-    world = World.generate(0, people=config.people)
+    world = World.generate(0, people=config.people, informative_bridges=config.informative_bridges)
     questions = [question for question in world.test_questions if question.hops == 2]
     retriever = NoDocuments() if closed_book else BM25Retriever.build(world.documents)
     engine = make_engine(
