@@ -26,7 +26,7 @@ class GRPOAgent:
         policy: Samples the turns.
         information_gain: How the gain of a search is computed.
         credit: The credit assignment method. One with an attribute ``uses_information_gain`` that
-            is False is spared the scoring, one with a method ``needs_gain`` that of the episodes
+            is False is spared the scoring, one with a method ``needs_gain`` that of the searches
             that it leaves out; one with a true ``uses_answer_log_probs`` gets the
             policy's belief in the gold answer before the first search and after each one.
     """
@@ -91,18 +91,12 @@ def settle_for(
 ) -> list[Episode]:
     """Settle what a credit method looks at: gains, log-probs of the gold answer, or nothing.
 
-    A method may say with ``needs_gain(episodes)``, one truth value for each, that it does not look
-    at the gains of some; they stay as they are.
+    A method may say with ``needs_gain(episodes)``, one truth value for each search of each episode,
+    that it does not look at the gains of some; they stay as they are.
     """
     if needs_information_gain(credit):
-        every = [True] * len(episodes)
-        wanted = credit.needs_gain(episodes) if hasattr(credit, "needs_gain") else every
-        scored = [episode for episode, needs in zip(episodes, wanted, strict=True) if needs]
-        settled = iter(information_gain.settle(scored, scorer))
-        episodes = [
-            next(settled) if needs else episode
-            for episode, needs in zip(episodes, wanted, strict=True)
-        ]
+        wanted = credit.needs_gain(episodes) if hasattr(credit, "needs_gain") else None
+        episodes = information_gain.settle(episodes, scorer, wanted)
     if needs_answer_log_probs(credit):
         episodes = settle_answer_log_probs(episodes, scorer, information_gain)
     return list(episodes)

@@ -145,7 +145,12 @@ class InformationGain:
         """The published form: no floor, and the alias with the highest real score."""
         return cls(protocol=protocol, floor=None, aliases="best_real")
 
-    def settle(self, episodes: Sequence[Episode], scorer: AnswerScorer) -> list[Episode]:
+    def settle(
+        self,
+        episodes: Sequence[Episode],
+        scorer: AnswerScorer,
+        wanted: Sequence[Sequence[bool]] | None = None,
+    ) -> list[Episode]:
         """Fill in the information gain of every search step that is due and has none yet.
 
         Failed searches, those without counterfactual evidence, and those of which a context is too
@@ -154,6 +159,7 @@ class InformationGain:
         Args:
             episodes: Episodes, finished or not.
             scorer: Scores answers; one call is made for the whole batch.
+            wanted: For each search of each episode, whether it is to be settled; None for all.
 
         Returns:
             The episodes in the same order, their due steps settled.
@@ -163,6 +169,7 @@ class InformationGain:
             for number, episode in enumerate(episodes)
             for index in range(len(episode.steps))
             if self.due(episode, index)
+            and (wanted is None or wanted[number][episode.steps[index].search_step or 0])
         ]
         jobs = [
             (self.contexts(episodes[number], index), episodes[number].question.golden_answers)

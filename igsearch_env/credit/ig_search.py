@@ -47,6 +47,9 @@ class IGSearch(QueryBonus):
             and again. This closes that way for one document per search and for repeated lists; a
             search that finds the passage again beside a new document keeps its gain. With ``gamma``
             a search without a gain of its own still shares in those of later ones.
+        skip_last: Whether the last search of a rollout has no gain. Nothing but the answer follows
+            it, so the outcome tells whether it was of use; the gain is for those before it. Where
+            there are few searches this saves much of the scoring.
     """
 
     uses_information_gain: ClassVar[bool] = True
@@ -56,6 +59,7 @@ class IGSearch(QueryBonus):
     scale: float = 1.0
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
+    skip_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +85,25 @@ class IGSearch(QueryBonus):
         """The scaled gain of each search, by the chosen measure."""
         return [
             [
-                self._gain(step) if new or not self.new_only else None
-                for step, new in zip(episode.searches, found_anew(episode), strict=True)
+                self._gain(step) if counts else None
+                for step, counts in zip(episode.searches, self._counts(episode), strict=True)
             ]
             for episode in episodes
+        ]
+
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
+        """For each search of each finished episode, whether its gain counts."""
+        return [
+            [in_group and counts for in_group, counts in zip(row, self._counts(one), strict=True)]
+            for row, one in zip(super().needs_gain(episodes), episodes, strict=True)
+        ]
+
+    def _counts(self, episode: Episode) -> list[bool]:
+        """For each search, whether it may have a gain of its own."""
+        last = len(episode.searches) - 1
+        return [
+            (new or not self.new_only) and not (self.skip_last and number == last)
+            for number, new in enumerate(found_anew(episode))
         ]
 
     def _gain(self, step: Step) -> float | None:
@@ -144,6 +163,7 @@ class IGSearchPaper(IGSearch):
     scale: float = 1.0
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
+    skip_last: bool = False
 
 
 def found_anew(episode: Episode) -> list[bool]:

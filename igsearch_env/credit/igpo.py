@@ -158,8 +158,8 @@ class IGPOWithIGSearch:
         """The method at a point of training, from 0.0 to 1.0."""
         return replace(self, ig_search=self.ig_search.at(progress))
 
-    def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
-        """For each finished episode, whether IG-Search looks at its gains."""
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
+        """For each search of each finished episode, whether IG-Search looks at its gain."""
         return self.ig_search.needs_gain(episodes)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:

@@ -114,10 +114,13 @@ class QueryBonus:
         """What each search of each episode is worth; failed rollouts are skipped afterwards."""
         raise NotImplementedError
 
-    def needs_gain(self, episodes: Sequence[Episode]) -> list[bool]:
-        """For each finished episode, whether its signals count; the others need not be scored."""
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
+        """For each search of each finished episode, whether its signal counts.
+
+        The others need not be scored.
+        """
         chosen = self._chosen_groups(episodes) if self.alpha or self.alpha_final else set()
-        return [episode.group_id in chosen for episode in episodes]
+        return [[episode.group_id in chosen] * len(episode.searches) for episode in episodes]
 
     def _chosen_groups(self, episodes: Sequence[Episode]) -> set[str]:
         outcomes = {

@@ -29,21 +29,20 @@ GAIN = InformationGain(PROTOCOL, "documents", floor=None)
 LINEAR = Shaping(dead_zone=0.0, clip=None)
 
 
-def episode_of(
-    tokenizer: PreTrainedTokenizerFast, outcome: float, query: str = "capital of peru"
-) -> Episode:
-    """A search with two counterfactuals, and an answer; tokens as a policy would have them."""
+def episode_of(tokenizer: PreTrainedTokenizerFast, outcome: float, *queries: str) -> Episode:
+    """Searches with two counterfactuals each, and an answer; tokens as a policy would have them."""
     rules = TurnRules(PROTOCOL)
     episode = rules.begin(Question("q", "who wrote the book of sand", ("Borges", "lima")))
     other = Evidence((Document("o", "", "cat dog river"),), Segment("", "policy", ()), "o", "o?")
     drawn = (other, replace(other, documents=(Document("p", "", "Zürich Kōbe"),)))
     found = SearchResult((Document("d", "", "sand Borges wrote"),), counterfactuals=drawn)
-    for text in (f"<search> {query} </search>", "<answer> lima </answer>"):
+    searches = [f"<search> {query} </search>" for query in queries or ("capital of peru",)]
+    for text in (*searches, "<answer> lima </answer>"):
         segments = SegmentTokenizer(tokenizer)
         ids = segments.encode_answer("", text)[1]
         turn = Completion.from_tokens(ids, [-1.0] * len(ids), segments.decode)
         episode = rules.read(episode, turn).extend(episode, rules, found)
-    steps = (episode.steps[0], replace(episode.steps[1], reward=outcome))
+    steps = (*episode.steps[:-1], replace(episode.steps[-1], reward=outcome))
     return replace(episode, steps=steps, outcome=outcome, em=outcome, f1=outcome)
 
 
@@ -125,6 +124,21 @@ def test_groups_that_a_method_leaves_out_are_not_scored(
     assert everything[0].information_gains[0] is not None
     for one, other in zip(agent.advantages(settled), agent.advantages(everything), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_searches_that_a_method_leaves_out_are_not_scored(
+    policy: TransformersPolicy, bpe: PreTrainedTokenizerFast
+) -> None:
+    agent = GRPOAgent(policy, GAIN, IGSearch(skip_last=True))
+    episodes = [episode_of(bpe, 0.0, "river", "capital of peru"), episode_of(bpe, 1.0)]
+    settled = agent.settle(episodes)
+    assert [[gain is not None for gain in e.information_gains] for e in settled] == [
+        [True, False],
+        [False],
+    ]
+    everything = GRPOAgent(policy, GAIN, IGSearch()).settle(episodes)
+    for one, other in zip(agent.advantages(settled), agent.advantages(everything), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
 
 
 def test_who_needs_information_gain(policy: TransformersPolicy) -> None:

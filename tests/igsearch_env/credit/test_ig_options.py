@@ -116,6 +116,43 @@ class TestByHand:
         expected = [[1.0 - mean, 0.0, 4.0 - mean, 0.0], [3.0 - mean, 0.0]]
         assert [pytest.approx(row) for row in expected] == bonuses(centered, batch)
 
+    def test_the_last_search_may_have_no_gain(self) -> None:
+        batch = [episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0)), episode_of(0.0, (1, 8.0))]
+        assert bonuses(plain(skip_last=True), batch) == [[1.0, 2.0, 0.0], [0.0]]
+        assert bonuses(plain(skip_last=True, gamma=0.5), batch) == [[2.0, 2.0, 0.0], [0.0]]
+        centered = bonuses(plain(skip_last=True, center="group"), batch)
+        assert centered == [[-0.5, 0.5, 0.0], [0.0]]
+
+    def test_what_does_not_count_need_not_be_scored(self) -> None:
+        batch = [
+            found(episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0)), "a", "a", "b"),
+            found(episode_of(1.0, (1, 8.0), group="other"), "c"),
+            episode_of(0.0),
+        ]
+        for credit, expected in (
+            (plain(), [[True, True, True], [True], []]),
+            (plain(new_only=True), [[True, False, True], [True], []]),
+            (plain(skip_last=True), [[True, True, False], [False], []]),
+            (plain(new_only=True, skip_last=True), [[True, False, False], [False], []]),
+            (plain(groups="all_fail"), [[True, True, True], [False], []]),
+            (plain(skip_last=True, alpha=0.0), [[False, False, False], [False], []]),
+        ):
+            assert credit.needs_gain(batch) == expected
+            unscored = [
+                replace(
+                    episode,
+                    steps=tuple(
+                        replace(step, information_gain=None)
+                        if step.search_step is not None and not row[step.search_step]
+                        else step
+                        for step in episode.steps
+                    ),
+                )
+                for episode, row in zip(batch, expected, strict=True)
+            ]
+            for one, other in zip(credit(batch), credit(unscored), strict=True):
+                assert np.array_equal(one, other)
+
 
 def found(episode: Episode, *documents: str) -> Episode:
     """The episode with one document per letter for each search."""
@@ -158,9 +195,9 @@ class TestSchedule:
     def test_a_weight_of_0_needs_no_gain(self) -> None:
         batch = [episode_of(0.0, (1, 1.0)), episode_of(1.0, (1, 2.0))]
         credit: Any = credit_at(IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5), 0.6)
-        assert credit.needs_gain(batch) == [False, False]
-        assert IGSearch(alpha=0.1).needs_gain(batch) == [True, True]
-        assert IGSearch(alpha=0.0, alpha_final=1.0).needs_gain(batch) == [True, True]
+        assert credit.needs_gain(batch) == [[False], [False]]
+        assert IGSearch(alpha=0.1).needs_gain(batch) == [[True], [True]]
+        assert IGSearch(alpha=0.0, alpha_final=1.0).needs_gain(batch) == [[True], [True]]
         found = credit(batch)
         expected = make_credit("outcome")(batch)
         assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -239,6 +276,8 @@ def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
         before = [d.id for earlier in searches[:number] for d in earlier.documents]
         if credit.new_only and not [d for d in step.documents if d.id not in before]:
             return None
+        if credit.skip_last and number == len(searches) - 1:
+            return None
         if credit.measure == "log_prob":
             return credit.scale * step.information_gain
         assert step.log_prob is not None
@@ -309,6 +348,7 @@ OPTIONS = st.builds(
     scale=st.sampled_from([1.0, 4.0]),
     center=st.sampled_from(["none", "search", "group"]),
     new_only=st.booleans(),
+    skip_last=st.booleans(),
 )
 
 
