@@ -166,9 +166,9 @@ def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
     jobs = [
         Job("compare", regime, name, seed)
         for regime in regimes
-        for place, seed in enumerate(protocol.seeds)
+        for seed in protocol.seeds
         for name, arm in protocol.arms.items()
-        if place < arm.seeds and (not arguments.arms or name in arguments.arms)
+        if seed in arm.of(protocol.seeds) and (not arguments.arms or name in arguments.arms)
     ]
     store.run(protocol, jobs, arguments.workers)
     report(protocol, store, arguments)
@@ -211,7 +211,7 @@ def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
     known = job.regime in protocol.regimes and job.arm in protocol.arms
     return (
         known
-        and job.seed in protocol.seeds[: protocol.arms[job.arm].seeds]
+        and job.seed in protocol.arms[job.arm].of(protocol.seeds)
         and is_run_of(row, protocol, job)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,11 +33,18 @@ class Arm:
         family: Whose tuned settings it takes: those of ``"outcome"`` (tuned with GRPO) or of
             ``"gain"`` (tuned with IG-Search, for everything that adds a bonus to searches).
         seeds: On how many of the fresh seeds it runs.
+        skipped: How many of them it leaves to other arms before: those that had been looked at
+            when this arm was chosen.
     """
 
     settings: Settings
     family: Literal["outcome", "gain"] = "outcome"
     seeds: int = 3
+    skipped: int = 0
+
+    def of(self, seeds: Sequence[int]) -> Sequence[int]:
+        """The ones among the protocol's fresh seeds that it runs on."""
+        return seeds[self.skipped : self.skipped + self.seeds]
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,14 @@ class Regime:
     Args:
         settings: Sections of a training configuration.
         primary: The one arm that is tested against GRPO.
+        checkpoints: Warm-started policies in the place of the protocol's, if it needs its own.
         tuned: For each family, what tuning on development seeds settled.
         why: What the regime is for, in a line.
     """
 
     settings: Settings
     primary: str
+    checkpoints: tuple[str, ...] = ()
     tuned: dict[str, Settings] = field(default_factory=dict)
     why: str = ""
 
@@ -94,9 +103,10 @@ class Protocol:
         for name, regime in self.regimes.items():
             _check_regime(name, regime)
         for name, arm in self.arms.items():
-            if not 1 <= arm.seeds <= len(self.seeds):
+            if arm.seeds < 1 or len(arm.of(self.seeds)) != arm.seeds or arm.skipped < 0:
                 raise ValueError(
-                    f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
+                    f"arm {name!r} asks for {arm.seeds} seeds after {arm.skipped}; "
+                    f"the protocol has {len(self.seeds)}"
                 )
 
 
@@ -176,7 +186,8 @@ def rests_on(protocol: Protocol, path: Path) -> dict[str, str]:
         path: Its file.
     """
     hashes = {"protocol": sha256_of(path), protocol.base: sha256_of(ROOT / protocol.base)}
-    return hashes | {name: checkpoint_hash(name) for name in protocol.checkpoints}
+    own = [name for regime in protocol.regimes.values() for name in regime.checkpoints]
+    return hashes | {name: checkpoint_hash(name) for name in (*protocol.checkpoints, *own)}
 
 
 def evaluation_size(protocol: Protocol, job: Job, quarter: int) -> tuple[int, int]:
@@ -216,7 +227,10 @@ def settings_hash(protocol: Protocol, regime: str) -> str:
 
 def shortened(protocol: Protocol) -> Protocol:
     """The same protocol at a size that shows that it works, and nothing else."""
-    arms = {name: replace(arm, seeds=min(arm.seeds, 2)) for name, arm in protocol.arms.items()}
+    arms = {
+        name: replace(arm, seeds=min(arm.seeds, 2), skipped=0)
+        for name, arm in protocol.arms.items()
+    }
     tiny: Settings = {"optimization": {"steps": QUARTERS, "questions_per_step": 2, "group_size": 2}}
     regimes = {
         name: replace(regime, settings=merged(regime.settings, tiny))
@@ -239,7 +253,8 @@ def job_config(protocol: Protocol, job: Job) -> TrainConfig:
     """The training settings of a run."""
     regime, arm = protocol.regimes[job.regime], protocol.arms[job.arm]
     base = tomllib.loads((ROOT / protocol.base).read_text(encoding="utf-8"))
-    checkpoint = protocol.checkpoints[job.seed % len(protocol.checkpoints)]
+    checkpoints = regime.checkpoints or protocol.checkpoints
+    checkpoint = checkpoints[job.seed % len(checkpoints)]
     fixed: Settings = {
         "world": {"seed": job.seed},
         "run": {"seed": job.seed, "threads": 1},

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from igsearch_env.credit import IGSearch
 from scripts.compare_credit import PROTOCOL, verdict_of
 from scripts.credit_protocol import (
+    Arm,
     Job,
     Protocol,
     checkpoint_hash,
@@ -258,6 +259,34 @@ def test_settings_are_laid_over_one_another() -> None:
     assert job_config(protocol, changed).credit["alpha"] == 0.5
     assert job_config(protocol, changed).optimization.kl == 0.01
     assert changed.name == "no_second_try-ig-0-credit.alpha_0.5-optimization.kl_0.01"
+
+
+def test_a_regime_may_have_starting_policies_of_its_own(tmp_path: Path) -> None:
+    protocol = load_protocol(PROTOCOL)
+    own = tmp_path / "policy"
+    own.mkdir()
+    regime = replace(protocol.regimes["no_second_try"], checkpoints=(str(own),))
+    other = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    for seed in (8, 9):
+        for regime_name, expected in (("no_second_try", str(own)), ("single_hop", None)):
+            job = Job("compare", regime_name, "grpo", seed)
+            common = protocol.checkpoints[seed % len(protocol.checkpoints)]
+            assert job_config(other, job).policy.path == (expected or common)
+    before = rests_on(other, PROTOCOL)
+    (own / "config.json").write_text("{}")
+    changed = {name for name, told in rests_on(other, PROTOCOL).items() if told != before[name]}
+    assert changed == {str(own)}
+
+
+def test_an_arm_may_leave_seeds_to_others() -> None:
+    assert Arm({}, seeds=2).of((8, 9, 10, 11)) == (8, 9)
+    assert Arm({}, seeds=2, skipped=1).of((8, 9, 10, 11)) == (9, 10)
+    protocol = load_protocol(PROTOCOL)
+    count = len(protocol.seeds)
+    for seeds, skipped in ((2, count - 1), (0, 1), (1, -1)):
+        arms = {**protocol.arms, "ig": replace(protocol.arms["ig"], seeds=seeds, skipped=skipped)}
+        with pytest.raises(ValueError, match=f"asks for {seeds} seeds after {skipped}"):
+            replace(protocol, arms=arms)
 
 
 def test_every_arm_of_the_protocol_can_be_built() -> None:
