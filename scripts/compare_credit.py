@@ -70,7 +70,7 @@ def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         Job("develop", regime, arm, seed, changes)
         for regime in regimes
         for changes in _grid(arguments.tries)
-        for seed in protocol.development_seeds
+        for seed in _development_seeds(protocol, arguments)
         for arm in arms
     ]
     table = Table(title="development seeds: mean EM over the budget, by seed")
@@ -89,6 +89,13 @@ def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
     print_table(table)
     store.record()
+
+
+def _development_seeds(protocol: Protocol, arguments: argparse.Namespace) -> Sequence[int]:
+    if fresh := set(arguments.seeds or ()) & set(protocol.seeds):
+        raise ValueError(f"--seeds: development must not see the fresh seeds {sorted(fresh)}")
+    seeds: Sequence[int] = arguments.seeds or protocol.development_seeds
+    return seeds
 
 
 def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
@@ -258,6 +265,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="SECTION.KEY=A,B",
         help="develop: settings to try, all combinations",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the protocol's)"
     )
     parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
     parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")

@@ -417,6 +417,12 @@ def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
+def test_development_does_not_see_fresh_seeds(tmp_path: Path) -> None:
+    refused = laboratory("develop", "--out", tmp_path, "--seeds", "100", "8")
+    assert refused.returncode == 2
+    assert "development must not see the fresh seeds [8]" in refused.stderr
+
+
 @pytest.mark.timeout(1200)
 def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     early = laboratory("compare", "--out", tmp_path)
