@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -50,6 +51,10 @@ class IGSearch(QueryBonus):
         skip_last: Whether the last search of a rollout has no gain. Nothing but the answer follows
             it, so the outcome tells whether it was of use; the gain is for those before it. Where
             there are few searches this saves much of the scoring.
+        later: What a search after the first one is compared with: ``"counterfactual"`` (the paper),
+            or ``"belief"``, the policy's belief in the gold answer after the search before it, as
+            in IGPO. The first documents move that belief whatever they say, which takes others in
+            their place to tell; from then on one context is enough in the place of 1 + N.
     """
 
     uses_information_gain: ClassVar[bool] = True
@@ -60,6 +65,7 @@ class IGSearch(QueryBonus):
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
     skip_last: bool = False
+    later: Literal["counterfactual", "belief"] = "counterfactual"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +73,12 @@ class IGSearch(QueryBonus):
             raise ValueError(f"scale must be above 0, got {self.scale!r}")
         check_choice("measure", self.measure, ("log_prob", "probability"))
         check_choice("center", self.center, ("none", "search", "group"))
+        check_choice("later", self.later, ("counterfactual", "belief"))
+
+    @property
+    def uses_answer_log_probs(self) -> bool:
+        """Whether the belief after each search is to be settled."""
+        return self.later == "belief" and bool(self.alpha or self.alpha_final)
 
     def signals(self, episodes: Sequence[Episode]) -> Signals:
         """The shaped gains.
@@ -85,17 +97,22 @@ class IGSearch(QueryBonus):
         """The scaled gain of each search, by the chosen measure."""
         return [
             [
-                self._gain(step) if counts else None
-                for step, counts in zip(episode.searches, self._counts(episode), strict=True)
+                self._gain(episode.searches, number) if counts else None
+                for number, counts in enumerate(self._counts(episode))
             ]
             for episode in episodes
         ]
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
-        """For each search of each finished episode, whether its gain counts."""
+        """For each search of each finished episode, whether its counterfactuals count."""
         return [
-            [in_group and counts for in_group, counts in zip(row, self._counts(one), strict=True)]
-            for row, one in zip(super().needs_gain(episodes), episodes, strict=True)
+            [
+                in_group and counts and (number == 0 or self.later == "counterfactual")
+                for number, (in_group, counts) in enumerate(
+                    zip(row, self._counts(episode), strict=True)
+                )
+            ]
+            for row, episode in zip(super().needs_gain(episodes), episodes, strict=True)
         ]
 
     def _counts(self, episode: Episode) -> list[bool]:
@@ -106,7 +123,15 @@ class IGSearch(QueryBonus):
             for number, new in enumerate(found_anew(episode))
         ]
 
-    def _gain(self, step: Step) -> float | None:
+    def _gain(self, searches: Sequence[Step], number: int) -> float | None:
+        step = searches[number]
+        if number and self.later == "belief":
+            before, after = searches[number - 1].log_prob, step.log_prob
+            if before is None or after is None:
+                return None
+            if self.measure == "probability":
+                before, after = math.exp(before), math.exp(after)
+            return self.scale * (after - before)
         if step.information_gain is None:
             return None
         if self.measure == "log_prob":
@@ -164,6 +189,7 @@ class IGSearchPaper(IGSearch):
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
     skip_last: bool = False
+    later: Literal["counterfactual", "belief"] = "counterfactual"
 
 
 def found_anew(episode: Episode) -> list[bool]:
