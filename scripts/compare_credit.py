@@ -34,9 +34,10 @@ from scripts.credit_protocol import (
     settings_hash,
     shortened,
 )
-from scripts.credit_report import endpoint, plot_differences, summarise, tables
+from scripts.credit_report import endpoint, markdown, plot_differences, summarise, tables
 from scripts.credit_runs import held_out, look_at_start
 from scripts.credit_store import RunStore
+from trainers.files import write_whole
 from trainers.setup import ROOT
 
 PROTOCOL = ROOT / "scripts/credit_protocol.toml"
@@ -197,6 +198,7 @@ def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -
     summary["rests_on"] = rests_on(protocol, arguments.protocol)
     summary["verdicts"] = qualified
     write_json(folder / "credit.json", summary)
+    write_whole(folder / "credit.md", markdown(summary))
     plot_differences(summary, folder / "credit.png")
     for table in tables(summary):
         print_table(table)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -192,29 +192,57 @@ def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
         }
 
 
+HEADINGS = ("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses")
+
+
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table per regime."""
     made = []
     for name, regime in summary["regimes"].items():
-        table = Table(
-            title=f"{name}: {summary['endpoint']}", caption=f"{regime['why']}; {summary['caveat']}"
-        )
-        table.add_column("arm", no_wrap=True)
-        for heading in ("seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for arm, row in regime["arms"].items():
-            table.add_row(
-                arm + (" *" if arm == regime["primary"] else ""),
-                str(row["seeds"]),
-                _interval(row["em"]),
-                _interval(row.get("delta_em"), signed=True),
-                _interval(row.get("delta_em_equal_cpu"), signed=True),
-                " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
-                f"{row['cpu_seconds']:.0f}",
-                str(row["collapses"]),
-            )
+        table = Table(title=_title(name, summary), caption=_caption(regime, summary))
+        for heading in HEADINGS:
+            justify: Literal["left", "right"] = "left" if heading == "arm" else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row in _rows(regime):
+            table.add_row(*row)
         made.append(table)
     return made
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The same tables as a page of Markdown."""
+    parts = ["# Results of the credit laboratory", "`*` marks the primary arm of a regime."]
+    for name, regime in summary["regimes"].items():
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *_rows(regime)]
+        parts.append(f"## {_title(name, summary)}")
+        parts.append(f"{_caption(regime, summary)}.")
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str, summary: Mapping[str, Any]) -> str:
+    return f"{name}: {summary['endpoint']}"
+
+
+def _caption(regime: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    return f"{regime['why']}; {summary['caveat']}"
+
+
+def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a regime's table."""
+    return [
+        (
+            arm + (" *" if arm == regime["primary"] else ""),
+            str(row["seeds"]),
+            _interval(row["em"]),
+            _interval(row.get("delta_em"), signed=True),
+            _interval(row.get("delta_em_equal_cpu"), signed=True),
+            " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
+            f"{row['cpu_seconds']:.0f}",
+            str(row["collapses"]),
+        )
+        for arm, row in regime["arms"].items()
+    ]
 
 
 def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:

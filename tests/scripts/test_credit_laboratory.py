@@ -32,7 +32,7 @@ from scripts.credit_protocol import (
     settings_hash,
     shortened,
 )
-from scripts.credit_report import collapsed, endpoint, endpoint_at, summarise, tables
+from scripts.credit_report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
 from scripts.credit_runs import held_out, run_job
 from scripts.credit_statistics import holm, sign_flip_test, t_interval
 from scripts.credit_store import RunStore
@@ -179,6 +179,11 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
     assert regime["verdict"]["win"] is True
     assert "sign_flip_p_holm" not in oracle
     assert len(tables(summary)) == 1
+    page = markdown(summary).splitlines()
+    assert f"## no_second_try: {summary['endpoint']}" in page
+    (told,) = (line for line in page if line.startswith(f"| {primary} *"))
+    assert f"| {ig['delta_em'][0]:+.3f} [" in told
+    assert {line.count("|") for line in page if line.startswith("|")} == {9}
     assert summary["regimes"].keys() == {"no_second_try"}
 
 
@@ -444,6 +449,7 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
     assert (report / "credit.png").stat().st_size > 10_000
+    assert (report / "credit.md").read_text().startswith("# Results")
     runs = sorted((tmp_path / "smoke/runs/compare").iterdir())
     kept = [(path.name, path.stat().st_mtime_ns) for path in runs]
     assert len(kept) == 4
