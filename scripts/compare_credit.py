@@ -175,8 +175,8 @@ def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
         Job("compare", regime, name, seed)
         for regime in regimes
         for seed in protocol.seeds
-        for name, arm in protocol.arms.items()
-        if seed in arm.of(protocol.seeds) and (not arguments.arms or name in arguments.arms)
+        for name in arguments.arms or protocol.arms
+        if seed in protocol.seeds_of(regime, name)
     ]
     store.run(protocol, jobs, arguments.workers)
     report(protocol, store, arguments)
@@ -220,7 +220,7 @@ def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
     known = job.regime in protocol.regimes and job.arm in protocol.arms
     return (
         known
-        and job.seed in protocol.arms[job.arm].of(protocol.seeds)
+        and job.seed in protocol.seeds_of(job.regime, job.arm)
         and is_run_of(row, protocol, job)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,19 +32,20 @@ class Arm:
         settings: Sections of a training configuration.
         family: Whose tuned settings it takes: those of ``"outcome"`` (tuned with GRPO) or of
             ``"gain"`` (tuned with IG-Search, for everything that adds a bonus to searches).
-        seeds: On how many of the fresh seeds it runs.
-        skipped: How many of them it leaves to other arms before: those that had been looked at
-            when this arm was chosen.
+        seeds: On how many of the fresh seeds it runs, where the regime does not say.
     """
 
     settings: Settings
     family: Literal["outcome", "gain"] = "outcome"
     seeds: int = 3
-    skipped: int = 0
 
-    def of(self, seeds: Sequence[int]) -> Sequence[int]:
-        """The ones among the protocol's fresh seeds that it runs on."""
-        return seeds[self.skipped : self.skipped + self.seeds]
+
+@dataclass(frozen=True)
+class Span:
+    """The fresh seeds from the first to the last one."""
+
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Regime:
         settings: Sections of a training configuration.
         primary: The one arm that is tested against GRPO.
         checkpoints: Warm-started policies in the place of the protocol's, if it needs its own.
+        seeds: The fresh seeds of some arms, by name: one that was chosen when some of them had
+            been looked at leaves those out.
         tuned: For each family, what tuning on development seeds settled.
         why: What the regime is for, in a line.
     """
@@ -62,6 +65,7 @@ class Regime:
     settings: Settings
     primary: str
     checkpoints: tuple[str, ...] = ()
+    seeds: dict[str, Span] = field(default_factory=dict)
     tuned: dict[str, Settings] = field(default_factory=dict)
     why: str = ""
 
@@ -103,11 +107,24 @@ class Protocol:
         for name, regime in self.regimes.items():
             _check_regime(name, regime)
         for name, arm in self.arms.items():
-            if arm.seeds < 1 or len(arm.of(self.seeds)) != arm.seeds or arm.skipped < 0:
+            if not 1 <= arm.seeds <= len(self.seeds):
                 raise ValueError(
-                    f"arm {name!r} asks for {arm.seeds} seeds after {arm.skipped}; "
-                    f"the protocol has {len(self.seeds)}"
+                    f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
                 )
+        for name, regime in self.regimes.items():
+            for arm_name, span in regime.seeds.items():
+                if arm_name not in self.arms or not {span.first, span.last} <= set(self.seeds):
+                    raise ValueError(
+                        f"regime {name!r} gives {span} to arm {arm_name!r}; expected an arm of "
+                        "the protocol, and the first and the last of its fresh seeds"
+                    )
+
+    def seeds_of(self, regime: str, arm: str) -> list[int]:
+        """The fresh seeds that an arm runs on."""
+        if arm in self.regimes[regime].seeds:
+            span = self.regimes[regime].seeds[arm]
+            return [seed for seed in self.seeds if span.first <= seed <= span.last]
+        return list(self.seeds[: self.arms[arm].seeds])
 
 
 def _check_regime(name: str, regime: Regime) -> None:
@@ -227,13 +244,10 @@ def settings_hash(protocol: Protocol, regime: str) -> str:
 
 def shortened(protocol: Protocol) -> Protocol:
     """The same protocol at a size that shows that it works, and nothing else."""
-    arms = {
-        name: replace(arm, seeds=min(arm.seeds, 2), skipped=0)
-        for name, arm in protocol.arms.items()
-    }
+    arms = {name: replace(arm, seeds=min(arm.seeds, 2)) for name, arm in protocol.arms.items()}
     tiny: Settings = {"optimization": {"steps": QUARTERS, "questions_per_step": 2, "group_size": 2}}
     regimes = {
-        name: replace(regime, settings=merged(regime.settings, tiny))
+        name: replace(regime, settings=merged(regime.settings, tiny), seeds={})
         for name, regime in protocol.regimes.items()
     }
     return replace(

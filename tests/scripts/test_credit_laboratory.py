@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from igsearch_env.credit import IGSearch
 from scripts.compare_credit import PROTOCOL, verdict_of
 from scripts.credit_protocol import (
-    Arm,
     Job,
     Protocol,
+    Span,
     checkpoint_hash,
     evaluation_size,
     is_run_of,
@@ -283,15 +283,17 @@ def test_a_regime_may_have_starting_policies_of_its_own(tmp_path: Path) -> None:
     assert changed == {str(own)}
 
 
-def test_an_arm_may_leave_seeds_to_others() -> None:
-    assert Arm({}, seeds=2).of((8, 9, 10, 11)) == (8, 9)
-    assert Arm({}, seeds=2, skipped=1).of((8, 9, 10, 11)) == (9, 10)
+def test_a_regime_may_say_on_which_seeds_an_arm_runs() -> None:
     protocol = load_protocol(PROTOCOL)
-    count = len(protocol.seeds)
-    for seeds, skipped in ((2, count - 1), (0, 1), (1, -1)):
-        arms = {**protocol.arms, "ig": replace(protocol.arms["ig"], seeds=seeds, skipped=skipped)}
-        with pytest.raises(ValueError, match=f"asks for {seeds} seeds after {skipped}"):
-            replace(protocol, arms=arms)
+    regime = replace(protocol.regimes["no_second_try"], seeds={"ig": Span(10, 12)})
+    other = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    assert other.seeds_of("no_second_try", "ig") == [10, 11, 12]
+    assert other.seeds_of("no_second_try", "rloo") == [8, 9, 10]
+    assert other.seeds_of("single_hop", "ig") == [8, 9, 10]
+    assert other.seeds_of("single_hop", "paper") == list(range(8, 16))
+    for seeds in ({"ig": Span(7, 10)}, {"no_such_arm": Span(8, 9)}):
+        with pytest.raises(ValueError, match="gives Span"):
+            replace(protocol, regimes={"no_second_try": replace(regime, seeds=seeds)})
 
 
 def test_every_arm_of_the_protocol_can_be_built() -> None:
@@ -309,7 +311,7 @@ def test_every_arm_of_the_protocol_can_be_built() -> None:
     [
         ({"seeds": (0, 100)}, "development seeds"),
         ({"arms": {}}, "needs an arm 'grpo'"),
-        ({"seeds": (0,)}, "asks for 16 seeds"),
+        ({"seeds": (0,)}, "asks for 8 seeds"),
     ],
 )
 def test_a_protocol_that_contradicts_itself_is_refused(
