@@ -61,8 +61,9 @@ class GRPOAgent:
     def settle(self, episodes: Sequence[Episode], progress: float = 0.0) -> list[Episode]:
         """Settle what the credit method looks at, with the present weights.
 
-        That is the information gain of every search, the log-probs of the gold answer, or nothing.
-        Call it before these weights change: the gain is defined under the policy that sampled.
+        That is the information gain of the searches that count, the log-probs of the gold answer,
+        or nothing. Call it before these weights change: the gain is defined under the policy that
+        sampled.
 
         Args:
             episodes: Finished episodes.

@@ -162,14 +162,19 @@ class InformationGain:
             wanted: For each search of each episode, whether it is to be settled; None for all.
 
         Returns:
-            The episodes in the same order, their due steps settled.
+            The episodes in the same order, their due and wanted steps settled.
+
+        Raises:
+            ValueError: If ``wanted`` is not one truth value per search of each episode.
         """
+        if wanted is not None:
+            _check_wanted(wanted, episodes)
         places = [
             (number, index)
             for number, episode in enumerate(episodes)
             for index in range(len(episode.steps))
             if self.due(episode, index)
-            and (wanted is None or wanted[number][episode.steps[index].search_step or 0])
+            and (wanted is None or wanted[number][_search_step(episode.steps[index])])
         ]
         jobs = [
             (self.contexts(episodes[number], index), episodes[number].question.golden_answers)
@@ -258,6 +263,20 @@ class InformationGain:
         question = episode.question
         documents = episode.steps[index].documents
         return Evidence(documents, self.refinement(episode, index), question.id, question.text)
+
+
+def _check_wanted(wanted: Sequence[Sequence[bool]], episodes: Sequence[Episode]) -> None:
+    expected = [len(episode.searches) for episode in episodes]
+    if not all(isinstance(row, Sequence) for row in wanted) or expected != [*map(len, wanted)]:
+        raise ValueError(
+            "wanted must have a row for each episode with a truth value for each of its searches, "
+            f"so rows of {expected}; got {wanted}"
+        )
+
+
+def _search_step(step: Step) -> int:
+    assert step.search_step is not None  # searches have numbers
+    return step.search_step
 
 
 def _shown(refinement: Segment) -> tuple[Segment, ...]:

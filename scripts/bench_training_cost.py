@@ -3,7 +3,7 @@
 python -m scripts.bench_training_cost --out runs/bench_training_cost
 python -m scripts.bench_training_cost --out runs/bench_training_cost_quick --quick
 python -m scripts.bench_training_cost --out runs/cost_gpu --device cuda --layers 28 --hidden 1536
-    --rollouts 40
+    --rollouts 40 --searches 2
 
 The model has random weights (60 million if nothing is said) and would never write a search, so its
 turns are dictated: every token is sampled as usual, but which one comes out is fixed beforehand.
@@ -112,6 +112,10 @@ def main() -> None:
         QUICK if arguments.quick else FULL,
         **{name: value for name, value in asked.items() if value is not None},
     )
+    if size.hidden % 128:
+        raise ValueError(f"--hidden must be a multiple of 128, got {size.hidden}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU that PyTorch sees; there is none")
     set_threads(arguments.threads)
     if arguments.device != "cpu":  # the first kernels of a process are loaded and chosen
         train_step(replace(size, rollouts=2), arguments.device)

@@ -17,7 +17,8 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 
     Groups count as ``all_fail`` or ``all_success`` if every rollout's outcome is the same, 0 or
     above. Rollouts in which a search failed are left out of everything but ``failed_searches``,
-    the share of searches that failed.
+    the share of searches that failed. Gains and the log-probs behind them are those of the searches
+    that the credit method looks at; the others are not scored.
     """
     failures = [float(step.retrieval_failed) for e in episodes for step in e.searches]
     episodes = _unbroken(episodes)

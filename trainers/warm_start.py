@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -113,10 +113,18 @@ class WarmStart:
             checkpoint: File in which the state is kept every 200 updates. If it is there, training
                 goes on from it: the demonstrations learned from already are drawn again, which
                 takes a minute at most, and the end is the same.
+
+        Raises:
+            ValueError: If the file is of a warm start with other settings.
         """
         done = 0
         if checkpoint is not None and checkpoint.is_file():
             state = torch.load(checkpoint, weights_only=True)
+            if state.get("config") != asdict(self.config):
+                raise ValueError(
+                    f"{checkpoint} is of a warm start with other settings; go on with its own, or "
+                    "remove it"
+                )
             done = state["done"]
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -140,7 +148,13 @@ class WarmStart:
         unfinished = checkpoint.with_suffix(".unfinished")
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         optimizer = self._optimizer.state_dict()
-        state = {"done": done, "model": self.model.state_dict(), "optimizer": optimizer}
+        config = asdict(self.config)
+        state = {
+            "done": done,
+            "config": config,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer,
+        }
         torch.save(state, unfinished)
         unfinished.replace(checkpoint)
 
@@ -171,9 +185,8 @@ class WarmStart:
     def play(self, queries: QueryMix, count: int) -> list[Episode]:
         """Let the demonstrator play questions of the next world, with 1 or 2 passages a search."""
         config = self.config
-        world = World.generate(
-            self._world, people=config.people, informative_bridges=config.informative_bridges
-        )
+        hints = config.informative_bridges
+        world = World.generate(self._world, people=config.people, informative_bridges=hints)
         self._world += 1
         engine = make_engine(
             world.train_questions,
@@ -185,12 +198,7 @@ class WarmStart:
             num_counterfactuals=0,
         )
         agent = Demonstrator(
-            world,
-            self.tokenizer,
-            queries,
-            config.max_searches,
-            self._rng,
-            hints=config.informative_bridges,
+            world, self.tokenizer, queries, config.max_searches, self._rng, hints=hints
         )
         questions = sorted(world.train_questions, key=lambda question: question.id)
         by_hops = [[q for q in questions if q.hops == hops] for hops in (1, 2, 3)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -48,13 +47,9 @@ class IGSearch(QueryBonus):
             and again. This closes that way for one document per search and for repeated lists; a
             search that finds the passage again beside a new document keeps its gain. With ``gamma``
             a search without a gain of its own still shares in those of later ones.
-        skip_last: Whether the last search of a rollout has no gain. Nothing but the answer follows
-            it, so the outcome tells whether it was of use; the gain is for those before it. Where
-            there are few searches this saves much of the scoring.
-        later: What a search after the first one is compared with: ``"counterfactual"`` (the paper),
-            or ``"belief"``, the policy's belief in the gold answer after the search before it, as
-            in IGPO. The first documents move that belief whatever they say, which takes others in
-            their place to tell; from then on one context is enough in the place of 1 + N.
+        skip_last: Whether the last search of a rollout (not of each attempt) has no gain. Nothing
+            but the answer follows it, so the outcome tells whether it was of use; the gain is for
+            those before it. Where there are few searches this saves much of the scoring.
     """
 
     uses_information_gain: ClassVar[bool] = True
@@ -65,7 +60,6 @@ class IGSearch(QueryBonus):
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
     skip_last: bool = False
-    later: Literal["counterfactual", "belief"] = "counterfactual"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,12 +67,6 @@ class IGSearch(QueryBonus):
             raise ValueError(f"scale must be above 0, got {self.scale!r}")
         check_choice("measure", self.measure, ("log_prob", "probability"))
         check_choice("center", self.center, ("none", "search", "group"))
-        check_choice("later", self.later, ("counterfactual", "belief"))
-
-    @property
-    def uses_answer_log_probs(self) -> bool:
-        """Whether the belief after each search is to be settled."""
-        return self.later == "belief" and bool(self.alpha or self.alpha_final)
 
     def signals(self, episodes: Sequence[Episode]) -> Signals:
         """The shaped gains.
@@ -97,22 +85,17 @@ class IGSearch(QueryBonus):
         """The scaled gain of each search, by the chosen measure."""
         return [
             [
-                self._gain(episode.searches, number) if counts else None
-                for number, counts in enumerate(self._counts(episode))
+                self._gain(step) if counts else None
+                for step, counts in zip(episode.searches, self._counts(episode), strict=True)
             ]
             for episode in episodes
         ]
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
-        """For each search of each finished episode, whether its counterfactuals count."""
+        """For each search of each finished episode, whether its gain counts."""
         return [
-            [
-                in_group and counts and (number == 0 or self.later == "counterfactual")
-                for number, (in_group, counts) in enumerate(
-                    zip(row, self._counts(episode), strict=True)
-                )
-            ]
-            for row, episode in zip(super().needs_gain(episodes), episodes, strict=True)
+            [in_group and counts for in_group, counts in zip(row, self._counts(one), strict=True)]
+            for row, one in zip(super().needs_gain(episodes), episodes, strict=True)
         ]
 
     def _counts(self, episode: Episode) -> list[bool]:
@@ -123,15 +106,7 @@ class IGSearch(QueryBonus):
             for number, new in enumerate(found_anew(episode))
         ]
 
-    def _gain(self, searches: Sequence[Step], number: int) -> float | None:
-        step = searches[number]
-        if number and self.later == "belief":
-            before, after = searches[number - 1].log_prob, step.log_prob
-            if before is None or after is None:
-                return None
-            if self.measure == "probability":
-                before, after = math.exp(before), math.exp(after)
-            return self.scale * (after - before)
+    def _gain(self, step: Step) -> float | None:
         if step.information_gain is None:
             return None
         if self.measure == "log_prob":
@@ -189,7 +164,6 @@ class IGSearchPaper(IGSearch):
     center: Literal["none", "search", "group"] = "none"
     new_only: bool = False
     skip_last: bool = False
-    later: Literal["counterfactual", "belief"] = "counterfactual"
 
 
 def found_anew(episode: Episode) -> list[bool]:

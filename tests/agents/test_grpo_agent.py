@@ -141,28 +141,6 @@ def test_searches_that_a_method_leaves_out_are_not_scored(
         assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_later_searches_cost_one_context_where_beliefs_are_compared(
-    policy: TransformersPolicy, bpe: PreTrainedTokenizerFast
-) -> None:
-    agent = GRPOAgent(policy, GAIN, IGSearch(later="belief", shaping=LINEAR))
-    episodes = [episode_of(bpe, 0.0, "river", "capital of peru"), episode_of(bpe, 1.0)]
-    settled = agent.settle(episodes)
-    assert [[gain is not None for gain in e.information_gains] for e in settled] == [
-        [True, False],
-        [True],
-    ]
-    whole = GRPOAgent(policy, GAIN, IGSearch()).settle(episodes)
-    for one, other in zip(settled, whole, strict=True):
-        expected = [step.log_prob for step in other.searches]
-        assert [step.log_prob for step in one.searches] == pytest.approx(expected, abs=1e-5)
-    first, second = settled[0].searches
-    assert first.log_prob is not None
-    assert second.log_prob is not None
-    with_bonus, outcome = agent.advantages(settled)[0], GRPO()(settled)[0]
-    growth = (with_bonus - outcome)[second.query_tokens].sum()
-    assert growth == pytest.approx(0.3 * (second.log_prob - first.log_prob), rel=1e-5)
-
-
 def test_who_needs_information_gain(policy: TransformersPolicy) -> None:
     def custom(episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
         return [np.zeros(episode.policy_tokens) for episode in episodes]

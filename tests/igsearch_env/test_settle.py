@@ -349,6 +349,19 @@ class TestWhatIsDue:
         assert settle(once, again) == once
         assert again.calls == []
 
+    def test_only_what_is_wanted_is_settled(self) -> None:
+        episode, scorer = play(TURNS), FakeScorer()
+        whole = settle(episode, FakeScorer())
+        gain, searches = InformationGain(BARE), len(episode.searches)
+        wanted = [number == 1 for number in range(searches)]
+        (found,) = gain.settle([episode], scorer, [wanted])
+        for number, (one, other) in enumerate(zip(found.searches, whole.searches, strict=True)):
+            assert one.information_gain == (other.information_gain if number == 1 else None)
+        assert found.searches[1].information_gain is not None
+        for rows in ([], [wanted[:-1]], [[*wanted, True]], [True]):
+            with pytest.raises(ValueError, match=rf"so rows of \[{searches}\]"):
+                gain.settle([episode], scorer, rows)  # type: ignore[arg-type]
+
     def test_only_what_is_open_is_settled(self) -> None:
         part = settle(play(TURNS[:2]), FakeScorer())
         rest = replace(play(TURNS), steps=(part.steps[0], *play(TURNS).steps[1:]))

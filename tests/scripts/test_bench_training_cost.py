@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scripts.bench_training_cost import (
     PASSAGE,
     DictatedPolicy,
     Size,
+    main,
     make_world_of_passages,
     train_step,
 )
@@ -42,6 +44,26 @@ def test_a_step_is_real_training() -> None:
             assert [len(document.text.split()) for document in step.documents] == [PASSAGE] * 3
             assert all(evidence.refinement.text for evidence in step.counterfactuals)
             assert len(step.counterfactuals) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--hidden", "100"), "--hidden must be a multiple of 128, got 100"),
+        pytest.param(
+            ("--device", "cuda"),
+            "--device cuda needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["bench", "--quick", "--out", str(tmp_path), *flags]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(ValueError, match=message):
+        main()
 
 
 def test_dictated_tokens_have_the_models_log_probs() -> None:

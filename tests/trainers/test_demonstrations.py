@@ -113,6 +113,11 @@ def test_a_guess_follows_the_hint_of_a_known_bridge(
         assert guesses <= allowed
         assert len(guesses) > 1
     assert hinted < anything
+    agent = demonstrator(
+        world, tokenizer, {"good": 1.0}, early_answer=1.0, blind_answer=1.0, hints=False
+    )
+    guesses = {RULES.read(bridge, t).parsed.text for t in agent.act([bridge] * 60)}  # type: ignore[union-attr]
+    assert not guesses <= hinted
 
 
 @pytest.mark.parametrize("hops", [1, 2, 3])

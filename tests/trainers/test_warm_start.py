@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.world import World
 from trainers.tiny_policy import build_model
 from trainers.warm_start import Demonstration, WarmStart, WarmStartConfig, evaluation_engine
 
@@ -89,6 +90,17 @@ def test_worlds_are_new_every_time_and_follow_from_the_seed() -> None:
     assert not worlds & {f"w{CONFIG.world_seed}", "w0"}
 
 
+def test_worlds_hint_at_facts_unless_told_otherwise() -> None:
+    facts = {}
+    for hints in (True, False):
+        config = replace(CONFIG, informative_bridges=hints)
+        question = WarmStart(config).play({"good": 1.0}, 1)[0].question
+        world = World.generate(CONFIG.world_seed, people=CONFIG.people, informative_bridges=hints)
+        assert question in world.train_questions
+        facts[hints] = world.facts
+    assert facts[True] != facts[False]
+
+
 def test_hops_are_drawn_in_their_shares() -> None:
     config = replace(CONFIG, hops=(0.0, 1.0, 0.0))
     assert {e.question.hops for e in WarmStart(config).play({"good": 1.0}, 30)} == {2}
@@ -164,5 +176,7 @@ def test_a_resumed_warm_start_ends_alike(tmp_path: Path, monkeypatch: pytest.Mon
     resumed, numbers = WarmStart(config), []
     resumed.run(lambda number, loss: numbers.append(number), checkpoint)
     assert numbers == [5, 6, 7]
+    with pytest.raises(ValueError, match="is of a warm start with other settings"):
+        WarmStart(replace(config, informative_bridges=False)).run(cut, checkpoint)
     other = resumed.model.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in whole.model.state_dict().items())

@@ -123,28 +123,6 @@ class TestByHand:
         centered = bonuses(plain(skip_last=True, center="group"), batch)
         assert centered == [[-0.5, 0.5, 0.0], [0.0]]
 
-    def test_later_searches_may_be_compared_with_the_belief_before_them(self) -> None:
-        (episode,) = [episode_of(0.0, (1, 1.0), (1, None), (1, None), (1, None))]
-        beliefs = iter((-3.0, -2.0, -2.5, None))
-        steps = tuple(
-            replace(step, log_prob=next(beliefs)) if step.action == "search" else step
-            for step in episode.steps
-        )
-        batch = [replace(episode, steps=steps)]
-        assert bonuses(plain(later="belief"), batch) == [[1.0, 1.0, -0.5, 0.0]]
-        assert bonuses(plain(), batch) == [[1.0, 0.0, 0.0, 0.0]]
-        scaled = plain(later="belief", measure="probability", scale=2.0)
-        first = replace(steps[0], baseline_log_probs=(-3.0,))
-        ((a, b, c, d),) = bonuses(scaled, [replace(episode, steps=(first, *steps[1:]))])
-        assert (a, d) == (0.0, 0.0)
-        assert b == pytest.approx(2 * (math.exp(-2.0) - math.exp(-3.0)))
-        assert c == pytest.approx(2 * (math.exp(-2.5) - math.exp(-2.0)))
-        assert plain(later="belief").uses_answer_log_probs
-        assert plain(later="belief").needs_gain(batch) == [[True, False, False, False]]
-        assert not plain().uses_answer_log_probs
-        stopped: Any = plain(later="belief", alpha_final=0.0, alpha_until=0.5).at(0.5)
-        assert not stopped.uses_answer_log_probs
-
     def test_what_does_not_count_need_not_be_scored(self) -> None:
         batch = [
             found(episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0)), "a", "a", "b"),
@@ -246,7 +224,6 @@ class TestSchedule:
         ({"groups": "some"}, "groups must be 'all', 'all_fail' or 'not_all_success', got 'some'"),
         ({"measure": "logit"}, "measure must be 'log_prob' or 'probability'"),
         ({"center": "batch"}, "center must be 'none', 'search' or 'group'"),
-        ({"later": "prior"}, "later must be 'counterfactual' or 'belief', got 'prior'"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
         ({"alpha_final": 0.0, "alpha_until": 0.0}, "above 0; got 0.0 and 0.0"),
@@ -301,13 +278,6 @@ def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
             return None
         if credit.skip_last and number == len(searches) - 1:
             return None
-        if credit.later == "belief" and number > 0:
-            then, now = searches[number - 1].log_prob, step.log_prob
-            if then is None or now is None:
-                return None
-            if credit.measure == "probability":
-                return credit.scale * (math.exp(now) - math.exp(then))
-            return credit.scale * (now - then)
         if credit.measure == "log_prob":
             return credit.scale * step.information_gain
         assert step.log_prob is not None
@@ -379,7 +349,6 @@ OPTIONS = st.builds(
     center=st.sampled_from(["none", "search", "group"]),
     new_only=st.booleans(),
     skip_last=st.booleans(),
-    later=st.sampled_from(["counterfactual", "belief"]),
 )
 
 
