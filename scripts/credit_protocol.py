@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from scripts.credit_hashes import checkpoint_hash, sha256_of
 from trainers.config import TrainConfig, from_dict
-from trainers.setup import ROOT, checkpoint_folder
+from trainers.setup import ROOT
 from trainers.typed import build
 
 Stage = Literal["develop", "qualify", "compare"]
@@ -55,6 +56,7 @@ class Regime:
     Args:
         settings: Sections of a training configuration.
         primary: The one arm that is tested against GRPO.
+        primaries_before: Those that were it before, in order; they count as tests, too.
         checkpoints: Warm-started policies in the place of the protocol's, if it needs its own.
         seeds: The fresh seeds of some arms, by name: one that was chosen when some of them had
             been looked at leaves those out.
@@ -64,6 +66,7 @@ class Regime:
 
     settings: Settings
     primary: str
+    primaries_before: tuple[str, ...] = ()
     checkpoints: tuple[str, ...] = ()
     seeds: dict[str, Span] = field(default_factory=dict)
     tuned: dict[str, Settings] = field(default_factory=dict)
@@ -101,7 +104,9 @@ class Protocol:
     def __post_init__(self) -> None:
         if common := set(self.seeds) & set(self.development_seeds):
             raise ValueError(f"fresh seeds must not be development seeds, got {sorted(common)}")
-        for name in ("grpo", "oracle", *(regime.primary for regime in self.regimes.values())):
+        regimes = self.regimes.values()
+        primaries = [arm for r in regimes for arm in (r.primary, *r.primaries_before)]
+        for name in ("grpo", "oracle", *primaries):
             if name not in self.arms:
                 raise ValueError(f"the protocol needs an arm {name!r}; it has {sorted(self.arms)}")
         for name, regime in self.regimes.items():
@@ -113,10 +118,17 @@ class Protocol:
                 )
         for name, regime in self.regimes.items():
             for arm_name, span in regime.seeds.items():
-                if arm_name not in self.arms or not {span.first, span.last} <= set(self.seeds):
+                known = arm_name in self.arms and {span.first, span.last} <= set(self.seeds)
+                if not known or span.first > span.last:
                     raise ValueError(
                         f"regime {name!r} gives {span} to arm {arm_name!r}; expected an arm of "
                         "the protocol, and the first and the last of its fresh seeds"
+                    )
+            for arm_name in self.arms:
+                if alone := set(self.seeds_of(name, arm_name)) - set(self.seeds_of(name, "grpo")):
+                    raise ValueError(
+                        f"regime {name!r} has {arm_name!r} run on the seeds {sorted(alone)}, where "
+                        "'grpo' does not run to be compared with"
                     )
 
     def seeds_of(self, regime: str, arm: str) -> list[int]:
@@ -176,23 +188,6 @@ def load_protocol(path: Path) -> Protocol:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"cannot read the protocol {path}: {error}") from error
     return build(Protocol, data)
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file, or of all files of a folder, so that a later change is noticed."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    parts = [
-        f"{file.relative_to(path)} {hashlib.sha256(file.read_bytes()).hexdigest()}"
-        for file in files
-        if file.is_file()
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def checkpoint_hash(path: str) -> str:
-    """Hash of a checkpoint's folder; the name itself of one on the hub."""
-    folder = checkpoint_folder(path)
-    return path if folder is None else sha256_of(folder)
 
 
 def rests_on(protocol: Protocol, path: Path) -> dict[str, str]:

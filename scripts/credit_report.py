@@ -73,12 +73,16 @@ def summarise(
             regimes[name] = {
                 "why": regime.why,
                 "primary": regime.primary,
+                "primaries_before": list(regime.primaries_before),
                 "qualified": qualified.get(name, {}),
                 "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
             }
-    dropped = sum(not verdict["qualified"] for verdict in qualified.values() if verdict)
-    tests = len(protocol.regimes) - dropped  # a regime without a verdict yet may still be one
-    _test_primaries(regimes, tests)
+    kept = [  # a regime without a verdict yet may still be one
+        regime
+        for name, regime in protocol.regimes.items()
+        if qualified.get(name, {}).get("qualified", True)
+    ]
+    _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept))
     return {
         "caveat": CAVEAT,
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
@@ -109,6 +113,7 @@ def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
     paired = sorted(runs.keys() & baseline.keys())
     row: dict[str, Any] = {
         "seeds": len(runs),
+        "first_and_last_seed": [min(runs), max(runs)],
         "em": list(t_interval([endpoint(run) for run in runs.values()])),
         "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
         "collapses": sum(map(collapsed, runs.values())),
@@ -172,26 +177,33 @@ def _mean_columns(rows: Sequence[Sequence[float]]) -> list[float | None]:
 
 
 def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
-    """Holm's correction of the one primary test of each regime, and its verdict.
+    """Holm's correction of the tests of all primary arms, former ones too, and the verdict.
 
     A regime that has qualified counts as a test whether or not it is among these.
     """
-    p_values = {
-        name: regime["arms"][regime["primary"]]["sign_flip_p"]
+    rows = {
+        (name, arm): regime["arms"][arm]
         for name, regime in regimes.items()
-        if "sign_flip_p" in regime["arms"].get(regime["primary"], {})
+        for arm in (regime["primary"], *regime["primaries_before"])
+        if "sign_flip_p" in regime["arms"].get(arm, {})
     }
-    for name, p in holm(p_values, tests).items():
-        row = regimes[name]["arms"][regimes[name]["primary"]]
-        row["sign_flip_p_holm"] = p
-        low, high = row["delta_em"][1:]
-        regimes[name]["verdict"] = {
-            "win": bool(low > 0),
-            "loss": bool(high < 0),
-            "not_behind_at_equal_cpu": bool(row["delta_em_equal_cpu"][1] > NOT_BEHIND),
-        }
+    for place, p in holm({key: row["sign_flip_p"] for key, row in rows.items()}, tests).items():
+        rows[place]["sign_flip_p_holm"] = p
+    for name, regime in regimes.items():
+        if (name, regime["primary"]) in rows:
+            row = rows[name, regime["primary"]]
+            low, high = row["delta_em"][1:]
+            regime["verdict"] = {
+                "win": bool(low > 0),
+                "loss": bool(high < 0),
+                "not_behind_at_equal_cpu": bool(row["delta_em_equal_cpu"][1] > NOT_BEHIND),
+            }
 
 
+NOTE = (
+    "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
+    "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone."
+)
 HEADINGS = ("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses")
 
 
@@ -211,7 +223,7 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The same tables as a page of Markdown."""
-    parts = ["# Results of the credit laboratory", "`*` marks the primary arm of a regime."]
+    parts = ["# Results of the credit laboratory", NOTE]
     for name, regime in summary["regimes"].items():
         lines = [HEADINGS, ("---",) * len(HEADINGS), *_rows(regime)]
         parts.append(f"## {_title(name, summary)}")
@@ -233,7 +245,7 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             arm + (" *" if arm == regime["primary"] else ""),
-            str(row["seeds"]),
+            "{} ({}-{})".format(row["seeds"], *row["first_and_last_seed"]),
             _interval(row["em"]),
             _interval(row.get("delta_em"), signed=True),
             _interval(row.get("delta_em_equal_cpu"), signed=True),

@@ -13,11 +13,11 @@ import numpy as np
 
 from igsearch_env.episode import Episode, Question
 from scripts.command_line import write_json
+from scripts.credit_hashes import checkpoint_hash
 from scripts.credit_protocol import (
     QUARTERS,
     Job,
     Protocol,
-    checkpoint_hash,
     evaluation_size,
     job_config,
 )

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from igsearch_env.credit import IGSearch
 from scripts.compare_credit import PROTOCOL, verdict_of
+from scripts.credit_hashes import checkpoint_hash
 from scripts.credit_protocol import (
     Job,
     Protocol,
     Span,
-    checkpoint_hash,
     evaluation_size,
     is_run_of,
     job_config,
@@ -120,8 +120,8 @@ def test_sign_flips_are_all_counted(values: list[float]) -> None:
 
 def test_sign_flips_of_one_sign_are_the_smallest_p() -> None:
     assert sign_flip_test([0.1] * 8) == 2 / 2**8
-    with pytest.raises(ValueError, match="20 pairs"):
-        sign_flip_test([0.1] * 21)
+    with pytest.raises(ValueError, match="40 pairs"):
+        sign_flip_test([0.1] * 41)
 
 
 def test_holm_never_falls_and_never_exceeds_one() -> None:
@@ -156,8 +156,15 @@ def test_collapses(ems: list[float], expected: bool) -> None:
     assert collapsed(a_run("grpo", 0, ems)) is expected
 
 
-def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
+def with_one_primary() -> Protocol:
+    """The protocol, as if no_second_try had never had another primary arm."""
     protocol = load_protocol(PROTOCOL)
+    regime = replace(protocol.regimes["no_second_try"], primaries_before=())
+    return replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+
+
+def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
+    protocol = with_one_primary()
     primary = protocol.regimes["no_second_try"].primary
     runs = []
     for seed in range(3):
@@ -188,7 +195,7 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
 
 
 def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
-    protocol = load_protocol(PROTOCOL)
+    protocol = with_one_primary()
     primary = protocol.regimes["no_second_try"].primary
     runs = [a_run(arm, seed, [0.1] * 4 + [0.2]) for arm in ("grpo", primary) for seed in range(3)]
     runs += [a_run(primary, seed, [0.1] * 4 + [0.3 + 0.01 * seed]) for seed in range(3)]
@@ -198,6 +205,21 @@ def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
     verdicts["single_hop"] = {"qualified": False}
     ig = summarise(protocol, runs, verdicts)["regimes"]["no_second_try"]["arms"][primary]
     assert (ig["sign_flip_p"], ig["sign_flip_p_holm"]) == (0.25, 0.75)  # of 4 regimes, 1 is dropped
+
+
+def test_former_primary_arms_count_as_tests() -> None:
+    protocol = with_one_primary()
+    regime = replace(protocol.regimes["no_second_try"], primaries_before=("ig_new", "ig_lean"))
+    protocol = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    runs = [a_run("grpo", seed, [0.1] * 5) for seed in range(10)]
+    runs += [a_run(regime.primary, seed, [0.1] * 4 + [0.2]) for seed in range(10)]
+    runs += [a_run("ig_new", seed, [0.1] * 4 + [0.3]) for seed in range(9)]
+    verdicts = {name: {"qualified": name == "no_second_try"} for name in protocol.regimes}
+    arms = summarise(protocol, runs, verdicts)["regimes"]["no_second_try"]["arms"]
+    assert arms[regime.primary]["sign_flip_p"] == 2 / 2**10
+    assert arms[regime.primary]["sign_flip_p_holm"] == 3 * 2 / 2**10
+    assert arms["ig_new"]["sign_flip_p_holm"] == 2 * 2 / 2**9
+    assert arms["ig_new"]["first_and_last_seed"] == [0, 8]
 
 
 def test_the_summary_lists_every_setting_that_was_tried() -> None:
@@ -291,9 +313,12 @@ def test_a_regime_may_say_on_which_seeds_an_arm_runs() -> None:
     assert other.seeds_of("no_second_try", "rloo") == [8, 9, 10]
     assert other.seeds_of("single_hop", "ig") == [8, 9, 10]
     assert other.seeds_of("single_hop", "paper") == list(range(8, 16))
-    for seeds in ({"ig": Span(7, 10)}, {"no_such_arm": Span(8, 9)}):
+    for seeds in ({"ig": Span(7, 10)}, {"no_such_arm": Span(8, 9)}, {"ig": Span(12, 10)}):
         with pytest.raises(ValueError, match="gives Span"):
             replace(protocol, regimes={"no_second_try": replace(regime, seeds=seeds)})
+    alone = replace(regime, seeds={"grpo": Span(8, 20), "ig": Span(20, 22)})
+    with pytest.raises(ValueError, match=r"has 'ig' run on the seeds \[21, 22\]"):
+        replace(protocol, regimes={"no_second_try": alone})
 
 
 def test_every_arm_of_the_protocol_can_be_built() -> None:
@@ -358,7 +383,9 @@ def test_the_lock_holds_on_to_base_and_checkpoints(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
     (folder / "weights").write_bytes(b"one")
-    protocol = replace(load_protocol(PROTOCOL), checkpoints=(str(folder),))
+    protocol = load_protocol(PROTOCOL)
+    regimes = {name: replace(r, checkpoints=()) for name, r in protocol.regimes.items()}
+    protocol = replace(protocol, regimes=regimes, checkpoints=(str(folder),))
     before = rests_on(protocol, PROTOCOL)
     assert before.keys() == {"protocol", "trainers/configs/demo.toml", str(folder)}
     told = settings_hash(protocol, "no_second_try")
