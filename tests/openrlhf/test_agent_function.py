@@ -123,4 +123,5 @@ def test_several_attempts_are_one_rollout(play: Play) -> None:
         written = [
             response["observation_tokens"][start:end] for start, end in response["action_ranges"]
         ]
-        assert written == [list(step.turn.token_ids) for step in response["label"].steps]
+        turns = [list(step.turn.token_ids) for step in response["label"].steps]
+        assert written == [turn for turn in turns if turn]  # one without room left has no tokens
