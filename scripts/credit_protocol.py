@@ -116,20 +116,24 @@ class Protocol:
                 raise ValueError(
                     f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
                 )
-        for name, regime in self.regimes.items():
-            for arm_name, span in regime.seeds.items():
-                known = arm_name in self.arms and {span.first, span.last} <= set(self.seeds)
-                if not known or span.first > span.last:
-                    raise ValueError(
-                        f"regime {name!r} gives {span} to arm {arm_name!r}; expected an arm of "
-                        "the protocol, and the first and the last of its fresh seeds"
-                    )
-            for arm_name in self.arms:
-                if alone := set(self.seeds_of(name, arm_name)) - set(self.seeds_of(name, "grpo")):
-                    raise ValueError(
-                        f"regime {name!r} has {arm_name!r} run on the seeds {sorted(alone)}, where "
-                        "'grpo' does not run to be compared with"
-                    )
+        for name in self.regimes:
+            self._check_seeds(name)
+
+    def _check_seeds(self, name: str) -> None:
+        """Refuse seeds of a regime's arms that there are not, or that GRPO does not run on."""
+        for arm, span in self.regimes[name].seeds.items():
+            known = arm in self.arms and {span.first, span.last} <= set(self.seeds)
+            if not known or span.first > span.last:
+                raise ValueError(
+                    f"regime {name!r} gives {span} to arm {arm!r}; expected an arm of the "
+                    "protocol, and the first and the last of its fresh seeds"
+                )
+        for arm in self.arms:
+            if alone := set(self.seeds_of(name, arm)) - set(self.seeds_of(name, "grpo")):
+                raise ValueError(
+                    f"regime {name!r} has {arm!r} run on the seeds {sorted(alone)}, where 'grpo' "
+                    "does not run to be compared with"
+                )
 
     def seeds_of(self, regime: str, arm: str) -> list[int]:
         """The fresh seeds that an arm runs on."""
