@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from igsearch_env.protocol import TagProtocol
-from igsearch_env.tool_protocol import ToolCallProtocol
+from igsearch_env.protocol.tags import TagProtocol
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
 _PLACEHOLDER = "{question}"
 _INSTRUCTIONS = """\

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from igsearch_env.information_gain import Counterfactual
-from igsearch_env.protocol import PROTOCOLS, TagProtocol, get_protocol
-from igsearch_env.tool_protocol import ToolCallProtocol
+from igsearch_env.gain.information_gain import Counterfactual
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
 FILE = "igsearch.json"
 

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CreditAssignment, credit_at
 from igsearch_env.episode import Episode
-from igsearch_env.information_gain import InformationGain
-from igsearch_env.scoring import AnswerScorer
+from igsearch_env.gain.belief import settle_answer_log_probs
+from igsearch_env.gain.information_gain import InformationGain
+from igsearch_env.gain.scorer import AnswerScorer
 
 HELD_TOKENS = 32_768
 """Tokens of finished episodes whose keys and values are kept until their searches are judged."""

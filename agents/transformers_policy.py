@@ -18,13 +18,13 @@ from transformers import (
 
 from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.inference import eos_ids, evaluating, max_positions
-from agents.prefix_memory import PrefixMemory
-from agents.sampling import Job, Sample, sample
+from agents.sampling.prefix_memory import PrefixMemory
+from agents.sampling.sampler import Job, Sample, sample
+from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
-from agents.trie_scorer import TrieScorer
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Context, Episode
-from igsearch_env.protocol import TagProtocol, get_protocol
+from igsearch_env.protocol.tags import TagProtocol, get_protocol
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -146,6 +146,24 @@ class TransformersPolicy:
         It starts from the keys and values that :attr:`memory` holds.
         """
         return TrieScorer(self.model, self.tokenizer, memory=self.memory)
+
+    def fresh(self, seed: int, *, greedy: bool = False) -> TransformersPolicy:
+        """A policy with the same weights and settings, and a generator and a memory of its own.
+
+        Args:
+            seed: Seeds its generator.
+            greedy: Whether it takes the most likely tokens instead of sampling.
+        """
+        return TransformersPolicy(
+            self.model,
+            self.tokenizer,
+            self.protocol,
+            temperature=self.temperature,
+            greedy=greedy,
+            max_new_tokens=self.max_new_tokens,
+            seed=seed,
+            batch_size=self.batch_size,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the weights to go on sampling alike."""

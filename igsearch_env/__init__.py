@@ -8,27 +8,27 @@
 from gymnasium.envs.registration import register
 
 from igsearch_env.agent import Agent
-from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.completion import Completion
-from igsearch_env.corpus import load_corpus
 from igsearch_env.credit import CreditAssignment, make_credit, register_credit
+from igsearch_env.data.corpus import load_corpus
+from igsearch_env.data.questions import load_questions
+from igsearch_env.data.world import World
 from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
-from igsearch_env.evidence_pool import EvidencePool
-from igsearch_env.information_gain import InformationGain, information_gain
-from igsearch_env.protocol import PROTOCOLS, TagProtocol
-from igsearch_env.questions import load_questions
+from igsearch_env.gain.belief import settle_answer_log_probs
+from igsearch_env.gain.information_gain import InformationGain, information_gain
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
-from igsearch_env.scoring import AnswerScorer, UnigramScorer
-from igsearch_env.shaping import Shaping
-from igsearch_env.tool_protocol import ToolCallProtocol
 from igsearch_env.vector_env import SearchQAVectorEnv
-from igsearch_env.world import World
 
 register(
     id="igsearch/SearchQA-v0",

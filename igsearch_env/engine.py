@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from igsearch_env.answers import exact_match, f1_score
 from igsearch_env.episode import NO_REFINEMENT, Document, Episode, Evidence, Question, changed
-from igsearch_env.evidence_pool import EvidencePool
-from igsearch_env.information_gain import InformationGain
-from igsearch_env.metrics import exact_match, f1_score
-from igsearch_env.protocol import Search
+from igsearch_env.gain.information_gain import InformationGain
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.scorer import AnswerScorer
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
-from igsearch_env.scoring import AnswerScorer
-from igsearch_env.shaping import Shaping
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 Outcome = Literal["em", "f1"] | Callable[[str | None, Question], float]

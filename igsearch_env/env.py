@@ -10,14 +10,14 @@ import numpy as np
 
 from igsearch_env.engine import Outcome
 from igsearch_env.episode import Episode, Question
-from igsearch_env.evidence_pool import EvidencePool
-from igsearch_env.information_gain import Counterfactual, InformationGain
-from igsearch_env.protocol import TagProtocol
+from igsearch_env.gain.information_gain import Counterfactual, InformationGain
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.scorer import AnswerScorer
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.render import render_text
 from igsearch_env.retrieval.base import Retriever
-from igsearch_env.scoring import AnswerScorer
 from igsearch_env.settings import make_engine
-from igsearch_env.shaping import Shaping
 from igsearch_env.spaces import UnicodeText
 
 

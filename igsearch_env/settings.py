@@ -7,19 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from igsearch_env.data.questions import load_questions
+from igsearch_env.data.world import default_world
 from igsearch_env.engine import Outcome, SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.evidence_pool import EvidencePool
-from igsearch_env.information_gain import Counterfactual, InformationGain
-from igsearch_env.protocol import TagProtocol, get_protocol
-from igsearch_env.questions import load_questions
+from igsearch_env.gain.information_gain import Counterfactual, InformationGain
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import TagProtocol, get_protocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.saved_index import load_retriever
-from igsearch_env.scoring import AnswerScorer, UnigramScorer
-from igsearch_env.shaping import Shaping
 from igsearch_env.turn import TurnRules
-from igsearch_env.world import default_world
 
 _servers: WeakValueDictionary[str, Retriever] = WeakValueDictionary()
 

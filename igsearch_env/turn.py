@@ -16,7 +16,7 @@ from igsearch_env.episode import (
     Step,
     changed,
 )
-from igsearch_env.protocol import Answer, Invalid, Search, TagProtocol
+from igsearch_env.protocol.tags import Answer, Invalid, Search, TagProtocol
 
 
 @dataclass(frozen=True)

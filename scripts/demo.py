@@ -17,18 +17,19 @@ from typing import Any
 
 from rich.table import Table
 
+from agents.loading import CHECKOUT
+from igsearch_env.cli.console import console, positive, progress_bar, run, run_parser, write_json
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from scripts.command_line import console, positive, progress_bar, run, run_parser, write_json
+from igsearch_env.evaluation.play import play_chunks, play_questions
 from scripts.demo_plots import plot_curves, plot_results
-from trainers.checkpoint import checkpoints
 from trainers.config import TrainConfig, load_config
-from trainers.evaluation import fresh_policy, play_chunks, play_questions
-from trainers.metrics import evaluation_results
-from trainers.run_log import read_log
-from trainers.setup import ROOT, make_policy, make_questions, make_training_engine
+from trainers.local.checkpoint import checkpoints
+from trainers.local.metrics import evaluation_results
+from trainers.local.run_log import read_log
+from trainers.setup import make_policy, make_questions, make_training_engine
 from trainers.threads import set_threads
-from trainers.warm_start import NoDocuments
+from trainers.warm_start.training import NoDocuments
 
 CONFIG = Path("trainers/configs/demo.toml")
 ARMS: Mapping[str, Sequence[str]] = {
@@ -42,7 +43,7 @@ def main() -> None:
     """Train both arms in parallel, evaluate them, and write the table, the file and the plots."""
     arguments = _parser().parse_args()
     started = time.perf_counter()
-    config = load_config(ROOT / CONFIG, arguments.set)
+    config = load_config(CHECKOUT / CONFIG, arguments.set)
     _check_folder(arguments)
     _train(arguments)
     trained = time.perf_counter()
@@ -100,12 +101,12 @@ def _train(arguments: argparse.Namespace) -> None:
     for arm, settings in ARMS.items():
         folder = arguments.out / arm
         command = [sys.executable, "-m", "scripts.train", "--out", str(folder), "--resume"]
-        command += ["--config", str(ROOT / CONFIG), *settings]
+        command += ["--config", str(CHECKOUT / CONFIG), *settings]
         command += [part for override in arguments.set for part in ("--set", override)]
         folder.mkdir(parents=True, exist_ok=True)
         log = (folder / "train.log").open("w", encoding="utf-8")
-        processes[arm] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    steps = load_config(ROOT / CONFIG, arguments.set).optimization.steps
+        processes[arm] = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=log)
+    steps = load_config(CHECKOUT / CONFIG, arguments.set).optimization.steps
     try:
         with progress_bar() as bar:
             tasks = {arm: bar.add_task(f"train {arm}", total=steps, note="") for arm in ARMS}
@@ -141,7 +142,7 @@ def _evaluate(
             task = bar.add_task(name, total=len(questions), note="")
             chunks = play_chunks(
                 scoring,
-                partial(fresh_policy, policy, greedy=mode == "greedy"),
+                partial(policy.fresh, greedy=mode == "greedy"),
                 questions,
                 seed=EVAL_SEED,
                 size=policy.batch_size,

@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
-from scripts.command_line import console, progress_bar, run, run_parser, write_json
-from scripts.view import write_page
+from igsearch_env.cli.console import console, progress_bar, run, run_parser, write_json
+from igsearch_env.cli.view import write_page
 from trainers.config import TrainConfig, from_dict, load_config, override
-from trainers.grpo import GRPOTrainer
+from trainers.local.grpo import GRPOTrainer
 
 SMOKE = (
     "world.people=40",

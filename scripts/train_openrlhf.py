@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from scripts.command_line import console, run
+from igsearch_env.cli.console import console, run
 from trainers.openrlhf.seams import check_versions
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from agents.checkpoint_settings import TrainedIn
 from agents.transformers_policy import TransformersPolicy
-from scripts.command_line import console, progress_bar, run, write_json
-from trainers.evaluation import play_questions
-from trainers.metrics import evaluation_results
+from igsearch_env.cli.console import console, progress_bar, run, write_json
+from igsearch_env.evaluation.play import play_questions
+from trainers.local.metrics import evaluation_results
 from trainers.threads import set_threads
-from trainers.tiny_policy import PROTOCOL
-from trainers.warm_start import WarmStart, WarmStartConfig, evaluation_engine
+from trainers.warm_start.tiny_policy import PROTOCOL
+from trainers.warm_start.training import WarmStart, WarmStartConfig, evaluation_engine
 
 
 def main() -> None:

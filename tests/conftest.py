@@ -20,6 +20,8 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
+pytest_plugins = ["tests.run_fixtures"]
+
 Imitate = Callable[..., float]
 Settings = Callable[..., list[str]]
 
@@ -29,7 +31,7 @@ def imitate() -> Imitate:
     """Teach a model the policy tokens of episodes; returns the last loss in nats per token."""
     import torch
 
-    from trainers.token_batch import TokenBatch, policy_log_probs
+    from trainers.local.token_batch import TokenBatch, policy_log_probs
 
     def teach(
         model: Any, tokenizer: Any, episodes: Sequence[Any], steps: int, *, rate: float, size: int
@@ -54,12 +56,12 @@ def taught_policy(tmp_path_factory: pytest.TempPathFactory, imitate: Imitate) ->
     """A checkpoint of a tiny model that writes searches and answers of the embedded world."""
     from agents.tokenization import SegmentTokenizer
     from agents.transformers_policy import TransformersPolicy
+    from igsearch_env.data.world import World
     from igsearch_env.retrieval.bm25 import BM25Retriever
+    from igsearch_env.rollout import collect
     from igsearch_env.settings import make_engine
-    from igsearch_env.world import World
-    from trainers.demonstrations import SEARCHER_QUERIES, Demonstrator
-    from trainers.rollout import collect
-    from trainers.tiny_policy import PROTOCOL, build_model, build_tokenizer
+    from trainers.warm_start.demonstrations import SEARCHER_QUERIES, Demonstrator
+    from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokenizer
 
     rng = random.Random(0)
     world = World.generate(7, people=40)

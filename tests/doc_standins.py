@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env import World
-from igsearch_env.benchmarks import BENCHMARKS, FOLDER_VARIABLE
+from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE
 from tests.doc_pages import ROOT
 
 POLICY = ROOT / "agents" / "world-tiny"

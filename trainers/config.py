@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from igsearch_env.information_gain import AliasOperator, Counterfactual
+from igsearch_env.gain.information_gain import AliasOperator, Counterfactual
 from trainers.typed import build, check_range
 
 

@@ -5,31 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from agents.checkpoint_settings import TrainedIn
 from agents.grpo_agent import GRPOAgent, needs_information_gain
+from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.corpus import load_corpus
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
+from igsearch_env.data.corpus import load_corpus
+from igsearch_env.data.questions import load_questions
+from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.evidence_pool import EvidencePool
-from igsearch_env.information_gain import InformationGain
-from igsearch_env.protocol import get_protocol
-from igsearch_env.questions import load_questions
+from igsearch_env.gain.information_gain import InformationGain
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine, resolve_retriever
-from igsearch_env.shaping import Shaping
-from igsearch_env.world import World
 from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig
 from trainers.typed import build
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @lru_cache(maxsize=2)
@@ -95,7 +93,7 @@ def make_training_engine(config: TrainConfig, seed: int) -> SearchQAEngine:
 
 
 def make_policy(config: PolicyConfig, protocol: str, **options: Any) -> TransformersPolicy:
-    """The policy of a run; see :func:`load_policy`."""
+    """The policy of a run; see :func:`agents.loading.load_policy`."""
     return load_policy(
         config.path,
         protocol,
@@ -105,33 +103,6 @@ def make_policy(config: PolicyConfig, protocol: str, **options: Any) -> Transfor
         batch_size=config.batch_size,
         **options,
     )
-
-
-def load_policy(path: str, protocol: str | None = None, **options: Any) -> TransformersPolicy:
-    """Load a policy; a relative path is looked up in the checkout too.
-
-    Args:
-        path: A checkpoint folder, or the name of a model on the Hugging Face hub.
-        protocol: Name of the tag grammar; None for the checkpoint's own.
-        **options: See :meth:`TransformersPolicy.from_pretrained`.
-
-    Raises:
-        ValueError: If there is no such checkpoint, or it cannot be read.
-    """
-    folder = checkpoint_folder(path)
-    try:
-        return TransformersPolicy.from_pretrained(folder or path, protocol, **options)
-    except Exception as error:  # transformers and what it is built on raise whatever they like
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"cannot load a policy from {path!r}: expected a checkpoint folder or the name "
-            f"of a model on the Hugging Face hub ({reason})"
-        ) from error
-
-
-def checkpoint_folder(path: str) -> Path | None:
-    """The folder that a policy's path means, here or in the checkout; None if there is none."""
-    return next((folder for folder in (Path(path), ROOT / path) if folder.is_dir()), None)
 
 
 def make_credit_from(settings: dict[str, Any]) -> CreditAssignment:

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from igsearch_env.answers import contains_answer
 from igsearch_env.credit.ig_search import Gains, IGSearch
 from igsearch_env.credit.query_bonus import QueryBonus, Signals
 from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode
-from igsearch_env.metrics import contains_answer
 
 
 @register_credit("oracle_bonus")

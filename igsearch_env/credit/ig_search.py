@@ -12,7 +12,7 @@ from igsearch_env.credit.groups import check_choice
 from igsearch_env.credit.query_bonus import QueryBonus, Signals
 from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode, Step
-from igsearch_env.shaping import Shaping
+from igsearch_env.gain.shaping import Shaping
 
 Gains = list[list[float | None]]
 """The gain of each search of each episode, None where it is not settled."""

@@ -34,7 +34,7 @@ VERSION = 2
 class DenseRetriever:
     """Ranks passages by the inner product of their vectors with that of the query.
 
-    Use :meth:`build` or :meth:`load`, or ``python -m scripts.build_index`` for a large corpus.
+    Use :meth:`build` or :meth:`load`, or ``igsearch index`` for a large corpus.
     """
 
     def __init__(

@@ -20,8 +20,9 @@ OFFSETS = "documents.offsets.npy"
 class DocumentFile:
     """Passages of a folder, by number; any number of threads may read at once.
 
-    The passages lie in ``documents.jsonl``, which :func:`igsearch_env.corpus.load_corpus` reads
-    too; ``documents.offsets.npy`` holds where each begins, in bytes, shape (passages + 1,).
+    The passages lie in ``documents.jsonl``, which
+    :func:`igsearch_env.data.corpus.load_corpus` reads too;
+    ``documents.offsets.npy`` holds where each begins, in bytes, shape (passages + 1,).
 
     Args:
         folder: A folder that :meth:`write` has filled.

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from igsearch_env.corpus import split_contents
+from igsearch_env.data.corpus import split_contents
 from igsearch_env.episode import Document
 
 Dialect = Literal["search-r1", "skyrl", "rllm"]
@@ -114,7 +114,7 @@ def read_answer(dialect: Dialect, answer: object, queries: int) -> list[list[Doc
     if not isinstance(answer, Mapping) or not isinstance(answer.get(key), list):
         raise WireError(
             f"expected a JSON object with a list {key!r}, as {dialect} servers answer, got "
-            f"{_outline(answer)}; `python -m scripts.serve_retriever --check URL` tells which "
+            f"{_outline(answer)}; `igsearch serve --check URL` tells which "
             "dialect a server speaks"
         )
     lists = [answer[key]] if dialect == "rllm" else answer[key]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.trie_scorer import TrieScorer
+from agents.scoring.trie_scorer import TrieScorer
 from igsearch_env import BM25Retriever, Question, World
 
 POLICY = Path(__file__).resolve().parents[2] / "agents" / "world-tiny"

@@ -14,12 +14,12 @@ import tempfile
 from trl import GRPOConfig, GRPOTrainer
 
 from agents.grpo_agent import GRPOAgent
+from agents.loading import load_policy
 from igsearch_env import BM25Retriever, SearchQAVectorEnv, World, make_credit
-from igsearch_env.metrics import bootstrap_interval
-from scripts.command_line import positive, run
-from trainers.evaluation import play_questions
-from trainers.setup import load_policy
-from trainers.trl_rollouts import SearchRollouts, TokenCreditTrainer, prompts, reward
+from igsearch_env.answers import bootstrap_interval
+from igsearch_env.cli.console import positive, run
+from igsearch_env.evaluation.play import play_questions
+from trainers.trl.rollouts import SearchRollouts, TokenCreditTrainer, prompts, reward
 
 
 def main() -> None:

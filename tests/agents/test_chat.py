@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agents.chat import chat_protocol
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.protocol import PROTOCOLS
+from igsearch_env.protocol.tags import PROTOCOLS
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.completion import Completion
-from igsearch_env.protocol import PROTOCOLS, Search
+from igsearch_env.protocol.tags import PROTOCOLS, Search
 
 # U+FFFD is left out: a cut character decodes to it, so it cannot be told from one.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="<>\ufffd")

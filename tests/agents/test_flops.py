@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, PreTrainedModel
 
-from agents.flops import (
+from agents.scoring.flops import (
     QWEN25_3B,
     ModelShape,
     RolloutShape,

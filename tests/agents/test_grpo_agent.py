@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.grpo_agent import GRPOAgent
-from agents.one_by_one_scorer import OneByOneScorer
+from agents.scoring.one_by_one import OneByOneScorer
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
 from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment
-from igsearch_env.information_gain import InformationGain
-from igsearch_env.protocol import TagProtocol
-from igsearch_env.shaping import Shaping
+from igsearch_env.gain.information_gain import InformationGain
+from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.turn import SearchResult, TurnRules
 
 MakeModel = Callable[..., PreTrainedModel]

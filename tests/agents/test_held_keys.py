@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.growing_batch import Prefix
-from agents.one_by_one_scorer import OneByOneScorer
+from agents.sampling.growing_batch import Prefix
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
-from agents.trie_scorer import TrieScorer
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Context, Episode, Question, Segment, Step
-from igsearch_env.protocol import TagProtocol
+from igsearch_env.protocol.tags import TagProtocol
 
 MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = TagProtocol(name="plain", prompt="{question}")

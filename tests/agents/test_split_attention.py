@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents import split_attention
-from agents.one_by_one_scorer import OneByOneScorer
-from agents.split_attention import attend
-from agents.trie_scorer import TrieScorer
+from agents.scoring import split_attention
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.split_attention import attend
+from agents.scoring.trie_scorer import TrieScorer
 from igsearch_env.episode import Context
 
 MakeModel = Callable[..., PreTrainedModel]

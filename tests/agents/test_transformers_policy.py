@@ -11,11 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.checkpoint_settings import CheckpointSettings, TrainedIn
+from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
-from agents.trie_scorer import TrieScorer
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode, Question, Segment, Step
-from igsearch_env.protocol import PROTOCOLS, TagProtocol
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 
 MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = TagProtocol(name="plain", prompt="{question}")

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents import trie_forward
 from agents.inference import decoder
-from agents.one_by_one_scorer import OneByOneScorer
-from agents.trie_scorer import TrieScorer
+from agents.scoring import trie_forward
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from igsearch_env import BM25Retriever, Document, Episode, Question
 from igsearch_env.completion import Completion
 from igsearch_env.engine import SearchQAEngine

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents import trie_forward
 from agents.inference import decoder
-from agents.one_by_one_scorer import OneByOneScorer
-from agents.trie_scorer import TrieScorer
+from agents.scoring import trie_forward
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from igsearch_env.episode import Context, Segment
 
 Load = tuple[list[Context], list[str]]

@@ -11,15 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from agents.one_by_one_scorer import OneByOneScorer
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
-from agents.trie_scorer import TrieScorer
 from igsearch_env.episode import Context, Episode
+from igsearch_env.rollout import collect
 from trainers.config import load_config
-from trainers.grpo import GRPOTrainer
-from trainers.rollout import collect
+from trainers.local.grpo import GRPOTrainer
+from trainers.local.token_batch import TokenBatch, policy_log_probs
 from trainers.setup import ROOT, group_ids
-from trainers.token_batch import TokenBatch, policy_log_probs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 MakeTrainer = Callable[..., GRPOTrainer]

@@ -23,9 +23,9 @@ from igsearch_env import (
     Shaping,
     UnigramScorer,
 )
-from igsearch_env.protocol import Answer
+from igsearch_env.data.world import default_world
+from igsearch_env.protocol.tags import Answer
 from igsearch_env.render import render_text
-from igsearch_env.world import default_world
 from tests.igsearch_env.fakes import (
     ITALY,
     PERU,

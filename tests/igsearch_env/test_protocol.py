@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from igsearch_env.episode import Document, Segment
-from igsearch_env.protocol import (
+from igsearch_env.protocol.tags import (
     PROTOCOLS,
     Answer,
     Invalid,

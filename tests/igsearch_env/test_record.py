@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.scripted import make_scripted
+from igsearch_env.baselines import make_scripted
 from igsearch_env.completion import Completion
+from igsearch_env.data.world import default_world
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
-from igsearch_env.evidence_pool import EvidencePool
+from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.record import episode_from_record, episode_record, to_record
 from igsearch_env.settings import make_engine, world_retriever
-from igsearch_env.world import default_world
 
 text = st.text(st.characters(), max_size=8)  # lone surrogates included
 words = text.filter(lambda value: bool(value.strip()))

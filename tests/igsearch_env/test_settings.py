@@ -18,8 +18,8 @@ from igsearch_env import (
     Shaping,
     UnigramScorer,
 )
+from igsearch_env.data.world import default_world
 from igsearch_env.settings import QuestionSet, make_engine, world_retriever
-from igsearch_env.world import default_world
 from tests.igsearch_env.fakes import DOCUMENTS, QUESTIONS, FakeRetriever
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsearch_env import PROTOCOLS, Completion, Document, Episode, Segment
-from igsearch_env.protocol import Answer, Invalid, Search
+from igsearch_env.protocol.tags import Answer, Invalid, Search
 from igsearch_env.turn import SearchResult, TurnRules
 from tests.igsearch_env.fakes import PERU, SWAP_PAIRS, sampled
 

@@ -75,7 +75,7 @@ def as_words(flags: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="session")
 def world() -> Any:
     """The world that the shipped policy was taught in."""
-    from igsearch_env.world import World
+    from igsearch_env.data.world import World
 
     return World.generate(0, people=320)
 

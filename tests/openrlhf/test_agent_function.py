@@ -15,8 +15,8 @@ import vllm
 from openrlhf.trainer.ray.vllm_engine import _load_agent_executor
 from transformers import AutoTokenizer
 
-from agents.rollout_settings import RolloutSettings, make_label
 from trainers.openrlhf.launch import SETTINGS
+from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
 from .conftest import POLICY, ROOT
 

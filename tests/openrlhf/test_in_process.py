@@ -30,20 +30,20 @@ from openrlhf.utils import get_strategy
 from openrlhf.utils import utils as openrlhf_utils
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.one_by_one_scorer import OneByOneScorer
-from agents.rollout_settings import make_label
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
-from agents.trie_scorer import TrieScorer
-from igsearch_env.answer_log_probs import settle_answer_log_probs
 from igsearch_env.credit import GRPO, IGSearch, make_credit
 from igsearch_env.episode import Episode
-from igsearch_env.shaping import Shaping
-from trainers.losses import policy_loss
+from igsearch_env.gain.belief import settle_answer_log_probs
+from igsearch_env.gain.shaping import Shaping
+from trainers.local.losses import policy_loss
 from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, write_advantages
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.launch import SETTINGS, Checked, launch
 from trainers.openrlhf.policy_actor import GainPolicyActor, make_scorer
+from trainers.openrlhf.rollout_settings import make_label
 from trainers.openrlhf.seams import original_class
 
 from .conftest import POLICY, ROOT

@@ -83,7 +83,7 @@ def test_an_experience_still_carries_labels_index_and_masks() -> None:
 
 
 def test_the_agent_function_is_called_with_the_same_arguments() -> None:
-    from agents.openrlhf import AgentExecutor
+    from trainers.openrlhf.agent_function import AgentExecutor
 
     theirs = inspect.signature(AgentExecutorBase.execute).parameters
     assert list(inspect.signature(AgentExecutor.execute).parameters) == list(theirs)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from scripts import bench_env
-from scripts.bench_env import Arm, Workload, make_arm, measure, plan, scoring_workload, verdict
+from scripts.benchmarks.env import Arm, Workload, make_arm, measure, plan, scoring_workload, verdict
 
 
 @pytest.fixture(scope="module")

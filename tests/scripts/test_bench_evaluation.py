@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts import bench_evaluation
-from tests.scripts.evaluating import read_json
+from tests.igsearch_env.cli.evaluating import read_json
 
 
 def test_it_measures_every_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from igsearch_env import BM25Retriever, Document, World
-from scripts.bench_retrieval import ARMS, summarise
-from scripts.retrieval_load import Arm, Samples, put_load, running_server
+from scripts.benchmarks.retrieval import ARMS, summarise
+from scripts.benchmarks.retrieval_load import Arm, Samples, put_load, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +24,7 @@ def test_a_quick_run_measures_every_arm(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "scripts.bench_retrieval",
+        "scripts.benchmarks.retrieval",
         "--quick",
         "--out",
         tmp_path / "out",

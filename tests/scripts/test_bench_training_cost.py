@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from agents.tokenization import SegmentTokenizer
-from scripts.bench_training_cost import (
+from igsearch_env.rollout import collect
+from scripts.benchmarks.scoring_arms import make_model
+from scripts.benchmarks.training_cost import (
     PASSAGE,
     DictatedPolicy,
     Size,
@@ -16,10 +18,8 @@ from scripts.bench_training_cost import (
     make_world_of_passages,
     train_step,
 )
-from scripts.scoring_arms import make_model
-from trainers.rollout import collect
-from trainers.tiny_policy import build_tokenizer
-from trainers.token_batch import TokenBatch, policy_log_probs
+from trainers.local.token_batch import TokenBatch, policy_log_probs
+from trainers.warm_start.tiny_policy import build_tokenizer
 
 
 @pytest.fixture(autouse=True)

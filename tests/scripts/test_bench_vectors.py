@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from igsearch_env.data.world import default_world
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
-from igsearch_env.world import default_world
-from scripts.bench_vectors import lists_for, main, make_rows, sizing
-from scripts.vector_arms import Arm, make_vectors, measure
+from scripts.benchmarks.vector_arms import Arm, make_vectors, measure
+from scripts.benchmarks.vectors import lists_for, main, make_rows, sizing
 
 
 def unit(rows: int, dimension: int, seed: int) -> np.ndarray:

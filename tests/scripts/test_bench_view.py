@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts.bench_view import SEARCHES, WORDS, main, measure, records
-from scripts.command_line import run
+from igsearch_env.cli.console import run
+from scripts.benchmarks.view import SEARCHES, WORDS, main, measure, records
 
 
 def test_rollouts_are_as_long_as_it_says() -> None:

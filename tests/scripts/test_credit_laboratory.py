@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igsearch_env.credit import IGSearch
-from scripts.compare_credit import PROTOCOL, verdict_of
-from scripts.credit_hashes import checkpoint_hash
-from scripts.credit_protocol import (
+from scripts.laboratory.compare_credit import PROTOCOL, verdict_of
+from scripts.laboratory.hashes import checkpoint_hash
+from scripts.laboratory.protocol import (
     Job,
     Protocol,
     Span,
@@ -32,17 +32,17 @@ from scripts.credit_protocol import (
     settings_hash,
     shortened,
 )
-from scripts.credit_report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
-from scripts.credit_runs import held_out, run_job
-from scripts.credit_statistics import holm, sign_flip_test, t_interval
-from scripts.credit_store import RunStore
+from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
+from scripts.laboratory.runs import held_out, run_job
+from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+from scripts.laboratory.store import RunStore
 from trainers.setup import ROOT, make_credit_from
 
 ENDLESS = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from scripts.credit_store import end_with_parent
+from scripts.laboratory.store import end_with_parent
 
 def work(path):
     Path(path).write_text(str(os.getpid()))
@@ -446,7 +446,7 @@ def test_the_report_that_is_shipped_is_of_the_protocol_that_is_shipped() -> None
 
 
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.compare_credit", *map(str, arguments)]
+    command = [sys.executable, "-m", "scripts.laboratory.compare_credit", *map(str, arguments)]
     command += ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from igsearch_env import Document, Episode
-from scripts.gain_signal import signal
+from scripts.laboratory.gain_signal import signal
 from tests.igsearch_env.credit.test_ig_search import episode_of
 from trainers.setup import ROOT
 
@@ -47,7 +47,7 @@ def test_gains_are_sorted_by_what_was_found() -> None:
 
 
 def play(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.gain_signal", "--out", str(out), *flags]
+    command = [sys.executable, "-m", "scripts.laboratory.gain_signal", "--out", str(out), *flags]
     command += ["--config", "trainers/configs/demo.toml", "--set", "optimization.group_size=2"]
     command += ["--set", "world.people=40", "--set", "optimization.questions_per_step=4"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from igsearch_env.cli.console import run
 from igsearch_env.credit import CREDIT
-from scripts.command_line import run
 from scripts.train import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from igsearch_env.world import World
-from scripts.command_line import run
+from igsearch_env.cli.console import run
+from igsearch_env.data.world import World
 from scripts.warm_start import main
-from trainers.tiny_policy import PROTOCOL, build_tokenizer
+from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 
 def warm_start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -13,15 +13,15 @@ import torch
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
+from igsearch_env.data.world import World
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from igsearch_env.turn import SearchResult, TurnRules
-from igsearch_env.world import World
 from trainers.config import load_config
-from trainers.grpo import GRPOTrainer
-from trainers.rollout import collect
-from trainers.tiny_policy import PROTOCOL, build_tokenizer
+from trainers.local.grpo import GRPOTrainer
+from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 MakeTrainer = Callable[..., GRPOTrainer]
 MakePolicy = Callable[..., TransformersPolicy]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.transformers_policy import TransformersPolicy
-from trainers.checkpoint import checkpoints, load_state, save_checkpoint
+from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
 
 MakePolicy = Callable[..., TransformersPolicy]
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.data.lexicon import RELATIONS
+from igsearch_env.data.world import World, group_by_cluster, hinted_cluster
 from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.lexicon import RELATIONS
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from igsearch_env.turn import SearchResult, TurnRules
-from igsearch_env.world import World, group_by_cluster, hinted_cluster
-from trainers.demonstrations import COMPETENT_QUERIES, SEARCHER_QUERIES, Demonstrator
-from trainers.rollout import collect
-from trainers.tiny_policy import PROTOCOL
+from trainers.warm_start.demonstrations import COMPETENT_QUERIES, SEARCHER_QUERIES, Demonstrator
+from trainers.warm_start.tiny_policy import PROTOCOL
 
 RULES = TurnRules(PROTOCOL, max_searches=3)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
-from agents.scripted import make_scripted
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.agent import Agent
+from igsearch_env.baselines import make_scripted
+from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
+from igsearch_env.evaluation.play import play_chunks, play_questions
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine
-from igsearch_env.world import World
-from trainers.evaluation import fresh_policy, play_chunks, play_questions
-from trainers.tiny_policy import PROTOCOL
+from trainers.warm_start.tiny_policy import PROTOCOL
 
 MakePolicy = Callable[..., TransformersPolicy]
 
@@ -38,7 +37,7 @@ def questions(world: World) -> Sequence[Question]:
 def test_a_chunk_depends_on_the_seed_and_its_number_alone(
     engine: SearchQAEngine, questions: Sequence[Question], make_policy: MakePolicy
 ) -> None:
-    agent_of = partial(fresh_policy, make_policy())
+    agent_of = make_policy().fresh
     chunks = list(play_chunks(engine, agent_of, questions, seed=5, size=4))
     assert [len(chunk) for chunk in chunks] == [4, 4, 3]
     assert [e.question for chunk in chunks for e in chunk] == list(questions)

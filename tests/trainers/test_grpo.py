@@ -17,12 +17,12 @@ from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Episode, Question
 from igsearch_env.retrieval.base import RetrievalError
+from igsearch_env.rollout import collect
 from trainers import setup
-from trainers.checkpoint import checkpoints
 from trainers.config import load_config
-from trainers.grpo import GRPOTrainer
-from trainers.rollout import collect
-from trainers.run_log import read_log
+from trainers.local.checkpoint import checkpoints
+from trainers.local.grpo import GRPOTrainer
+from trainers.local.run_log import read_log
 
 MakeTrainer = Callable[..., GRPOTrainer]
 Weights = dict[str, torch.Tensor]
@@ -204,7 +204,7 @@ def test_methods_are_asked_the_same_questions(
         asked.append([question.id for question in questions])
         return real(engine, agent, questions, *args, **kw)
 
-    monkeypatch.setattr("trainers.grpo.collect", watched)
+    monkeypatch.setattr("trainers.local.grpo.collect", watched)
     options = (
         (),
         ("credit.method=outcome",),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.losses import policy_loss
+from trainers.local.losses import policy_loss
 
 NUMBERS = st.tuples(
     st.floats(-8, 0),  # log-prob now

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from trainers.memory import keep_freed_memory, lasting_objects
+from trainers.local.memory import keep_freed_memory, lasting_objects
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")

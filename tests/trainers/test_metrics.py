@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from igsearch_env.episode import Document, Episode, Question
-from trainers.metrics import evaluation_results, gain_gold_correlation, rollout_metrics
-from trainers.scores import gold_document_rate
+from igsearch_env.evaluation.scores import gold_document_rate
+from trainers.local.metrics import evaluation_results, gain_gold_correlation, rollout_metrics
 
 Written = Callable[..., Episode]
 SEARCH = "<search> Allia home </search>"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agents.rollout_settings import RolloutSettings, make_label, read_label
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Question
-from igsearch_env.shaping import Shaping
+from igsearch_env.gain.shaping import Shaping
 from trainers.openrlhf.flags import Flags, read_flags
+from trainers.openrlhf.rollout_settings import RolloutSettings, make_label, read_label
 
 NEEDED = ["--ig.questions", "world-train", "--ig.retriever", "bm25"]
 
@@ -32,7 +32,7 @@ def test_flags_find_their_places(tmp_path: Path) -> None:
     assert (flags.rollout.floor, flags.rollout.chat, flags.rollout.top_k) == (-5.0, True, 7)
     assert flags.arguments[:3] == ("--actor.adam.lr", "1e-5", "--train.async_enable")
     assert value(flags, "algo.advantage.estimator") == "group_norm"
-    assert value(flags, "train.agent_func_path").endswith("agents/openrlhf.py")
+    assert value(flags, "train.agent_func_path").endswith("trainers/openrlhf/agent_function.py")
     assert value(flags, "data.prompt_dataset") == str(tmp_path / "run" / "data" / "train.jsonl")
     assert "--ckpt.load_enable" not in flags.arguments
     assert "--ckpt.load_enable" in read(tmp_path, "--resume").arguments

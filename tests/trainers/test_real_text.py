@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from agents.scripted import RandomQueryAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.answers import contains_answer, normalize_answer
+from igsearch_env.baselines import RandomQueryAgent
 from igsearch_env.completion import Completion
-from igsearch_env.corpus import load_corpus
+from igsearch_env.data.corpus import load_corpus
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.metrics import contains_answer, normalize_answer
-from igsearch_env.protocol import get_protocol
+from igsearch_env.protocol.tags import get_protocol
+from igsearch_env.rollout import collect
 from trainers.config import TrainConfig, load_config
-from trainers.grpo import GRPOTrainer
-from trainers.rollout import collect
+from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_training_engine
 
 DATA = os.environ.get("IGSEARCH_DATA", "")

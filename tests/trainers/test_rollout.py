@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import pytest
 
 from igsearch_env.completion import Completion
+from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
-from igsearch_env.world import World
-from trainers.rollout import collect
-from trainers.tiny_policy import PROTOCOL
+from trainers.warm_start.tiny_policy import PROTOCOL
 
 
 class Patient:
@@ -81,7 +81,7 @@ def test_nothing_asked_nothing_played(engine: SearchQAEngine) -> None:
 
 def test_time_is_added_up_by_part(engine: SearchQAEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("trainers.rollout.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("igsearch_env.rollout.time.perf_counter", lambda: now[0])
 
     class Slow(Patient):
         def act(self, episodes: Sequence[Episode]) -> list[Completion]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from trainers.files import write_whole
-from trainers.run_log import RunLog, read_log
+from igsearch_env.files import write_whole
+from trainers.local.run_log import RunLog, read_log
 
 
 def rows(*steps: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.scores import (
+from igsearch_env.evaluation.scores import (
     ExampleScore,
     macro_average,
     question_scores,

@@ -11,8 +11,8 @@ import torch
 
 from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Question
+from igsearch_env.gain.shaping import Shaping
 from igsearch_env.retrieval.http import HTTPRetriever
-from igsearch_env.shaping import Shaping
 from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig, load_config
 from trainers.setup import (
     group_ids,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode, Step
-from trainers.grpo import GRPOTrainer
-from trainers.token_batch import TokenBatch, policy_log_probs
+from trainers.local.grpo import GRPOTrainer
+from trainers.local.token_batch import TokenBatch, policy_log_probs
 
 NOTHING = ("environment.outcome=zero", "optimization.kl=0.0", "optimization.weight_decay=0.0")
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -72,7 +72,7 @@ class Recorder:
             self.advantages = real_advantages(episodes, progress)
             return self.advantages
 
-        monkeypatch.setattr("trainers.update.policy_log_probs", log_probs)
+        monkeypatch.setattr("trainers.local.update.policy_log_probs", log_probs)
         monkeypatch.setattr(TokenBatch, "from_episodes", batched)
         monkeypatch.setattr(trainer.agent, "advantages", advantages)
 

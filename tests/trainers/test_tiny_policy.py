@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.world import World
+from igsearch_env.data.world import World
 from trainers.setup import ROOT
-from trainers.tiny_policy import END, PROTOCOL, build_model, build_tokenizer, vocabulary
+from trainers.warm_start.tiny_policy import END, PROTOCOL, build_model, build_tokenizer, vocabulary
 
 SHIPPED = ROOT / "agents/world-tiny"
 

@@ -15,7 +15,7 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode, Question, Segment
-from trainers.token_batch import TokenBatch, policy_log_probs
+from trainers.local.token_batch import TokenBatch, policy_log_probs
 
 QUESTION = Question("q", "what is the home of Allia Ashby ?", ("Delmora",))
 

@@ -13,13 +13,13 @@ import torch
 trl = pytest.importorskip("trl", reason="needs the extra trl")
 
 from agents.grpo_agent import GRPOAgent  # noqa: E402
+from agents.loading import load_policy  # noqa: E402
 from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
 from igsearch_env.credit import GRPO  # noqa: E402
 from igsearch_env.settings import make_engine  # noqa: E402
-from trainers.losses import policy_loss  # noqa: E402
-from trainers.setup import load_policy  # noqa: E402
-from trainers.token_batch import TokenBatch, policy_log_probs  # noqa: E402
-from trainers.trl_rollouts import (  # noqa: E402
+from trainers.local.losses import policy_loss  # noqa: E402
+from trainers.local.token_batch import TokenBatch, policy_log_probs  # noqa: E402
+from trainers.trl.rollouts import (  # noqa: E402
     SearchRollouts,
     TokenCreditTrainer,
     prompts,

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationConfig
-from trainers.token_batch import TokenBatch
-from trainers.update import Updater, sign_flips
+from trainers.local.token_batch import TokenBatch
+from trainers.local.update import Updater, sign_flips
 
 MakePolicy = Callable[..., TransformersPolicy]
 Advantages = list[NDArray[np.float64]]

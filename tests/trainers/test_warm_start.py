@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.world import World
-from trainers.tiny_policy import build_model
-from trainers.warm_start import Demonstration, WarmStart, WarmStartConfig, evaluation_engine
+from igsearch_env.data.world import World
+from trainers.warm_start.tiny_policy import build_model
+from trainers.warm_start.training import (
+    Demonstration,
+    WarmStart,
+    WarmStartConfig,
+    evaluation_engine,
+)
 
 CONFIG = WarmStartConfig(
     steps=3, spoiling_steps=2, batch_size=8, people=40, episodes_per_world=48, world_seed=50
@@ -159,7 +164,7 @@ def test_evaluation_is_on_a_world_that_no_demonstration_came_from() -> None:
 
 
 def test_a_resumed_warm_start_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.warm_start.CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("trainers.warm_start.training.CHECKPOINT_EVERY", 2)
     config = WarmStartConfig(
         steps=5, spoiling_steps=2, batch_size=4, people=40, episodes_per_world=8
     )

@@ -18,9 +18,9 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
 from igsearch_env.credit import GRPO, CreditAssignment, credit_at
 from igsearch_env.episode import Episode
-from trainers.metrics import rollout_metrics
+from trainers.local.metrics import rollout_metrics
+from trainers.local.update import sign_flips
 from trainers.setup import make_credit_from
-from trainers.update import sign_flips
 
 
 class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
@@ -34,7 +34,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
     Attributes:
         credit: The credit assignment method.
         progress: How far training has come, from 0 to 1, for methods that change with it.
-        metrics: What the last batch tells; see :func:`trainers.metrics.rollout_metrics`.
+        metrics: What the last batch tells; see :func:`trainers.local.metrics.rollout_metrics`.
         seconds: How long settling its gains took.
     """
 

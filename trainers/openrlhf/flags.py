@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
-from agents.rollout_settings import RolloutSettings
-from igsearch_env.questions import BUILTIN_QUESTIONS
+from agents.loading import CHECKOUT
+from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from trainers.config import override
-from trainers.setup import ROOT, make_credit_from
+from trainers.openrlhf.rollout_settings import RolloutSettings
+from trainers.setup import make_credit_from
 from trainers.typed import build
 
-AGENT = "agents/openrlhf.py"
+AGENT = "trainers/openrlhf/agent_function.py"
 METHOD = "ig_search"
 ROLLOUT = frozenset(field.name for field in fields(RolloutSettings))
 
@@ -215,7 +216,7 @@ def _split(rest: Sequence[str]) -> tuple[list[str], list[str]]:
 def _chosen(flags: Flags) -> list[str]:
     """The flags of :data:`CHOSEN` that have a value."""
     chosen: dict[str, Any] = {
-        "train.agent_func_path": ROOT / AGENT,
+        "train.agent_func_path": CHECKOUT / AGENT,
         "data.prompt_dataset": flags.train_data,
         "data.input_key": "input",
         "data.label_key": "label",

@@ -16,14 +16,14 @@ from openrlhf.trainer import ppo_trainer, ppo_trainer_async
 from openrlhf.trainer.ray import ppo_actor
 from ray import cloudpickle
 
+from agents.loading import CHECKOUT
 from trainers.openrlhf import policy_actor, trainers
 from trainers.openrlhf.arguments import check_engines
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.preparation import prepare
-from trainers.setup import ROOT
 
 PROGRAM = "openrlhf.cli.train_ppo_ray"
-SETTINGS = "IGSEARCH_ROLLOUT"  # agents.openrlhf reads it
+SETTINGS = "IGSEARCH_ROLLOUT"  # trainers.openrlhf.agent_function reads it
 
 
 class Checked(Exception):
@@ -94,7 +94,7 @@ class _Run:
         environment = options.setdefault("runtime_env", {}).setdefault("env_vars", {})
         environment[SETTINGS] = self.flags.rollout.to_json()
         if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
-            paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
             environment["PYTHONPATH"] = os.pathsep.join(paths)
         return self._init(*arguments, **options)
 

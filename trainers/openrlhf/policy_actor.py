@@ -12,12 +12,12 @@ from openrlhf.trainer.ray import ppo_actor
 from transformers import PreTrainedModel
 
 from agents.grpo_agent import settle_for
-from agents.one_by_one_scorer import OneByOneScorer
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
-from agents.trie_scorer import TrieScorer
 from igsearch_env.credit import CreditAssignment
 from igsearch_env.episode import Episode
-from igsearch_env.scoring import AnswerScorer
+from igsearch_env.gain.scorer import AnswerScorer
 from trainers.openrlhf.seams import original_class
 
 log = logging.getLogger(__name__)

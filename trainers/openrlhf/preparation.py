@@ -10,15 +10,15 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from agents.rollout_settings import RolloutSettings, make_label
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.data.questions import load_questions
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.questions import load_questions
+from igsearch_env.files import write_whole
 from igsearch_env.retrieval.base import RetrievalError
-from trainers.files import write_whole
 from trainers.openrlhf.arguments import check_arguments
 from trainers.openrlhf.flags import Flags
+from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
 
 def prepare(args: Any, flags: Flags) -> None:
@@ -156,7 +156,7 @@ def check_retriever(engine: SearchQAEngine, rollout: RolloutSettings) -> None:
     except RetrievalError as error:
         raise ValueError(
             f"the retriever {rollout.retriever!r} does not answer ({error}); start it first, with "
-            "python -m scripts.serve_retriever"
+            "igsearch serve"
         ) from error
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from igsearch_env.data.world import default_world
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
-from igsearch_env.world import default_world
 from tests.igsearch_env.retrieval.loopback import Answer, Behaviour, LoopbackServer, RawServer
 
 

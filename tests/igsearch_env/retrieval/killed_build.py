@@ -12,7 +12,7 @@ import sentence_transformers  # noqa: F401  (so that a forked process has it)
 import torch
 import tqdm
 
-from igsearch_env.corpus import read_corpus
+from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe

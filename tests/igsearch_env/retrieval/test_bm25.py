@@ -8,9 +8,9 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from igsearch_env.corpus import load_corpus
+from igsearch_env.data.corpus import load_corpus
+from igsearch_env.data.questions import load_questions
 from igsearch_env.episode import Document
-from igsearch_env.questions import load_questions
 from igsearch_env.retrieval.bm25 import BM25Retriever
 
 needs_data = pytest.mark.skipif(

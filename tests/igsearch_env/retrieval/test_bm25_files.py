@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from igsearch_env.corpus import load_corpus
+from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from igsearch_env.corpus import read_corpus
+from igsearch_env.data.corpus import read_corpus
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.building import IndexBuild, Recipe

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from igsearch_env.data.world import default_world
 from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -14,7 +15,6 @@ from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
-from igsearch_env.world import default_world
 
 QUERIES = ["Where was the poet born?", "capital"]
 

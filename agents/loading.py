@@ -1,0 +1,37 @@
+"""Loading policies: checkpoint folders, here or in the checkout, and models of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from agents.transformers_policy import TransformersPolicy
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def load_policy(path: str, protocol: str | None = None, **options: Any) -> TransformersPolicy:
+    """Load a policy; a relative path is looked up in the checkout too.
+
+    Args:
+        path: A checkpoint folder, or the name of a model on the Hugging Face hub.
+        protocol: Name of the tag grammar; None for the checkpoint's own.
+        **options: See :meth:`TransformersPolicy.from_pretrained`.
+
+    Raises:
+        ValueError: If there is no such checkpoint, or it cannot be read.
+    """
+    folder = checkpoint_folder(path)
+    try:
+        return TransformersPolicy.from_pretrained(folder or path, protocol, **options)
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load a policy from {path!r}: expected a checkpoint folder or the name "
+            f"of a model on the Hugging Face hub ({reason})"
+        ) from error
+
+
+def checkpoint_folder(path: str) -> Path | None:
+    """The folder that a policy's path means, here or in the checkout; None if there is none."""
+    return next((folder for folder in (Path(path), CHECKOUT / path) if folder.is_dir()), None)

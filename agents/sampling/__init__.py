@@ -1,0 +1,1 @@
+"""Sampling turns from a causal language model."""

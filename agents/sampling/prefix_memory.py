@@ -1,0 +1,101 @@
+"""Keys and values kept from one call of a policy to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from agents.inference import sliding_window
+from agents.sampling.growing_batch import Prefix
+from agents.sampling.sampler import Sample
+
+
+class PrefixMemory:
+    """Remembers what the last call ran, by token ids.
+
+    It empties itself when the weights have changed in place (an optimiser's step, a loaded state)
+    or were replaced. Writing through ``parameter.data`` goes unnoticed: call :meth:`clear` then.
+
+    Args:
+        model: The model that the keys and values belong to. If it has a sliding window nothing is
+            remembered: continued rows have gaps between columns, which would shift the window.
+
+    Attributes:
+        finished_tokens: At most so many tokens are kept of sequences that were not continued, the
+            latest ones, for a scorer that starts from them. 0 keeps none.
+
+    Raises:
+        ValueError: If the model has layers that are not attention.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._enabled = sliding_window(model) is None
+        self.finished_tokens = 0
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._continued: set[tuple[int, ...]] = set()
+        self._finished: dict[tuple[int, ...], Prefix] = {}  # oldest first
+        self._weights: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that the keys and values belong to."""
+        return self._model
+
+    def __len__(self) -> int:
+        """Number of sequences remembered from the last call."""
+        return len(self._prefixes)
+
+    def recall(self, sequences: Sequence[Sequence[int]]) -> list[Prefix | None]:
+        """For each sequence of ids, its keys and values (those of the last token missing)."""
+        self._check_weights()
+        self._continued = {tuple(ids) for ids in sequences}
+        return [self._prefixes.get(tuple(ids)) for ids in sequences]
+
+    def held(self) -> list[tuple[tuple[int, ...], Prefix]]:
+        """Every sequence of ids whose keys and values are held, and these; one per token of them.
+
+        They are those of the last call, and the finished ones that were kept.
+        """
+        self._check_weights()
+        everything = {**self._finished, **self._prefixes}
+        return [(ids[: len(prefix)], prefix) for ids, prefix in everything.items()]
+
+    def replace(self, contexts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> None:
+        """Remember what was sampled after each context, and what was finished before."""
+        self._keep_finished()
+        self._weights = self._version()
+        self._prefixes = {
+            (*context, *sample.ids): sample.prefix
+            for context, sample in zip(contexts, samples, strict=True)
+            if self._enabled and sample.prefix is not None
+        }
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._prefixes, self._continued, self._finished = {}, set(), {}
+
+    def _keep_finished(self) -> None:
+        """Keep what the call before remembered and this one did not continue."""
+        if not self.finished_tokens:
+            return
+        ended = {ids: one for ids, one in self._prefixes.items() if ids not in self._continued}
+        room = self.finished_tokens
+        kept: dict[tuple[int, ...], Prefix] = {}  # latest first
+        for ids, prefix in reversed({**self._finished, **ended}.items()):
+            room -= len(prefix)
+            if room < 0:
+                break
+            kept[ids] = prefix.alone() if ids in ended else prefix
+        self._finished = dict(reversed(kept.items()))
+
+    def _check_weights(self) -> None:
+        if self._weights != self._version():
+            self.clear()
+
+    def _version(self) -> tuple[tuple[int, int], ...]:
+        return tuple(
+            (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+            for parameter in self._model.parameters()
+        )

@@ -1,0 +1,1 @@
+"""Exact scoring of answers with a causal language model."""

@@ -1,0 +1,1 @@
+"""The ``igsearch`` command and its subcommands."""

@@ -1,0 +1,197 @@
+r"""Build a search index of a corpus: BM25, dense, or a fusion of indexes that are there.
+
+igsearch index --corpus wiki.jsonl --out indexes/bm25
+igsearch index --corpus wiki.jsonl --out indexes/e5 --model intfloat/e5-base-v2 \
+    --factory IVF16384,Flat
+igsearch index --fuse indexes/bm25 indexes/e5 --out indexes/hybrid
+
+The corpus is read and worked on in shards. After a kill, the same command with --resume goes on
+with the shard that it was at, and the index comes out the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from igsearch_env.cli.console import console, positive, run
+from igsearch_env.data.corpus import read_corpus
+from igsearch_env.retrieval.building import IndexBuild, Recipe
+from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.index_directory import check_replaceable
+from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
+from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
+from igsearch_env.retrieval.vector_index import import_faiss
+from trainers.threads import set_threads
+
+BM25_OPTIONS = ("k1", "b", "title_weight")
+DENSE_OPTIONS = (
+    *("preset", "max_length", "precision", "batch_size", "device"),
+    *("factory", "search", "threads"),
+)
+SHARD_OPTIONS = ("resume", "shard_size")
+FUSION_OPTIONS = ("constant", "depth")
+OPTIONS = {
+    "a dense index (--model)": {"model", *DENSE_OPTIONS, *SHARD_OPTIONS},
+    "BM25 (there is no --model)": {*BM25_OPTIONS, *SHARD_OPTIONS},
+    "a fusion (--fuse)": set(FUSION_OPTIONS),
+}
+NOTE_EVERY = 30.0  # seconds
+
+
+class StageBar:
+    """A bar for each stage of a build; lines now and then where there is no terminal.
+
+    Args:
+        quiet: Show nothing.
+    """
+
+    def __init__(self, quiet: bool) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+            speed_estimate_period=1800.0,  # seconds; a shard may take a minute
+        )
+        self._lines = not quiet and not console.is_terminal
+        self._task = TaskID(0)
+        self._said = time.monotonic()
+
+    def __enter__(self) -> StageBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> None:
+        """Begin a stage."""
+        self._task = self._bar.add_task(name, total=total, completed=done)
+        self._say()
+
+    def advance(self, amount: int) -> None:
+        """Go on by so much."""
+        self._bar.advance(self._task, amount)
+        if time.monotonic() - self._said > NOTE_EVERY:
+            self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        if self._lines:
+            task = self._bar.tasks[self._task]
+            total = f" of {task.total:,.0f}" if task.total is not None else ""
+            left = task.time_remaining
+            note = f", {left / 60:.0f} min left" if left is not None and not task.finished else ""
+            console.print(f"{task.description}: {task.completed:,.0f}{total}{note}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Build the index.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    started = time.perf_counter()
+    chosen = _chosen(args)
+    if args.fuse:
+        save_fusion(args.out, args.fuse, **chosen)
+        passages = len(load_retriever(args.out))
+    else:
+        check_replaceable(args.out)  # before a model is loaded
+        with StageBar(args.quiet) as bar:
+            sharding = {"shard_size": chosen.pop("shard_size")} if "shard_size" in chosen else {}
+            resume = chosen.pop("resume", False)
+            documents = partial(read_corpus, args.corpus)
+            build = IndexBuild(documents, args.out, _recipe(chosen), bar, **sharding)
+            passages = build.run(resume)
+    seconds = time.perf_counter() - started
+    line = f"{args.out}: {passages:,} passages, {seconds:.1f} s"
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given; all must be of use to the kind of index."""
+    dense, bm25, fusion = OPTIONS
+    kind = fusion if args.fuse else dense if args.model else bm25
+    chosen = {name: getattr(args, name) for name in set().union(*OPTIONS.values())}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    strange = sorted(set(chosen) - OPTIONS[kind])
+    if strange:
+        options = ", ".join("--" + name.replace("_", "-") for name in strange)
+        raise ValueError(f"{kind} has no {options}")
+    return chosen
+
+
+def _recipe(chosen: dict[str, Any]) -> Recipe:
+    if "model" not in chosen:
+        return BM25Recipe(**chosen)
+    import_faiss().omp_set_num_threads(set_threads(chosen.pop("threads", 0)))
+    model = chosen.pop("model")
+    config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
+    search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
+    return DenseRecipe(SentenceEncoder(EncoderConfig(model, **config), **chosen), **search)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="igsearch index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--corpus",
+        help="a .jsonl, .jsonl.gz or .parquet file with id and contents (or title and text), "
+        "hf:REPO[:CONFIG][:SPLIT], or a built-in name",
+    )
+    source.add_argument(
+        "--fuse", type=Path, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
+    )
+    add = parser.add_argument
+    add("--out", required=True, type=Path, help="folder to write; an index there is replaced")
+    add("--resume", action="store_true", default=None, help="go on with an unfinished build")
+    add("--shard-size", type=positive, help="passages a shard (default: 1024)")
+    add("--quiet", action="store_true", help="show no progress")
+    words = parser.add_argument_group("BM25")
+    words.add_argument("--k1", type=float, help="saturation (default: 0.9)")
+    words.add_argument("--b", type=float, help="length (default: 0.4)")
+    words.add_argument("--title-weight", type=int, help="count titles so often (default: 2)")
+    dense = parser.add_argument_group("dense")
+    add = dense.add_argument
+    add("--model", help="encoder: a name on the Hugging Face hub, or a folder")
+    add("--preset", choices=PRESETS, help="prefixes and pooling (default: by the model's name)")
+    add("--max-length", type=positive, help="cut texts to so many tokens (default: 256)")
+    add("--precision", choices=PRECISIONS, help="of the encoder's weights (default: float32)")
+    add("--batch-size", type=positive, help="texts per pass (default: 32)")
+    add("--device", help="where the encoder runs (default: a GPU if there is one)")
+    add("--factory", help="FAISS factory string (default: Flat, which is exact)")
+    add("--search", help="such as nprobe=64 or efSearch=256 (default: by the factory string)")
+    add("--threads", type=positive, help="of the encoder and of FAISS (default: the free cores)")
+    fusion = parser.add_argument_group("fusion")
+    add = fusion.add_argument
+    add("--constant", type=int, help="small ones trust the first ranks more (default: 60)")
+    add("--depth", type=positive, help="passages of each index that are fused (default: 100)")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

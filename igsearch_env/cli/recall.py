@@ -1,0 +1,111 @@
+r"""Compare retrievers: the share of gold passages among the best few for the question itself.
+
+igsearch recall --questions hotpotqa.questions.jsonl popqa.questions.jsonl \
+    --index indexes/bm25 indexes/e5 indexes/hybrid --top-k 3 --out runs/recall
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from igsearch_env.answers import bootstrap_interval
+from igsearch_env.cli.console import positive, print_table, run, write_json
+from igsearch_env.data.questions import load_questions
+from igsearch_env.data.rows import source_stem
+from igsearch_env.episode import Question
+from igsearch_env.evaluation.scores import gold_share
+from igsearch_env.retrieval.base import IndexedRetriever
+from igsearch_env.retrieval.saved_index import load_retriever
+
+BATCH = 64
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search for every question in every index, then print and save the table.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    args = _parser().parse_args(argv)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sets = {source_stem(name): load_questions(name, split=args.split) for name in args.questions}
+    rows = []
+    for index in args.index:
+        retriever = load_retriever(index)
+        rows += [
+            {"index": str(index), "questions": name} | recall(retriever, questions, args.top_k)
+            for name, questions in sets.items()
+        ]
+    write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
+    print_table(_table(rows, args.top_k))
+
+
+def recall(
+    retriever: IndexedRetriever, questions: Sequence[Question], top_k: int
+) -> dict[str, Any]:
+    """Mean share of a question's gold passages among its ``top_k``, with a 95 % interval.
+
+    Args:
+        retriever: What searches.
+        questions: What it searches for; those without known gold passages are left out.
+        top_k: How many passages it may return for each.
+
+    Raises:
+        ValueError: If no question has known gold passages.
+    """
+    shares = []
+    for start in range(0, len(questions), BATCH):
+        batch = questions[start : start + BATCH]
+        found = retriever.search([question.text for question in batch], top_k)
+        shares += [gold_share(*pair) for pair in zip(batch, found, strict=True)]
+    known = [share for share in shares if share is not None]
+    if not known:
+        raise ValueError(
+            f"none of {len(questions):,} questions names its gold passages; expected a column "
+            "supporting_ids or supporting_titles"
+        )
+    interval = bootstrap_interval(known)
+    return {"n": len(known), "recall": sum(known) / len(known), "interval": list(interval)}
+
+
+def _table(rows: Sequence[dict[str, Any]], top_k: int) -> Table:
+    sets = list(dict.fromkeys(row["questions"] for row in rows))
+    table = Table(title=f"recall@{top_k} of gold passages", box=box.SIMPLE_HEAD)
+    table.add_column("index")
+    sizes = {row["questions"]: row["n"] for row in rows}
+    for name in sets:
+        table.add_column(f"{name} ({sizes[name]:,})", justify="right")
+    for index in dict.fromkeys(row["index"] for row in rows):
+        cells = [row for row in rows if row["index"] == index]
+        table.add_row(index, *(f"{c['recall']:.3f} ± {_half(c['interval']):.3f}" for c in cells))
+    return table
+
+
+def _half(interval: Sequence[float]) -> float:
+    return (interval[1] - interval[0]) / 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="igsearch recall",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--questions", nargs="+", required=True, help="names or files of question sets")
+    add("--index", nargs="+", required=True, type=Path, help="folders of saved indexes")
+    add("--top-k", type=positive, default=3, help="passages per question (default: 3)")
+    add("--split", help="ask only the questions of this split")
+    add("--out", type=Path, required=True, help="folder of the results")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Question sets and corpora: from files, the Hugging Face hub and the embedded world."""

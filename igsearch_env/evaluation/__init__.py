@@ -1,0 +1,1 @@
+"""Evaluations: playing questions, scores, the run folder, comparisons."""

@@ -1,0 +1,124 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from igsearch_env.endpoint.agent import Api
+from igsearch_env.gain.information_gain import Counterfactual
+
+MANNER = ("concurrency", "retries", "timeout", "api_key_variable")
+"""Settings of how an endpoint is asked, not of what; they may change when a run is resumed."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Everything that an evaluation is made of.
+
+    Args:
+        questions: Names or files of the question sets.
+        agent: Name of a scripted agent, the folder of a checkpoint, or the address of an
+            OpenAI-compatible endpoint.
+        corpus: Name or file of the corpus; it may be left out where ``index`` has one.
+        index: Folder of a saved index; it is built from the corpus if there is none yet.
+        benchmarks: Folder of the benchmarks' files; None for the one that the environment names,
+            or else the hub.
+        limit: Ask only so many questions of each set, the first ones.
+        samples: How many times each question is asked.
+        protocol: Name of the tag grammar; None for the checkpoint's own, or else ``"refine"``.
+        max_new_tokens: Longest turn, in tokens; None for what the checkpoint says, or else 64, and
+            512 at an endpoint.
+        top_k: Documents per search; None for what the checkpoint was trained with, or else 3.
+        max_searches: Searches per attempt; None for the checkpoint's, or else 5.
+        max_attempts: Attempts at a question; None for the checkpoint's, or else 1.
+        counterfactual: What the counterfactuals of information gain swap; None for the
+            checkpoint's, or else ``"documents+refinement"``.
+        temperature: Of sampling.
+        greedy: Take the most likely tokens instead of sampling.
+        information_gain: Settle the gain of every search, with the checkpoint's own scorer or, for
+            other agents, with a unigram model.
+        seed: Seed of sampling, of random queries and of counterfactuals.
+        batch_size: Questions that are played side by side; an endpoint has ``concurrency``.
+        device: Where a checkpoint runs.
+        threads: Torch threads; 0 for as many as there are free cores.
+        model: Name of the endpoint's model; None if it serves only one.
+        api: ``"completions"`` or ``"chat"``; see :class:`igsearch_env.endpoint.agent.OpenAIAgent`.
+        concurrency: Questions that are played at once at an endpoint.
+        retries: How often a request is repeated.
+        timeout: Seconds to wait for an answer.
+        api_key_variable: Environment variable that holds the endpoint's key, if it needs one.
+
+    Raises:
+        ValueError: If a number is out of range, or questions, agent or corpus are missing.
+    """
+
+    questions: tuple[str, ...] = ()
+    agent: str = ""
+    corpus: str | None = None
+    index: str | None = None
+    benchmarks: str | None = None
+    limit: int | None = None
+    samples: int = 1
+    protocol: str | None = None
+    max_new_tokens: int | None = None
+    top_k: int | None = None
+    max_searches: int | None = None
+    max_attempts: int | None = None
+    counterfactual: Counterfactual | None = None
+    temperature: float = 1.0
+    greedy: bool = False
+    information_gain: bool = False
+    seed: int = 0
+    batch_size: int = 128
+    device: str = "cpu"
+    threads: int = 0
+    model: str | None = None
+    api: Api = "completions"
+    concurrency: int = 16
+    retries: int = 8
+    timeout: float = 600.0
+    api_key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", tuple(self.questions))
+        for name, value in (("questions", all(self.questions)), ("agent", self.agent)):
+            if not value or not self.questions:
+                raise ValueError(f"an evaluation needs {name}; give --{name}")
+        if not self.corpus and not self.index:
+            raise ValueError("there is nothing to search; give --corpus, or --index of a saved one")
+        for name in ("limit", "max_new_tokens", "top_k", "max_searches", "max_attempts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name, least in (
+            ("batch_size", 1),
+            ("samples", 1),
+            ("concurrency", 1),
+            ("threads", 0),
+            ("retries", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("temperature", "timeout"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    @property
+    def at_endpoint(self) -> bool:
+        """Whether the agent is an endpoint."""
+        return is_address(self.agent)
+
+
+def is_address(agent: str) -> bool:
+    """Whether an agent is named by an HTTP address."""
+    return agent.startswith(("http://", "https://"))
+
+
+def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed evaluation must share: a server may move, and be asked faster."""
+    kept = {name: value for name, value in settings.items() if name not in MANNER}
+    if is_address(str(kept.get("agent", ""))):
+        kept["agent"] = "an endpoint"
+    return kept

@@ -1,0 +1,1 @@
+"""Information gain: counterfactual contexts, the scorer, the evidence pool, shaping, belief."""

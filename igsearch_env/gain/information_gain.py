@@ -1,0 +1,294 @@
+"""Information gain: what a search step was worth.
+
+IG_t = l(a* | C_t) - mean_j l(a* | C_t^j), with l the mean log-probability of the gold answer's
+tokens in nats (IG-Search, arXiv 2604.15148). C_t is the transcript up to the documents of search t
+and the refinement that the policy wrote after them; C_t^j is the same with documents and
+refinement replaced by the j-th pair drawn from another question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step, changed
+from igsearch_env.gain.answer_score import answer_scores, check_head
+from igsearch_env.gain.scorer import AnswerScorer, BoundedScorer
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
+
+AliasOperator = Literal["best_real", "max", "logmeanexp"]
+Counterfactual = Literal["documents+refinement", "documents"]
+LogProbs = NDArray[np.float64]
+
+
+def information_gain(
+    real: Sequence[LogProbs],
+    counterfactual: Sequence[Sequence[LogProbs]],
+    head_tokens: int = 0,
+    head_weight: float = 1.0,
+    floor: float | None = None,
+    aliases: AliasOperator = "best_real",
+) -> float:
+    """Information gain of one search, in nats per answer token.
+
+    Args:
+        real: Token log-probs of each gold alias in the real context: one array of shape
+            (answer tokens,) per alias.
+        counterfactual: For each alias, its token log-probs in each of N counterfactual contexts.
+        head_tokens: See :func:`answer_scores`.
+        head_weight: See :func:`answer_scores`.
+        floor: See :func:`answer_scores`.
+        aliases: ``"best_real"`` takes the alias with the highest real score and its own baselines
+            (the published rule; its expectation is above 0 under pure noise). ``"max"`` and
+            ``"logmeanexp"`` reduce the aliases in every context alike.
+
+    Raises:
+        ValueError: If the shapes do not fit or there is nothing to compare with.
+
+    >>> real, swapped = np.log([0.5, 0.5]), [np.log([0.25, 0.25]), np.log([0.125, 0.125])]
+    >>> round(information_gain([real], [swapped]), 6)
+    1.039721
+    """
+    if not real or len(counterfactual) != len(real):
+        raise ValueError(
+            "information_gain needs one list of counterfactual arrays per alias, got "
+            f"{len(real)} real and {len(counterfactual)} counterfactual aliases"
+        )
+    if len({len(rows) for rows in counterfactual}) != 1 or not counterfactual[0]:
+        raise ValueError(
+            "every alias needs the same number N >= 1 of counterfactual arrays, got "
+            f"{[len(rows) for rows in counterfactual]}"
+        )
+    _check_aliases(aliases)
+
+    table = [
+        answer_scores([first, *rest], head_tokens, head_weight, floor)
+        for first, rest in zip(real, counterfactual, strict=True)
+    ]
+    return _difference(_reduced(np.array(table), aliases))
+
+
+def _check_aliases(aliases: str) -> None:
+    if aliases not in ("best_real", "max", "logmeanexp"):
+        raise ValueError(f"aliases must be 'best_real', 'max' or 'logmeanexp', got {aliases!r}")
+
+
+def _reduced(table: LogProbs, aliases: AliasOperator) -> LogProbs:
+    """Scores of the real context and the N others, (1 + N,), from those by alias."""
+    if aliases == "best_real":
+        return np.asarray(table[np.argmax(table[:, 0])], dtype=np.float64)
+    return reduce_aliases(table, aliases)
+
+
+def _difference(row: LogProbs) -> float:
+    """The real score less the mean of the N others."""
+    return float(row[0] - row[1:].sum() / (row.size - 1))
+
+
+def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
+    """One score per context, shape (contexts,), from those of each alias, (aliases, contexts).
+
+    Where contexts are not compared, ``"best_real"`` is the highest score as ``"max"`` is.
+    """
+    if aliases == "logmeanexp":
+        reduced: LogProbs = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
+        return reduced
+    return np.asarray(scores.max(axis=0), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class InformationGain:
+    """Settles the information gain of search steps: the one implementation of it.
+
+    The environment calls :meth:`settle` online; a trainer that runs the environment without a
+    scorer calls it once per batch, with the policy that sampled.
+
+    Args:
+        protocol: The tag grammar of the episodes.
+        counterfactual: What is swapped. ``"documents+refinement"`` (the paper) settles search t
+            once the next turn is known, ``"documents"`` at once.
+        floor: Least log-probability of an answer token, in nats: ``"uniform"`` for that of a
+            uniform guess, ``-ln(vocabulary size)``; None for no floor.
+        head_tokens: See :func:`answer_scores`.
+        head_weight: See :func:`answer_scores`.
+        aliases: See :func:`information_gain`.
+    """
+
+    protocol: TagProtocol = PROTOCOLS["refine"]
+    counterfactual: Counterfactual = "documents+refinement"
+    floor: float | Literal["uniform"] | None = "uniform"
+    head_tokens: int = 0
+    head_weight: float = 1.0
+    aliases: AliasOperator = "max"
+
+    def __post_init__(self) -> None:
+        if self.counterfactual not in ("documents+refinement", "documents"):
+            raise ValueError(
+                "counterfactual must be 'documents+refinement' or 'documents', "
+                f"got {self.counterfactual!r}"
+            )
+        if isinstance(self.floor, str) and self.floor != "uniform":
+            raise ValueError(f"floor must be 'uniform', a number or None, got {self.floor!r}")
+        if isinstance(self.floor, int | float) and not self.floor < 0:
+            raise ValueError(f"a floor is a log-probability, below 0 nats, got {self.floor}")
+        check_head(self.head_tokens, self.head_weight)
+        _check_aliases(self.aliases)
+
+    @classmethod
+    def paper(cls, protocol: TagProtocol = PROTOCOLS["refine"]) -> Self:
+        """The published form: no floor, and the alias with the highest real score."""
+        return cls(protocol=protocol, floor=None, aliases="best_real")
+
+    def settle(
+        self,
+        episodes: Sequence[Episode],
+        scorer: AnswerScorer,
+        wanted: Sequence[Sequence[bool]] | None = None,
+    ) -> list[Episode]:
+        """Fill in the information gain of every search step that is due and has none yet.
+
+        Failed searches, those without counterfactual evidence, and those of which a context is too
+        long for a :class:`~igsearch_env.gain.scorer.BoundedScorer` stay None.
+
+        Args:
+            episodes: Episodes, finished or not.
+            scorer: Scores answers; one call is made for the whole batch.
+            wanted: For each search of each episode, whether it is to be settled; None for all.
+
+        Returns:
+            The episodes in the same order, their due and wanted steps settled.
+
+        Raises:
+            ValueError: If ``wanted`` is not one truth value per search of each episode.
+        """
+        if wanted is not None:
+            _check_wanted(wanted, episodes)
+        places = [
+            (number, index)
+            for number, episode in enumerate(episodes)
+            for index in range(len(episode.steps))
+            if self.due(episode, index)
+            and (wanted is None or wanted[number][_search_step(episode.steps[index])])
+        ]
+        jobs = [
+            (self.contexts(episodes[number], index), episodes[number].question.golden_answers)
+            for number, index in places
+        ]
+        settled = [list(episode.steps) for episode in episodes]
+        for (number, index), table in zip(places, self.scores(jobs, scorer), strict=True):
+            if table is not None:
+                row = _reduced(table, self.aliases)
+                settled[number][index] = _settled(settled[number][index], row)
+        touched = {number for number, _ in places}
+        return [
+            changed(episode, steps=tuple(settled[number])) if number in touched else episode
+            for number, episode in enumerate(episodes)
+        ]
+
+    def scores(
+        self, jobs: Sequence[tuple[Sequence[Context], Sequence[str]]], scorer: AnswerScorer
+    ) -> list[LogProbs | None]:
+        """Score answers in contexts, in one call.
+
+        Args:
+            jobs: Contexts that belong together, and the aliases that are scored in each.
+            scorer: Scores answers.
+
+        Returns:
+            The mean log-probs of each job, shape (aliases, contexts); None where one of its
+            contexts is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer`.
+        """
+        lead = self.protocol.answer_lead
+        pairs = [[(c, lead + alias) for c in wanted for alias in golds] for wanted, golds in jobs]
+        if isinstance(scorer, BoundedScorer):
+            every = list(chain.from_iterable(pairs))
+            fits = iter(scorer.fits([c for c, _ in every], [answer for _, answer in every]))
+            known = [[next(fits) for _ in part] for part in pairs]
+            pairs = [part if all(fit) else [] for part, fit in zip(pairs, known, strict=True)]
+        scored = list(chain.from_iterable(pairs))
+        found = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
+        floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
+        flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
+        ends = accumulate(map(len, pairs))
+        return [
+            flat[end - len(part) : end].reshape(len(wanted), len(golds)).T if part else None
+            for end, part, (wanted, golds) in zip(ends, pairs, jobs, strict=True)
+        ]
+
+    def due(self, episode: Episode, index: int) -> bool:
+        """Whether step ``index`` is a search whose gain can be settled now and is not yet."""
+        step = episode.steps[index]
+        if step.action != "search" or step.retrieval_failed or not step.counterfactuals:
+            return False
+        known = episode.finished or index + 1 < len(episode.steps)
+        return step.information_gain is None and (known or self.counterfactual == "documents")
+
+    def contexts(self, episode: Episode, index: int) -> list[Context]:
+        """The real context of search step ``index`` and its N counterfactual ones, in that order.
+
+        Each ends with the answer's opening tag.
+        """
+        step = episode.steps[index]
+        before: list[Segment] = [episode.prompt]
+        for earlier in episode.steps[:index]:
+            before += (earlier.turn, *earlier.replies)
+        before.append(step.turn)
+        pairs = [(step.documents, self.refinement(episode, index))]
+        pairs += [(pair.documents, pair.refinement) for pair in step.counterfactuals]
+        if not all(refinement.text for _, refinement in pairs):
+            # Where one context has no refinement none has: only their content is to differ.
+            pairs = [(documents, NO_REFINEMENT) for documents, _ in pairs]
+        opening = Segment(self.protocol.answer_opening, "system")
+        return [
+            (*before, self.protocol.render_documents(documents), *_shown(refined), opening)
+            for documents, refined in pairs
+        ]
+
+    def refinement(self, episode: Episode, index: int) -> Segment:
+        """What the policy wrote about the documents of step ``index``, where that is scored."""
+        following = episode.steps[index + 1 : index + 2]
+        if self.counterfactual == "documents" or not following:
+            return NO_REFINEMENT
+        same = following[0].attempt == episode.steps[index].attempt
+        return following[0].refinement if same else NO_REFINEMENT
+
+    def evidence(self, episode: Episode, index: int) -> Evidence:
+        """The pair of documents and refinement of step ``index``, for the pool."""
+        question = episode.question
+        documents = episode.steps[index].documents
+        return Evidence(documents, self.refinement(episode, index), question.id, question.text)
+
+
+def _check_wanted(wanted: Sequence[Sequence[bool]], episodes: Sequence[Episode]) -> None:
+    expected = [len(episode.searches) for episode in episodes]
+    if not all(isinstance(row, Sequence) for row in wanted) or expected != [*map(len, wanted)]:
+        raise ValueError(
+            "wanted must have a row for each episode with a truth value for each of its searches, "
+            f"so rows of {expected}; got {wanted}"
+        )
+
+
+def _search_step(step: Step) -> int:
+    assert step.search_step is not None  # searches have numbers
+    return step.search_step
+
+
+def _shown(refinement: Segment) -> tuple[Segment, ...]:
+    return (refinement,) if refinement.text else ()
+
+
+def _settled(step: Step, row: LogProbs) -> Step:
+    """The step with its scores: that of the real context and those of the N others."""
+    real, *others = row.tolist()
+    return changed(
+        step,
+        information_gain=_difference(row),
+        log_prob=real,
+        baseline_log_probs=tuple(others),
+    )

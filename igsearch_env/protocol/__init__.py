@@ -1,0 +1,1 @@
+"""The grammar of turns: tags, tool calls, presets."""

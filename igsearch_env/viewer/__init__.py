@@ -1,0 +1,1 @@
+"""One HTML page that shows the rollouts of a run."""

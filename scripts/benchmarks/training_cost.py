@@ -1,0 +1,216 @@
+r"""What information gain adds to a training step: seconds of rollout, scoring and update.
+
+python -m scripts.benchmarks.training_cost --out runs/bench_training_cost
+python -m scripts.benchmarks.training_cost --out runs/bench_training_cost_quick --quick
+python -m scripts.benchmarks.training_cost --out runs/cost_gpu --device cuda --layers 28 \
+    --hidden 1536 --rollouts 40 --searches 2
+
+The model has random weights (60 million if nothing is said) and would never write a search, so its
+turns are dictated: every token is sampled as usual, but which one comes out is fixed beforehand.
+Decoding, log-probabilities, retrieval, scoring and the update are those of real training; passages
+are synthetic, 150 words each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from agents.grpo_agent import GRPOAgent
+from agents.tokenization import SegmentTokenizer
+from agents.transformers_policy import TransformersPolicy
+from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
+from igsearch_env.cli.console import console, positive, run, write_json
+from igsearch_env.completion import Completion
+from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
+from igsearch_env.engine import SearchQAEngine
+from igsearch_env.episode import Episode
+from igsearch_env.rollout import collect
+from igsearch_env.settings import make_engine
+from scripts.benchmarks.scoring_arms import make_model
+from trainers.config import OptimizationConfig
+from trainers.local.update import Updater
+from trainers.threads import set_threads
+from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
+
+WORDS = sorted({*FIRST_NAMES, *(word for words in NAME_WORDS.values() for word in words)})
+PASSAGE, QUESTION = 150, 190  # words
+REFINEMENT, THOUGHT, QUERY = 90, 45, 8  # words
+QUESTIONS = 40
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is run: layers and width of the model, rollouts and searches per rollout."""
+
+    layers: int
+    hidden: int
+    rollouts: int
+    searches: int
+
+
+FULL = Size(layers=9, hidden=512, rollouts=2, searches=4)
+QUICK = Size(layers=2, hidden=256, rollouts=2, searches=2)
+
+
+class DictatedPolicy(TransformersPolicy):
+    """Samples turns whose tokens are fixed beforehand: searches, then an answer.
+
+    All rows of a call are in the same step, and their turns have the same length.
+
+    Args:
+        model: A causal language model.
+        tokenizer: The tokenizer of the shipped policy: each of ``WORDS`` is one token.
+        searches: Number of searches before the answer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: SegmentTokenizer, searches: int) -> None:
+        super().__init__(model, tokenizer, PROTOCOL, max_new_tokens=512)
+        self.searches = searches
+        self._turns = torch.empty(0, 0, dtype=torch.long)  # (B, tokens)
+        self._written = 0
+
+    def act(self, episodes: Sequence[Episode]) -> list[Completion]:
+        """Write the next turn of each episode; they are all at the same step."""
+        rng = np.random.default_rng([len(episodes[0].steps), len(episodes)])
+        turns = [self.tokenizer.encode_context((self._turn(e, rng),)) for e in episodes]
+        self._turns = torch.tensor(turns)
+        self._written = 0
+        return super().act(episodes)
+
+    def _turn(self, episode: Episode, rng: np.random.Generator) -> Segment:
+        refinement = f" <refine>{_words(rng, REFINEMENT)} </refine>" if episode.steps else ""
+        if len(episode.steps) == self.searches:
+            return Segment(f"{refinement} <answer>{_words(rng, 2)} </answer>", "policy")
+        search = f" <search>{_words(rng, QUERY)} </search>"
+        return Segment(f"{refinement}{_words(rng, THOUGHT)}{search}", "policy")
+
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = torch.log_softmax(logits / self.temperature, dim=-1)
+        ids = self._turns[:, self._written, None].to(logits.device)
+        self._written += 1
+        return ids[:, 0], log_probs.gather(1, ids)[:, 0]
+
+
+def main() -> None:
+    """Run one step and print where its time went."""
+    arguments = _parser().parse_args()
+    asked = {f.name: getattr(arguments, f.name) for f in fields(Size)}
+    size = replace(
+        QUICK if arguments.quick else FULL,
+        **{name: value for name, value in asked.items() if value is not None},
+    )
+    if size.hidden % 128:
+        raise ValueError(f"--hidden must be a multiple of 128, got {size.hidden}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU that PyTorch sees; there is none")
+    set_threads(arguments.threads)
+    if arguments.device != "cpu":  # the first kernels of a process are loaded and chosen
+        train_step(replace(size, rollouts=2), arguments.device)
+    seconds, episodes, parameters = train_step(size, arguments.device)
+    total = sum(seconds.values())
+    rows: list[dict[str, Any]] = [
+        {"part": part, "seconds": round(value, 2), "percent": round(100 * value / total, 1)}
+        for part, value in seconds.items()
+    ]
+    console.print(
+        f"{parameters / 1e6:.0f} M random parameters, {len(episodes)} rollouts of {size.searches} "
+        f"searches, {len(episodes[0].searches[0].documents)} passages of {PASSAGE} words each; "
+        "turns are dictated, because a random model writes no searches"
+    )
+    table = Table(title="one training step")
+    for heading in ("part", "seconds", "share"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for row in rows:
+        table.add_row(row["part"], f"{row['seconds']:.1f}", f"{row['percent']:.0f} %")
+    console.print(table)
+    machine = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
+    told = {"rows": rows, "parameters": parameters, "size": asdict(size), "device": machine}
+    write_json(arguments.out / "results.json", told)
+
+
+def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[Episode], int]:
+    """A step of GRPO with information gain.
+
+    Args:
+        size: What is run.
+        device: Where.
+
+    Returns:
+        Wall seconds by part, the settled episodes, and the number of parameters.
+    """
+    model: Any = make_model(size.layers, size.hidden)
+    model.to(device)
+    tokenizer = SegmentTokenizer(build_tokenizer())
+    policy = DictatedPolicy(model, tokenizer, size.searches)
+    engine = make_world_of_passages(size.searches)
+    agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search"))
+    config = OptimizationConfig(steps=1, kl=0.001, micro_batch_size=1)
+    updater = Updater(model, tokenizer, config, reference=copy.deepcopy(model).eval())
+    seconds: defaultdict[str, float] = defaultdict(float)
+    asked = [engine.questions[0]] * size.rollouts
+    episodes = collect(engine, agent, asked, ["group"] * size.rollouts, seconds=seconds)
+    started = time.perf_counter()
+    episodes = agent.settle(episodes)
+    settled = time.perf_counter()
+    updater.step(episodes, agent.advantages(episodes), np.random.default_rng(0))
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()  # the other parts end with numbers that they wait for
+    seconds["information gain"] = settled - started
+    seconds["update"] = time.perf_counter() - settled
+    return dict(seconds), episodes, model.num_parameters()
+
+
+def make_world_of_passages(searches: int) -> SearchQAEngine:
+    """An environment over synthetic passages, its pool filled by searches for other questions."""
+    rng = np.random.default_rng(0)
+    documents = [Document(str(i), "", _words(rng, PASSAGE).strip()) for i in range(400)]
+    questions = [
+        Question(str(i), _words(rng, QUESTION).strip(), (_words(rng, 2).strip(),))
+        for i in range(QUESTIONS)
+    ]
+    engine = make_engine(
+        questions,
+        BM25Retriever.build(documents),
+        None,
+        protocol=PROTOCOL,
+        max_searches=searches,
+    )
+    for question in questions[1:]:
+        (found,) = engine.retriever.search([_words(rng, QUERY)], engine.top_k)
+        refinement = Segment(f" <refine>{_words(rng, REFINEMENT)} </refine>", "policy")
+        engine.pool.add(Evidence(tuple(found), refinement, question.id, question.text))
+    return engine
+
+
+def _words(rng: np.random.Generator, count: int) -> str:
+    return "".join(f" {word}" for word in rng.choice(WORDS, count))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="a small model and two searches")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    for name in ("layers", "hidden", "rollouts", "searches"):
+        parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The credit laboratory: credit methods compared by a written protocol."""

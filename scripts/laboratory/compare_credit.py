@@ -1,0 +1,281 @@
+"""The credit laboratory: every credit assignment method on the same worlds, questions and budget.
+
+python -m scripts.laboratory.compare_credit develop --out runs/credit --arms grpo oracle ig
+python -m scripts.laboratory.compare_credit qualify --out runs/credit
+python -m scripts.laboratory.compare_credit compare --out runs/credit --report docs/results
+python -m scripts.laboratory.compare_credit report --out runs/credit --report docs/results
+
+`develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
+on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
+fresh seeds, and refuses to go on once the protocol has been changed. `report` makes tables, file
+and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
+while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
+ever made, so that another machine can go on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from agents.loading import CHECKOUT
+from igsearch_env.cli.console import console, positive, print_table, run, write_json
+from igsearch_env.files import write_whole
+from scripts.laboratory.protocol import (
+    Job,
+    Protocol,
+    is_run_of,
+    load_protocol,
+    rests_on,
+    settings_hash,
+    shortened,
+)
+from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
+from scripts.laboratory.runs import held_out, look_at_start
+from scripts.laboratory.store import RunStore
+
+PROTOCOL = CHECKOUT / "scripts/laboratory/protocol.toml"
+LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
+FIRST_HOP_LIMIT = 0.8
+
+
+def main() -> None:
+    """Run what is missing of a stage, then print and save what came out."""
+    arguments = _parser().parse_args()
+    protocol = load_protocol(arguments.protocol)
+    if arguments.smoke:
+        protocol = shortened(protocol)
+        arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
+        arguments.report = arguments.report and arguments.report / "smoke"
+    folder = arguments.report or arguments.out
+    store = RunStore(arguments.out, folder / "credit_runs.jsonl")
+    unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
+    unknown |= set(arguments.arms or ()) - protocol.arms.keys()
+    if unknown:
+        raise ValueError(f"the protocol has no {', '.join(sorted(unknown))}")
+    stages = {"develop": develop, "qualify": qualify, "compare": compare, "report": report}
+    stages[arguments.stage](protocol, store, arguments)
+
+
+def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+    """Arms on development seeds, once for each value that --try lists."""
+    regimes = arguments.regimes or list(protocol.regimes)
+    arms = arguments.arms or ["grpo", "oracle"]
+    jobs = [
+        Job("develop", regime, arm, seed, changes)
+        for regime in regimes
+        for changes in _grid(arguments.tries)
+        for seed in _development_seeds(protocol, arguments)
+        for arm in arms
+    ]
+    table = Table(title="development seeds: mean EM over the budget, by seed")
+    for heading in ("regime", "arm", "changed", "mean", "by seed", "last EM", "first hop at half"):
+        table.add_column(heading)
+    runs = store.run(protocol, jobs, arguments.workers)
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for one in runs:
+        key = (one["job"]["regime"], one["job"]["arm"], " ".join(one["changes"]))
+        groups.setdefault(key, []).append(one)
+    for key, found in groups.items():
+        values = [endpoint(one) for one in found]
+        last = [f"{one['evaluations'][-1]['em']:.3f}" for one in found]
+        half = np.mean([one["evaluations"][2]["hop_hits"][0] for one in found])
+        each = " ".join(f"{value:.3f}" for value in values)
+        table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
+    print_table(table)
+    store.record()
+
+
+def _development_seeds(protocol: Protocol, arguments: argparse.Namespace) -> Sequence[int]:
+    if fresh := set(arguments.seeds or ()) & set(protocol.seeds):
+        raise ValueError(f"--seeds: development must not see the fresh seeds {sorted(fresh)}")
+    seeds: Sequence[int] = arguments.seeds or protocol.development_seeds
+    return seeds
+
+
+def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+    """Decide which regimes can tell arms apart, on development seeds alone."""
+    regimes = arguments.regimes or list(protocol.regimes)
+    seeds = protocol.development_seeds
+    arms = ("grpo", "oracle")
+    jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
+    runs = store.run(protocol, jobs, arguments.workers)
+    path = _verdicts(arguments)
+    verdicts = _read_if_there(path)
+    for regime in regimes:
+        looks = [look_at_start(protocol, regime, seed) for seed in seeds]
+        trained = [one for one in runs if one["job"]["regime"] == regime]
+        verdicts[regime] = verdict_of(looks, trained)
+        verdicts[regime]["settings"] = settings_hash(protocol, regime)
+        passes, figures = verdicts[regime]["passes"], verdicts[regime]["figures"]
+        failed = ", ".join(name for name, passed in passes.items() if not passed)
+        verdict = f"dropped: {failed}" if failed else "qualified"
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        console.print(f"{regime}: {verdict} ({numbers})")
+    write_json(path, verdicts)
+    store.record()
+
+
+def verdict_of(
+    looks: Sequence[Mapping[str, float]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Whether a regime qualifies: every figure against its limit.
+
+    Args:
+        looks: What it is like before training, by development seed.
+        runs: Runs of ``grpo`` and ``oracle`` on these seeds, in the same order.
+    """
+    grpo, oracle = ([o for o in runs if o["job"]["arm"] == arm] for arm in ("grpo", "oracle"))
+    gains = [endpoint(best) - endpoint(plain) for best, plain in zip(oracle, grpo, strict=True)]
+    hits = [one["evaluations"][2]["hop_hits"][0] for one in grpo]
+    figures = {name: float(np.mean([look[name] for look in looks])) for name in LIMITS}
+    passes = {name: figures[name] >= least for name, least in LIMITS.items()}
+    figures |= {
+        "grpo_first_hop_at_half": float(np.mean(hits)),
+        "oracle_minus_grpo": float(np.mean(gains)),
+    }
+    passes["grpo_first_hop_at_half"] = figures["grpo_first_hop_at_half"] < FIRST_HOP_LIMIT
+    passes["oracle_minus_grpo"] = figures["oracle_minus_grpo"] > 0
+    return {
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "oracle_minus_grpo_by_seed": [round(gain, 4) for gain in gains],
+        "passes": passes,
+        "qualified": all(passes.values()),
+    }
+
+
+def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+    """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
+    path = _verdicts(arguments)
+    if not path.is_file():
+        raise ValueError(f"there is no {path}: run `qualify` before fresh seeds are looked at")
+    qualified = json.loads(path.read_text(encoding="utf-8"))
+    regimes = [
+        regime
+        for regime in arguments.regimes or protocol.regimes
+        if qualified.get(regime, {}).get("qualified")
+    ]
+    if not regimes:
+        raise ValueError(f"no regime has qualified ({path}); there is nothing to compare")
+    for regime in regimes:
+        if qualified[regime].get("settings") != settings_hash(protocol, regime):
+            raise ValueError(
+                f"{regime} has qualified with other settings than it has now; run `qualify` again"
+            )
+        for seed in protocol.seeds:
+            held_out(protocol, Job("compare", regime, "grpo", seed))
+    _fix_protocol(protocol, arguments)
+    jobs = [
+        Job("compare", regime, name, seed)
+        for regime in regimes
+        for seed in protocol.seeds
+        for name in arguments.arms or protocol.arms
+        if seed in protocol.seeds_of(regime, name)
+    ]
+    store.run(protocol, jobs, arguments.workers)
+    report(protocol, store, arguments)
+
+
+def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+    """Tables, file and plots of all that has been run, whatever part of it was asked for now.
+
+    Verdicts on regimes that this folder of runs has none of stay as the last report has them.
+    """
+    folder = arguments.report or arguments.out
+    last = _read_if_there(folder / "credit.json").get("verdicts", {})
+    qualified = last | _read_if_there(_verdicts(arguments))
+    rows = store.record()
+    fresh = [row for row in rows if row["job"]["stage"] == "compare"]
+    counted = [row for row in fresh if _counts(protocol, row)]
+    tried = [row for row in rows if row["job"]["stage"] == "develop"]
+    summary = summarise(protocol, counted, qualified, tried)
+    summary["rests_on"] = rests_on(protocol, arguments.protocol)
+    summary["verdicts"] = qualified
+    write_json(folder / "credit.json", summary)
+    write_whole(folder / "credit.md", markdown(summary))
+    plot_differences(summary, folder / "credit.png")
+    for table in tables(summary):
+        print_table(table)
+
+
+def _verdicts(arguments: argparse.Namespace) -> Path:
+    """Where ``qualify`` leaves its verdicts."""
+    path: Path = arguments.out / "qualified.json"
+    return path
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
+    """Whether a run on a fresh seed is one of the protocol as it is now."""
+    job = Job(**row["job"])
+    known = job.regime in protocol.regimes and job.arm in protocol.arms
+    return (
+        known
+        and job.seed in protocol.seeds_of(job.regime, job.arm)
+        and is_run_of(row, protocol, job)
+    )
+
+
+def _fix_protocol(protocol: Protocol, arguments: argparse.Namespace) -> None:
+    """Write down what the fresh seeds are run under, and hold on to it."""
+    path, hashes = arguments.out / "protocol.json", rests_on(protocol, arguments.protocol)
+    if path.is_file():
+        fixed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        if fixed != hashes:
+            changed = [name for name in hashes if fixed.get(name) != hashes[name]]
+            raise ValueError(
+                f"{', '.join(changed)} has changed since fresh seeds were run in {arguments.out}; "
+                "start again in another folder"
+            )
+    write_json(path, {"sha256": hashes})
+
+
+def _grid(tries: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Every combination of ``section.key=a,b,c``; one empty one without tries."""
+    if not tries:
+        yield ()
+        return
+    name, _, values = tries[0].partition("=")
+    for value in values.split(","):
+        for rest in _grid(tries[1:]):
+            yield (f"{name}={value}", *rest)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
+    parser.add_argument("--protocol", type=Path, default=PROTOCOL, help="the protocol's file")
+    parser.add_argument("--regimes", nargs="+", help="these regimes only")
+    parser.add_argument("--arms", nargs="+", help="these arms only")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=A,B",
+        help="develop: settings to try, all combinations",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the protocol's)"
+    )
+    parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
+    parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, to see that it works")
+    return parser
+
+
+if __name__ == "__main__":
+    run(main)

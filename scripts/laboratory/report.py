@@ -1,0 +1,297 @@
+"""From the runs of the credit laboratory to its tables, its file and its plots."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from rich.table import Table
+
+from scripts.laboratory.protocol import Protocol
+from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+CAVEAT = "tiny world, 0.7 M-parameter policy: no claim for 3B"
+NOT_BEHIND = -0.02
+Run = Mapping[str, Any]
+
+
+def endpoint(run: Run) -> float:
+    """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %."""
+    return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
+
+
+def endpoint_at(run: Run, costs: Sequence[float], budget: Sequence[float]) -> float:
+    """The endpoint where training has cost what a budget allows.
+
+    Args:
+        run: A run.
+        costs: What training has cost at each of its evaluations, shape (evaluations,), rising
+            from 0. EM between them is linear in it.
+        budget: What it may have cost at each but the first, shape (evaluations - 1,). Beyond the
+            whole cost the last EM stands.
+    """
+    ems = [one["em"] for one in run["evaluations"]]
+    return float(np.mean(np.interp(budget, costs, ems)))
+
+
+def collapsed(run: Run) -> bool:
+    """Whether the last EM is below half of the best one, or below the first one."""
+    ems = [one["em"] for one in run["evaluations"]]
+    return bool(ems[-1] < 0.5 * max(ems) or ems[-1] < ems[0])
+
+
+def summarise(
+    protocol: Protocol,
+    runs: Sequence[Run],
+    qualified: Mapping[str, Mapping[str, Any]],
+    tried: Sequence[Run] = (),
+) -> dict[str, Any]:
+    """Every regime's table, as JSON-ready data.
+
+    Args:
+        protocol: The protocol.
+        runs: Runs on fresh seeds.
+        qualified: What each regime qualified by.
+        tried: Runs on development seeds.
+    """
+    regimes: dict[str, Any] = {}
+    for name, regime in protocol.regimes.items():
+        by_arm: defaultdict[str, dict[int, Run]] = defaultdict(dict)
+        for run in runs:
+            if run["job"]["regime"] == name:
+                by_arm[run["job"]["arm"]][run["job"]["seed"]] = run
+        if by_arm:
+            regimes[name] = {
+                "why": regime.why,
+                "primary": regime.primary,
+                "primaries_before": list(regime.primaries_before),
+                "qualified": qualified.get(name, {}),
+                "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
+            }
+    kept = [  # a regime without a verdict yet may still be one
+        regime
+        for name, regime in protocol.regimes.items()
+        if qualified.get(name, {}).get("qualified", True)
+    ]
+    _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept))
+    return {
+        "caveat": CAVEAT,
+        "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
+        "settings_tried": _settings_tried(tried),
+        "regimes": regimes,
+    }
+
+
+def _settings_tried(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What was run on development seeds: each setting with its endpoints by seed."""
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for run in runs:
+        job, config = run["job"], dict(run["config"])
+        config["world"] = {**config["world"], "seed": None}
+        config["run"] = {**config["run"], "seed": None}
+        config["policy"] = {**config["policy"], "path": None}
+        setting = [job["regime"], job["arm"], list(run["changes"]), config]
+        found[json.dumps(setting, sort_keys=True)][str(job["seed"])] = round(endpoint(run), 4)
+    tried = [(*json.loads(setting)[:3], endpoints) for setting, endpoints in found.items()]
+    return [
+        {"regime": regime, "arm": arm, "changes": changes, "em_by_seed": endpoints}
+        for regime, arm, changes, endpoints in tried
+    ]
+
+
+def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
+    runs, baseline = by_arm[arm], by_arm.get("grpo", {})
+    paired = sorted(runs.keys() & baseline.keys())
+    row: dict[str, Any] = {
+        "seeds": len(runs),
+        "first_and_last_seed": [min(runs), max(runs)],
+        "em": list(t_interval([endpoint(run) for run in runs.values()])),
+        "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
+        "collapses": sum(map(collapsed, runs.values())),
+        "cpu_seconds": _cpu(list(runs.values()))[-1],
+        **_details(list(runs.values())),
+    }
+    if arm != "grpo" and paired:
+        deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
+        costs = _cpu([runs[seed] for seed in paired])
+        budget = _cpu([baseline[seed] for seed in paired])[1:]
+        equal = [endpoint_at(runs[s], costs, budget) - endpoint(baseline[s]) for s in paired]
+        row |= {
+            "delta_em": list(t_interval(deltas)),
+            "delta_em_equal_cpu": list(t_interval(equal)),
+            "sign_flip_p": sign_flip_test(deltas),
+            "deltas": [round(delta, 4) for delta in deltas],
+        }
+    return row
+
+
+def _cpu(runs: Sequence[Run]) -> list[float]:
+    """Median CPU seconds that training has cost at each evaluation, shape (evaluations,)."""
+    costs = [[one["cpu_seconds"] for one in run["evaluations"]] for run in runs]
+    medians: list[float] = np.median(costs, axis=0).tolist()
+    return medians
+
+
+def _details(runs: Sequence[Run]) -> dict[str, Any]:
+    """Means over runs of what the last evaluation and the training log tell."""
+    last = [run["evaluations"][-1] for run in runs]
+    curves = [[one["em"] for one in run["evaluations"]] for run in runs]
+    detail: dict[str, Any] = {
+        "em_curve": _mean_columns(curves),
+        "hop_hits": _mean_columns([one["hop_hits"] for one in last]),
+        "gold_by_search": _mean_columns([one["gold_by_search"] for one in last]),
+        "searches": float(np.mean([one["searches"] for one in last])),
+        "query_tokens": float(np.mean([one["query_tokens"] for one in last])),
+        "pass_at": {
+            k: float(np.mean([one["pass_at"][k] for one in last])) for k in last[0]["pass_at"]
+        },
+        "em_by_hops": {
+            hops: float(np.mean([one["em_by_hops"][hops] for one in last]))
+            for hops in last[0]["em_by_hops"]
+        },
+    }
+    names = {name for run in runs for quarter in run["training"] for name in quarter}
+    detail["training"] = {
+        name: _mean_columns([[q.get(name, np.nan) for q in run["training"]] for run in runs])
+        for name in sorted(names)
+    }
+    return detail
+
+
+def _mean_columns(rows: Sequence[Sequence[float]]) -> list[float | None]:
+    """Mean of each column over the rows that have a value there; None where none has.
+
+    A row may end early, and NaN stands for no value.
+    """
+    columns = [[v for v in column if v == v] for column in zip_longest(*rows, fillvalue=np.nan)]
+    return [round(float(np.mean(column)), 4) if column else None for column in columns]
+
+
+def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
+    """Holm's correction of the tests of all primary arms, former ones too, and the verdict.
+
+    A regime that has qualified counts as a test whether or not it is among these.
+    """
+    rows = {
+        (name, arm): regime["arms"][arm]
+        for name, regime in regimes.items()
+        for arm in (regime["primary"], *regime["primaries_before"])
+        if "sign_flip_p" in regime["arms"].get(arm, {})
+    }
+    for place, p in holm({key: row["sign_flip_p"] for key, row in rows.items()}, tests).items():
+        rows[place]["sign_flip_p_holm"] = p
+    for name, regime in regimes.items():
+        if (name, regime["primary"]) in rows:
+            row = rows[name, regime["primary"]]
+            low, high = row["delta_em"][1:]
+            regime["verdict"] = {
+                "win": bool(low > 0),
+                "loss": bool(high < 0),
+                "not_behind_at_equal_cpu": bool(row["delta_em_equal_cpu"][1] > NOT_BEHIND),
+            }
+
+
+NOTE = (
+    "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
+    "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone."
+)
+HEADINGS = ("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses")
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """One table per regime."""
+    made = []
+    for name, regime in summary["regimes"].items():
+        table = Table(title=_title(name, summary), caption=_caption(regime, summary))
+        for heading in HEADINGS:
+            justify: Literal["left", "right"] = "left" if heading == "arm" else "right"
+            table.add_column(heading, justify=justify, no_wrap=True)
+        for row in _rows(regime):
+            table.add_row(*row)
+        made.append(table)
+    return made
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The same tables as a page of Markdown."""
+    parts = ["# Results of the credit laboratory", NOTE]
+    for name, regime in summary["regimes"].items():
+        lines = [HEADINGS, ("---",) * len(HEADINGS), *_rows(regime)]
+        parts.append(f"## {_title(name, summary)}")
+        parts.append(f"{_caption(regime, summary)}.")
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(name: str, summary: Mapping[str, Any]) -> str:
+    return f"{name}: {summary['endpoint']}"
+
+
+def _caption(regime: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    return f"{regime['why']}; {summary['caveat']}"
+
+
+def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a regime's table."""
+    return [
+        (
+            arm + (" *" if arm == regime["primary"] else ""),
+            "{} ({}-{})".format(row["seeds"], *row["first_and_last_seed"]),
+            _interval(row["em"]),
+            _interval(row.get("delta_em"), signed=True),
+            _interval(row.get("delta_em_equal_cpu"), signed=True),
+            " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
+            f"{row['cpu_seconds']:.0f}",
+            str(row["collapses"]),
+        )
+        for arm, row in regime["arms"].items()
+    ]
+
+
+def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
+    if values is None:
+        return ""
+    mean, low, high = values
+    form = "{:+.3f}" if signed else "{:.3f}"
+    if np.isnan(low):
+        return form.format(mean)
+    return f"{form} [{form}, {form}]".format(mean, low, high)
+
+
+def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
+    """Per regime, each arm's difference to GRPO with its interval, and the EM curves."""
+    regimes = summary["regimes"]
+    figure, axes = plt.subplots(
+        len(regimes), 2, figsize=(11, 1.2 + 3.6 * len(regimes)), layout="constrained", squeeze=False
+    )
+    for (left, right), (name, regime) in zip(axes, regimes.items(), strict=True):
+        arms = {arm: row for arm, row in regime["arms"].items() if "delta_em" in row}
+        for place, (arm, row) in enumerate(reversed(arms.items())):
+            mean, low, high = row["delta_em"]
+            color = "#1a73e8" if arm == regime["primary"] else "#5f6368"
+            left.plot([low, high], [place, place], color=color, linewidth=2)
+            left.plot(mean, place, "o", color=color, markersize=5)
+        left.axvline(0, color="#202124", linewidth=0.8)
+        left.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=8)
+        left.set_title(f"{name}: EM against GRPO at equal rollouts", fontsize=10, loc="left")
+        for arm in dict.fromkeys(("grpo", regime["primary"], "paper", "oracle", "placebo")):
+            if arm in regime["arms"]:
+                curve = regime["arms"][arm]["em_curve"]
+                right.plot(np.linspace(0, 100, len(curve)), curve, marker=".", label=arm)
+        right.set_title(f"{name}: sampled EM over the budget (%)", fontsize=10, loc="left")
+        right.legend(frameon=False, fontsize=8)
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+    figure.suptitle(CAVEAT, fontsize=9)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,213 @@
+"""One run of the credit laboratory: an arm is trained on a seed and looked at on the way."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from igsearch_env.cli.console import write_json
+from igsearch_env.episode import Episode, Question
+from igsearch_env.evaluation.play import play_questions
+from igsearch_env.evaluation.scores import gold_document_rate
+from scripts.laboratory.hashes import checkpoint_hash
+from scripts.laboratory.protocol import (
+    QUARTERS,
+    Job,
+    Protocol,
+    evaluation_size,
+    job_config,
+)
+from trainers.local.grpo import GRPOTrainer
+from trainers.setup import make_questions
+
+EVAL_SEED = 55_555
+EVAL_BATCH = 512
+COLUMNS = (
+    "em",
+    "all_fail",
+    "all_success",
+    "searches",
+    "query_tokens",
+    "entropy",
+    "invalid_turns",
+    "sign_flips",
+    "clipped",
+    "information_gain",
+    "log_prob",
+    "baseline_log_prob",
+    "gain_gold_correlation",
+)
+"""What is kept of the training log, averaged over each quarter."""
+
+
+def run_and_keep(protocol: Protocol, job: Job, path: Path) -> None:
+    """Write what :func:`run_job` returns, so that it is kept even if other runs are cut short."""
+    write_json(path, run_job(protocol, job))
+
+
+def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
+    """Train and evaluate; development makes do with the smaller evaluation at the end, too.
+
+    Returns:
+        JSON-ready: ``evaluations`` (at 0, 25, 50, 75 and 100 % of the budget; ``cpu_seconds`` is
+        what training had cost by then, evaluations apart), ``training`` (means by quarter) and
+        ``seconds`` of CPU by part.
+    """
+    config = job_config(protocol, job)
+    questions = held_out(protocol, job)
+    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(QUARTERS + 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(config, folder)
+        steps = config.optimization.steps
+        due = {round(steps * quarter / QUARTERS): quarter for quarter in range(1, QUARTERS + 1)}
+        cpu, log = 0.0, []
+        asked, samples = sizes[0]
+        evaluations = [_evaluate(trainer, questions[:asked], samples, 0, 0.0)]
+        for _ in range(steps):
+            started = time.process_time()
+            log.append(trainer.train_step())
+            cpu += time.process_time() - started
+            quarter = due.get(trainer.step)
+            if quarter is not None:
+                asked, samples = sizes[quarter]
+                found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
+                evaluations.append(found)
+    parts = {part for row in log for part in row["seconds"]}
+    return {
+        "job": {"stage": job.stage, "regime": job.regime, "arm": job.arm, "seed": job.seed},
+        "changes": list(job.changes),
+        "config": config.to_dict(),
+        "checkpoint": checkpoint_hash(config.policy.path),
+        "evaluations": evaluations,
+        "training": [
+            _means(log[steps * quarter // QUARTERS : steps * (quarter + 1) // QUARTERS])
+            for quarter in range(QUARTERS)
+        ],
+        "wall_seconds": {
+            part: round(sum(row["seconds"].get(part, 0.0) for row in log), 2)
+            for part in sorted(parts)
+        },
+    }
+
+
+def held_out(protocol: Protocol, job: Job) -> list[Question]:
+    """The questions that a run is evaluated with.
+
+    Raises:
+        ValueError: If its world has fewer than the protocol asks.
+    """
+    config = job_config(protocol, job)
+    questions = make_questions(config.environment.eval_questions, config.world)
+    asked, _ = evaluation_size(protocol, job, QUARTERS)
+    if len(questions) < asked:
+        raise ValueError(
+            f"{job.name} is to be asked {asked} held-out questions, but its world has "
+            f"{len(questions)}; ask fewer"
+        )
+    return questions
+
+
+def look_at_start(protocol: Protocol, regime: str, seed: int) -> dict[str, float]:
+    """What a regime is like before training: the figures that it has to qualify by.
+
+    Args:
+        protocol: The protocol.
+        regime: Name of the regime.
+        seed: A development seed.
+
+    Returns:
+        ``all_fail``, the share of groups without a success; ``all_fail_supported``, the share of
+        those in which a rollout found a supporting passage of any hop; ``reads``, the share of
+        rollouts that are right among those that found the last gold passage.
+    """
+    config = job_config(protocol, Job("qualify", regime, "grpo", seed))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GRPOTrainer(config, folder)
+        asked = trainer.engine.questions[: protocol.qualifying_groups]
+        size = config.optimization.group_size
+        repeated = [question for question in asked for _ in range(size)]
+        episodes = _play(trainer, repeated, seed)
+    fails: list[bool] = []
+    supported: list[bool] = []
+    read: list[bool] = []
+    for start in range(0, len(episodes), size):
+        group = episodes[start : start + size]
+        fails.append(not any(episode.em for episode in group))
+        if fails[-1]:
+            supported.append(any(gold_document_rate(episode) for episode in group))
+        read += [bool(e.em) for e in group if _hop_hits(e)[-1]]
+    return {
+        "all_fail": float(np.mean(fails)),
+        "all_fail_supported": float(np.mean(supported or [False])),
+        "reads": float(np.mean(read or [False])),
+    }
+
+
+def _play(trainer: GRPOTrainer, questions: Sequence[Question], seed: int) -> list[Episode]:
+    policy = trainer.policy
+    before = policy.batch_size
+    policy.batch_size = EVAL_BATCH
+    try:
+        return play_questions(trainer.engine, policy, questions, seed=seed)
+    finally:
+        policy.batch_size = before
+
+
+def _evaluate(
+    trainer: GRPOTrainer, questions: Sequence[Question], samples: int, step: int, cpu: float
+) -> dict[str, Any]:
+    """Sampled figures on held-out questions, ``samples`` times each."""
+    episodes: list[Episode] = []
+    for number in range(samples):
+        episodes += _play(trainer, questions, EVAL_SEED + number)
+    right = np.array([e.em or 0.0 for e in episodes]).reshape(samples, -1)  # (samples, questions)
+    hits = np.array([_hop_hits(episode) for episode in episodes], dtype=np.float64)
+    by_search: defaultdict[int, list[float]] = defaultdict(list)
+    for episode in episodes:
+        for number, found in enumerate(_finds(episode)):
+            by_search[number].append(float(found))
+    searches = [step for episode in episodes for step in episode.searches]
+    lengths = [s.query_tokens.stop - s.query_tokens.start for s in searches]
+    by_hops: defaultdict[int, list[float]] = defaultdict(list)
+    for episode in episodes:
+        by_hops[episode.question.hops or 0].append(episode.em or 0.0)
+    return {
+        "step": step,
+        "cpu_seconds": round(cpu, 2),
+        "questions": len(questions),
+        "samples": samples,
+        "em": float(right.mean()),
+        "em_by_hops": {str(hops): float(np.mean(ems)) for hops, ems in sorted(by_hops.items())},
+        "pass_at": {str(k): float(right[:k].max(axis=0).mean()) for k in _powers(samples)},
+        "hop_hits": [float(value) for value in hits.mean(axis=0)],
+        "gold_by_search": [float(np.mean(by_search[number])) for number in sorted(by_search)],
+        "searches": float(np.mean([len(episode.searches) for episode in episodes])),
+        "query_tokens": float(np.mean(lengths or [0])),
+    }
+
+
+def _hop_hits(episode: Episode) -> list[bool]:
+    """For each supporting passage in hop order, whether any search found it."""
+    found = {document.id for step in episode.searches for document in step.documents}
+    return [passage in found for passage in episode.question.supporting_ids]
+
+
+def _finds(episode: Episode) -> list[bool]:
+    """For each search, whether it found a supporting passage of any hop."""
+    gold = set(episode.question.supporting_ids)
+    return [any(d.id in gold for d in step.documents) for step in episode.searches]
+
+
+def _powers(samples: int) -> list[int]:
+    return [k for k in (1, 2, 4, 8, 16) if k <= samples]
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    columns = {name: [row[name] for row in rows if name in row] for name in COLUMNS}
+    return {name: float(np.mean(values)) for name, values in columns.items() if values}

@@ -1,0 +1,528 @@
+"""The evaluation script: its files, its figures, interruptions, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igsearch_env.data.corpus import load_corpus
+from igsearch_env.data.questions import load_questions
+from igsearch_env.evaluation import play as evaluation
+from igsearch_env.evaluation.player import _files_sha256
+from igsearch_env.evaluation.scores import report, score_example
+from igsearch_env.record import episode_from_record
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from tests.igsearch_env.cli.evaluating import (
+    ROOT,
+    evaluate,
+    read_json,
+    read_records,
+    same_results,
+    write_rows,
+)
+
+WORLD = ("--questions", "world-test", "--corpus", "world", "--threads", "1")
+FILES = ("manifest.json", "episodes.jsonl", "results.json")
+
+
+def test_records_results_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "oracle"
+    assert evaluate(*WORLD, "--agent", "oracle", "--limit", 300, "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted((".lock", *FILES))
+    episodes = [episode_from_record(record) for record in read_records(out / "episodes.jsonl")]
+    assert [e.question for e in episodes] == load_questions("world-test", limit=300)
+    results = read_json(out / "results.json")
+    assert results == report([score_example(episode) for episode in episodes])
+    micro = results["micro"]
+    assert (micro["n"], micro["em"], micro["cover_em"]) == (300, 1.0, 1.0)
+    assert micro["em_interval"] == [1.0, 1.0]
+    assert results["datasets"]["world-2hop"]["searches"] == 2.0
+    assert "information_gain" not in micro
+    printed = capsys.readouterr().out
+    assert all(
+        name in printed for name in ("oracle on world-test", "world-1hop", "micro", "macro", "EM")
+    )
+
+
+@pytest.mark.parametrize("agent", ["direct", "search_once", "random_query"])
+def test_scripted_agents_with_information_gain(tmp_path: Path, agent: str) -> None:
+    out = tmp_path / "out"
+    code = evaluate(*WORLD, "--agent", agent, "--limit", 40, "--information-gain", "--out", out)
+    assert code == 0
+    results = read_json(out / "results.json")["micro"]
+    searches = {"direct": 0.0, "search_once": 1.0, "random_query": 2.0}[agent]
+    assert results["searches"] == searches
+    assert ("information_gain" in results) == (searches > 0)
+    steps = [step for record in read_records(out / "episodes.jsonl") for step in record["steps"]]
+    found = [step for step in steps if step["action"] == "search"]
+    assert all(len(step["counterfactuals"]) == 3 for step in found)
+    assert all(step["information_gain"] is not None for step in found)
+
+
+def test_options_reach_the_environment(tmp_path: Path) -> None:
+    options = ("--top-k", 1, "--max-searches", 1, "--protocol", "search-r1", "--limit", 5)
+    assert evaluate(*WORLD, "--agent", "random_query", *options, "--out", tmp_path / "out") == 0
+    for record in read_records(tmp_path / "out" / "episodes.jsonl"):
+        actions = [step["action"] for step in record["steps"]]
+        assert actions == ["search", "invalid", "answer"]
+        assert len(record["steps"][0]["documents"]) <= 1
+        assert "<information>" in record["steps"][0]["observation"]["text"]
+
+
+def test_smoke(tmp_path: Path) -> None:
+    assert evaluate("--smoke", "--out", tmp_path / "out") == 0
+    assert read_json(tmp_path / "out" / "results.json")["micro"]["n"] == 6
+
+
+def test_the_same_seed_gives_the_same_files(checkpoint: Path, tmp_path: Path) -> None:
+    agent = (*WORLD, "--agent", checkpoint, "--limit", 20, "--batch-size", 8)
+    for name, options in {
+        "one": (),
+        "again": (),
+        "other": ("--seed", 1),
+        "greedy": ("--greedy",),
+        "greedy-other": ("--greedy", "--seed", 1),
+    }.items():
+        assert evaluate(*agent, *options, "--out", tmp_path / name) == 0
+    assert same_results(tmp_path / "one", tmp_path / "again")
+    assert not same_results(tmp_path / "one", tmp_path / "other")
+    assert same_results(tmp_path / "greedy", tmp_path / "greedy-other")
+    records = read_records(tmp_path / "one" / "episodes.jsonl")
+    first = [record["steps"][0]["turn"]["text"] for record in records]
+    assert len({*first}) > 15, "each chunk has a seed of its own"
+
+
+def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path: Path) -> None:
+    agent = ("--agent", checkpoint, "--limit", 12, "--information-gain")
+    assert evaluate(*WORLD, *agent, "--out", tmp_path / "own") == 0
+    manifest = read_json(tmp_path / "own" / "manifest.json")
+    assert manifest["config"]["protocol"] is None
+    assert manifest["inputs"]["protocol"] == "refine-bare"
+    assert manifest["inputs"]["model"]["max_new_tokens"] == 16
+    records = read_records(tmp_path / "own" / "episodes.jsonl")
+    assert all(record["prompt"]["text"].startswith("question : ") for record in records)
+    turns = [step["turn"] for record in records for step in record["steps"]]
+    assert max(len(turn["token_ids"]) for turn in turns) == 16
+    gains = [step["information_gain"] for record in records for step in record["steps"]]
+    assert any(gain is not None for gain in gains)
+    told = ("--protocol", "refine", "--max-new-tokens", 4, "--out", tmp_path / "told")
+    assert evaluate(*WORLD, *agent, *told) == 0
+    records = read_records(tmp_path / "told" / "episodes.jsonl")
+    assert all(record["prompt"]["text"].startswith("Answer") for record in records)
+    turns = [step["turn"] for record in records for step in record["steps"]]
+    assert max(len(turn["token_ids"]) for turn in turns) == 4
+
+
+def test_a_checkpoint_brings_the_environment_it_was_trained_in(tmp_path: Path) -> None:
+    shipped = ("--agent", "agents/world-tiny", "--limit", 3, "--information-gain", "--threads", 1)
+    world = ("--questions", "world-test:40", "--corpus", "world:40")
+    assert evaluate(*world, *shipped, "--out", tmp_path / "own") == 0
+    inputs = read_json(tmp_path / "own" / "manifest.json")["inputs"]
+    assert (inputs["top_k"], inputs["max_searches"]) == (1, 4)
+    assert (inputs["counterfactual"], inputs["scorer"]) == ("documents", "TrieScorer")
+    told = ("--top-k", 2, "--max-searches", 1, "--counterfactual", "documents+refinement")
+    told = (*told, "--max-attempts", 2)
+    assert evaluate(*world, *shipped, *told, "--out", tmp_path / "told") == 0
+    inputs = read_json(tmp_path / "told" / "manifest.json")["inputs"]
+    assert (inputs["top_k"], inputs["max_searches"]) == (2, 1)
+    assert inputs["counterfactual"] == "documents+refinement"
+    searches = [
+        step
+        for record in read_records(tmp_path / "told" / "episodes.jsonl")
+        for step in record["steps"]
+        if step["action"] == "search"
+    ]
+    assert {len(step["documents"]) for step in searches} <= {0, 1, 2}
+    assert max(step["search_step"] for step in searches) == 1  # one in each attempt
+    assert {step["attempt"] for step in searches} == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["model.bin", "chat_template.jinja", "merges.txt"])
+def test_a_checkpoint_that_changed_is_another_model(tmp_path: Path, name: str) -> None:
+    policy = tmp_path / "policy"
+    shutil.copytree(ROOT / "agents" / "world-tiny", policy)
+    found = [_files_sha256(policy)]
+    for text in ("one", "two"):
+        (policy / name).write_text(text)
+        found.append(_files_sha256(policy))
+    (policy / name).rename(policy / f"other-{name}")
+    assert len({*found, _files_sha256(policy)}) == 4
+
+
+def test_samples_of_a_checkpoint_differ_and_begin_with_those_of_a_single_run(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    run = (*WORLD, "--agent", checkpoint, "--limit", 7, "--batch-size", 3)
+    assert evaluate(*run, "--out", tmp_path / "one") == 0
+    assert evaluate(*run, "--samples", 3, "--out", tmp_path / "three") == 0
+    one, three = (read_records(tmp_path / name / "episodes.jsonl") for name in ("one", "three"))
+    assert three[:7] == one
+    turns = [
+        [record["steps"][0]["turn"]["text"] for record in part]
+        for part in (three[:7], three[7:14], three[14:])
+    ]
+    assert turns[0] != turns[1] != turns[2] != turns[0]
+    micro = read_json(tmp_path / "three" / "results.json")["micro"]
+    assert micro["pass_at_1"] == pytest.approx(micro["em"])
+    assert micro["pass_at_1"] <= micro["pass_at_2"] <= micro["pass_at_3"]
+
+
+KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
+
+
+@pytest.mark.timeout(1200)  # processes that start on a busy machine take their time
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """``IGSEARCH_KILLS=10`` kills it ten times."""
+    agent = (*WORLD, "--agent", checkpoint, "--information-gain", "--max-searches", 2)
+    asked_of = max(40, 12 * KILLS)
+    run = (*agent, "--limit", asked_of, "--samples", 2, "--batch-size", 3)  # short last chunks
+    assert evaluate(*run, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    partial = out / "episodes.jsonl.partial"
+    command = [sys.executable, "-m", "igsearch_env.cli.evaluate", *map(str, run), "--out", str(out)]
+    moments, done = random.Random(), 0
+    for kill in range(KILLS):
+        process = subprocess.Popen([*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            least = done + moments.randrange(3) + (kill == 0)
+            while (partial.read_bytes().count(b"\n") if partial.exists() else 0) < least:
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.001)
+            time.sleep(moments.uniform(0, 0.05))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        assert process.returncode == -signal.SIGKILL
+        done = partial.read_bytes().count(b"\n")
+    assert evaluate(*run, "--out", out, "--resume") == 0
+    assert same_results(tmp_path / "whole", out)
+    assert not partial.exists()
+    asked = [(r["question"]["id"]) for r in read_records(out / "episodes.jsonl")]
+    assert {asked.count(one) for one in asked} == {2}
+    runs = read_json(out / "manifest.json")["runs"]
+    assert 0 < runs[-1]["resumed_after"] <= 2 * asked_of
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", [0, 7])
+def test_resuming_after_any_number_of_chunks(tmp_path: Path, lines: int, torn: int) -> None:
+    run = (*WORLD, "--agent", "search_once", "--limit", 12, "--batch-size", 5, "--information-gain")
+    assert evaluate(*run, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", out)
+    records = read_records(out / "episodes.jsonl")
+    chunks = [{"chunk": n, "episodes": records[5 * n : 5 * n + 5]} for n in (1, 2, 0)]
+    text = "".join(json.dumps(chunk) + "\n" for chunk in chunks[:lines])
+    (out / "episodes.jsonl.partial").write_text(text + json.dumps(chunks[0])[:torn])
+    for name in ("episodes.jsonl", "results.json"):
+        (out / name).unlink()
+    assert evaluate(*run, "--out", out, "--resume") == 0
+    assert same_results(tmp_path / "whole", out)
+    resumed = sum(len(chunk["episodes"]) for chunk in chunks[:lines])
+    assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == resumed
+
+
+def test_a_chunk_that_is_there_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--agent", "direct", "--limit", 4, "--batch-size", 2, "--out", tmp_path / "out")
+    assert evaluate(*run) == 0
+    records = read_records(tmp_path / "out" / "episodes.jsonl")
+    line = json.dumps({"chunk": 0, "episodes": records[:2]}) + "\n"
+    for text in (line + line, line.replace('"chunk": 0', '"chunk": 1')):
+        (tmp_path / "out" / "episodes.jsonl.partial").write_text(text)
+        assert "is there twice or holds other questions" in error_of(capsys, *run, "--resume")
+
+
+def test_resuming_where_nothing_is_left_or_nothing_was_done(tmp_path: Path) -> None:
+    run = (*WORLD, "--agent", "direct", "--limit", 5, "--out", tmp_path / "out", "--resume")
+    assert evaluate(*run) == 0  # it starts where there is nothing to resume
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in FILES[1:]}
+    assert evaluate("--out", tmp_path / "out", "--resume") == 0
+    (tmp_path / "out" / "results.json").unlink()  # killed just before it was written
+    assert evaluate(*run) == 0
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in FILES[1:]}
+    assert len(read_json(tmp_path / "out" / "manifest.json")["runs"]) == 3
+
+
+def test_an_interrupt_keeps_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--agent", "oracle", "--limit", 12, "--batch-size", 4)
+    assert evaluate(*run, "--out", tmp_path / "whole") == 0
+    collect = evaluation.collect
+    calls: list[None] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return collect(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluation, "collect", interrupted)
+        assert evaluate(*run, "--out", tmp_path / "out") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert len(read_records(tmp_path / "out" / "episodes.jsonl.partial")) == 2
+    assert evaluate(*run, "--out", tmp_path / "out", "--resume") == 0
+    assert same_results(tmp_path / "whole", tmp_path / "out")
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The error of a run that must fail; it is one line."""
+    capsys.readouterr()
+    assert evaluate(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.startswith("error: ") for line in lines[-1:]] == [True]
+    assert sum("error" in line.lower() for line in lines) == 1
+    return lines[-1]
+
+
+def test_results_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    questions = write_rows(tmp_path / "q.jsonl", [{"question": "?", "golden_answers": ["a"]}])
+    out = tmp_path / "out"
+    run = ("--questions", questions, "--corpus", "world", "--agent", "direct", "--out", out)
+    assert evaluate(*run) == 0
+    before = {name: (out / name).read_bytes() for name in FILES}
+    assert "holds results already; pass --resume" in error_of(capsys, *run)
+    changed = error_of(capsys, *run, "--resume", "--top-k", 2)
+    assert "has another top_k: top_k was None, got 2" in changed
+    assert "has another limit" in error_of(capsys, *run, "--resume", "--limit", 1)
+    write_rows(questions, [{"question": "?", "golden_answers": ["b"]}])
+    assert "has another questions_sha256" in error_of(capsys, *run, "--resume")
+    (out / "manifest.json").write_text("{}")
+    assert "manifest.json is damaged" in error_of(capsys, *run, "--resume")
+    (out / "manifest.json").unlink()
+    assert "no manifest.json" in error_of(capsys, *run, "--resume")
+    for name in FILES[1:]:
+        assert (out / name).read_bytes() == before[name]
+    assert "is not a folder" in error_of(capsys, *run[:-1], questions)
+
+
+def test_two_processes_never_write_into_one_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one would end first, and the first one then write its own part as the whole."""
+    run = (*WORLD, "--agent", "direct", "--limit", 4, "--out", tmp_path / "out", "--resume")
+    holder = (
+        "import sys; from pathlib import Path; from igsearch_env.evaluation.folder import *\n"
+        "with EvaluationFolder(Path(sys.argv[1]), resume=True).alone():\n"
+        "    print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "out")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        assert "another process is evaluating in" in error_of(capsys, *run)
+        process.kill()
+    assert evaluate(*run) == 0
+
+
+def test_damaged_records_are_not_counted_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--agent", "direct", "--limit", 4, "--out", tmp_path / "out")
+    assert evaluate(*run) == 0
+    file = tmp_path / "out" / "episodes.jsonl"
+    records = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*records[:2], "{}\n", records[3]]))
+    assert "line 3 is damaged" in error_of(capsys, *run, "--resume")
+
+
+QUESTION = {"id": "q", "question": "What is the capital of Peru?", "golden_answers": ["Lima"]}
+PASSAGE = {"id": "p", "contents": '"Lima"\nLima is the capital of Peru.'}
+
+
+def questions_of(*rows: object) -> Callable[[Path, Path], list[object]]:
+    return lambda folder, _: ["--questions", write_rows(folder / "q.jsonl", rows)]
+
+
+def corpus_of(*rows: object, k: int = 1) -> Callable[[Path, Path], list[object]]:
+    return lambda folder, _: ["--corpus", write_rows(folder / "c.jsonl", rows), "--top-k", k]
+
+
+def options(*given: object) -> Callable[[Path, Path], list[object]]:
+    return lambda folder, checkpoint: list(given)
+
+
+def index_with(change: Callable[[Path], object]) -> Callable[[Path, Path], list[object]]:
+    def arguments(folder: Path, _: Path) -> list[object]:
+        BM25Retriever.build(load_corpus("world")).save(folder / "index")
+        change(folder / "index")
+        return ["--index", folder / "index"]
+
+    return arguments
+
+
+def index_of_another_corpus(folder: Path, _: Path) -> list[object]:
+    BM25Retriever.build(load_corpus("world")).save(folder / "index")
+    corpus = write_rows(folder / "c.jsonl", [PASSAGE])
+    return ["--index", folder / "index", "--corpus", corpus]
+
+
+def questions_twice(folder: Path, _: Path) -> list[object]:
+    files = [write_rows(folder / name, [QUESTION]) for name in ("a.jsonl", "b.jsonl")]
+    return ["--questions", *files, "--corpus", "nowhere.jsonl"]  # told before it is looked at
+
+
+def checkpoint_with(change: Callable[[Path], object]) -> Callable[[Path, Path], list[object]]:
+    def arguments(folder: Path, checkpoint: Path) -> list[object]:
+        shutil.copytree(checkpoint, folder / "policy")
+        change(folder / "policy")
+        return ["--agent", folder / "policy"]
+
+    return arguments
+
+
+def no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("*token*"):
+        file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (options("--questions", "wordl-test"), "unknown question set 'wordl-test'"),
+        (options("--questions", "nowhere.jsonl"), "no file was found"),
+        (questions_of(), "is empty; a question set needs at least one row"),
+        (questions_of({**QUESTION, "question": None}), "no column 'question'"),
+        (questions_of({"id": "q", "question": "?"}), "no column 'golden_answers'"),
+        (questions_of({**QUESTION, "golden_answers": []}), "'q' has no golden answers"),
+        (questions_of({**QUESTION, "golden_answers": [" "]}), "must be a non-blank string"),
+        (questions_of(QUESTION, QUESTION), "the question id 'q' was used before"),
+        (options("--corpus", "wolrd"), "unknown corpus 'wolrd'"),
+        (corpus_of(), "is empty; a corpus needs at least one row"),
+        (corpus_of({"id": 1}), "no column 'contents'"),
+        (corpus_of(PASSAGE, PASSAGE), "the passage id 'p' was used before"),
+        (corpus_of({"id": "p", "text": "!"}), "none of the 1 passages has a word"),
+        (
+            corpus_of(PASSAGE, k=2),
+            "top_k must be at most 1, the number of passages of the corpus, got 2",
+        ),
+        (index_with(lambda index: cut(index / "documents.jsonl")), "build the index again"),
+        (index_with(lambda index: cut(index / "manifest.json")), "is not valid JSON"),
+        (index_with(lambda index: (index / "manifest.json").unlink()), "is not an index"),
+        (index_of_another_corpus, "was built from another corpus"),
+        (lambda folder, _: ["--index", write_rows(folder / "file", [])], "is not an index"),
+        (options("--agent", "orcale"), "unknown agent 'orcale': expected direct, search_once"),
+        (options("--agent", "runs/nowhere/policy"), "no folder was found at that path"),
+        (checkpoint_with(no_tokenizer), "holds no tokenizer"),
+        (checkpoint_with(lambda f: cut(f / "model.safetensors")), "cannot load a policy"),
+        (checkpoint_with(lambda f: (f / "model.safetensors").unlink()), "cannot load a policy"),
+        (checkpoint_with(lambda f: cut(f / "tokenizer.json")), "cannot load a policy"),
+        (checkpoint_with(lambda f: cut(f / "config.json")), "cannot load a policy"),
+        (checkpoint_with(lambda f: cut(f / "igsearch.json")), "correct it or remove it"),
+        (lambda _, checkpoint: ["--agent", checkpoint, "--device", "tpux"], "cannot use the dev"),
+        (options("--protocol", "refined"), "unknown protocol 'refined'"),
+        (options("--limit", 0), "limit must be at least 1, got 0"),
+        (options("--top-k", 0), "top_k must be at least 1, got 0"),
+        (options("--max-searches", 0), "max_searches must be at least 1, got 0"),
+        (options("--batch-size", -3), "batch_size must be at least 1, got -3"),
+        (options("--threads", -1), "threads must be at least 0, got -1"),
+        (options("--questions", ""), "give --questions"),
+        (options("--questions", "world-test", "world-test"), "is asked for more than once"),
+        (questions_twice, "b.jsonl both have a question 'q'; ids must be unique"),
+        (options("--questions", "nq", "benchmarks"), "nq is asked for more than once"),
+        (options("--questions", "world-test:320"), "give --corpus world:320"),
+        (options("--corpus", "world:40"), "give --corpus world"),
+        (options("--corpus", "world:x", "--questions", "world-test:x"), "expected a name like"),
+        (options("--questions", "nq", "--benchmarks", "nowhere"), "in nowhere/nq, which has none"),
+        (options("--agent", "http://127.0.0.1:9/v1", "--retries", 0), "gave no answer in 1 tries"),
+        (options("--samples", 0), "samples must be at least 1"),
+        (options("--temperature", 0), "temperature must be above 0"),
+        (options("--agent", ""), "give --agent"),
+        (options("--corpus", ""), "give --corpus"),
+        (options("--limit", 1, "--information-gain"), "there is only one question"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(
+    tmp_path: Path,
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Callable[[Path, Path], list[object]],
+    message: str,
+) -> None:
+    run = (*WORLD, "--agent", "direct", "--out", tmp_path / "out")
+    assert message in error_of(capsys, *run, *arguments(tmp_path, checkpoint))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_is_built_once_and_may_stand_for_the_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = tmp_path / "index"
+    run = ("--questions", "world-test", "--agent", "oracle", "--limit", 20, "--index", index)
+    without = error_of(capsys, *run, "--out", tmp_path / "none")
+    assert f"there is no index in {index}; give --corpus" in without
+    assert evaluate(*run, "--corpus", "world", "--out", tmp_path / "built") == 0
+    assert "saved the index" in capsys.readouterr().out
+    assert evaluate(*run, "--corpus", "world", "--out", tmp_path / "checked") == 0
+    assert "indexing" not in capsys.readouterr().out
+    assert evaluate(*run, "--corpus", "", "--out", tmp_path / "alone") == 0
+    assert evaluate(*WORLD, *run[2:6], "--out", tmp_path / "memory") == 0
+    for name in ("checked", "alone", "memory"):
+        assert same_results(tmp_path / "built", tmp_path / name)
+
+
+needs_data = pytest.mark.skipif(
+    "IGSEARCH_DATA" not in os.environ, reason="IGSEARCH_DATA names no data folder"
+)
+
+
+@pytest.fixture(scope="session")
+def wiki_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One index of all real passages, built by the script itself."""
+    data = Path(os.environ["IGSEARCH_DATA"])
+    folder = tmp_path_factory.mktemp("wiki")
+    run = ("--questions", data / "hotpotqa.questions.jsonl", "--agent", "direct", "--limit", 1)
+    corpus = ("--corpus", data / "wiki_pool.corpus.jsonl", "--index", folder / "index")
+    assert evaluate(*run, *corpus, "--out", folder / "first") == 0
+    return folder / "index"
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "least"), [("hotpotqa", 0.59), ("musique", 0.36), ("popqa", 0.65)]
+)
+def test_scripted_agents_on_real_questions(
+    wiki_index: Path, tmp_path: Path, name: str, least: float
+) -> None:
+    questions = Path(os.environ["IGSEARCH_DATA"]) / f"{name}.questions.jsonl"
+    run = ("--questions", questions, "--index", wiki_index, "--limit", 100, "--threads", 1)
+    results = {}
+    for agent in ("direct", "search_once", "random_query", "oracle"):
+        gain = () if agent == "direct" else ("--information-gain",)
+        assert evaluate(*run, *gain, "--agent", agent, "--out", tmp_path / agent) == 0
+        whole = read_json(tmp_path / agent / "results.json")
+        assert set(whole["datasets"]) == {name}
+        results[agent] = whole["micro"]
+        assert results[agent]["n"] == 100
+    assert results["oracle"]["em"] == results["oracle"]["f1"] == 1.0
+    assert results["oracle"]["gold_documents"] >= 0.95
+    assert results["search_once"]["gold_documents"] >= least
+    assert results["random_query"]["gold_documents"] < results["oracle"]["gold_documents"]
+    assert results["direct"]["gold_documents"] == results["direct"]["searches"] == 0.0
+    gains = {agent: results[agent].get("information_gain") for agent in results}
+    assert gains["direct"] is None
+    assert gains["oracle"] > 0.0 < gains["search_once"]

@@ -1,0 +1,352 @@
+"""Real server processes on loopback: used by the environment, killed, restarted, checked."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
+from igsearch_env.baselines import RandomQueryAgent
+from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.retrieval.dense import DenseRetriever
+from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.http import HTTPRetriever
+from igsearch_env.retrieval.http_line import HTTPRetrievalError
+from igsearch_env.retrieval.wire import DIALECTS, Dialect
+from igsearch_env.rollout import collect
+from igsearch_env.settings import make_engine
+
+ROOT = Path(__file__).resolve().parents[3]
+SECONDS = 60  # more than anything here takes, less than a hang
+
+
+class Server:
+    """One process of igsearch_env.cli.serve."""
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "igsearch_env.cli.serve", *flags]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines: list[str] = []
+        self.read_until("serving ")
+        self.url = self.lines[-1].split()[1].rstrip(";")
+
+    def read_until(self, beginning: str) -> None:
+        assert self.process.stdout is not None
+        while not self.lines or not self.lines[-1].startswith(beginning):
+            line = self.process.stdout.readline()
+            assert line, f"the server ended: {self.lines}"
+            self.lines.append(line)
+
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(SECONDS)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World.generate(3, people=60)
+
+
+@pytest.fixture(scope="module")
+def index(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "index"
+    BM25Retriever.build(world.documents).save(folder)
+    return folder
+
+
+@pytest.fixture
+def start(index: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers of the index; those that still run at the end are killed."""
+    servers: list[Server] = []
+
+    def run(*flags: str) -> Server:
+        servers.append(Server("--index", str(index), "--port", *(flags or ("0",))))
+        return servers[-1]
+
+    yield run
+    for server in servers:
+        if server.process.poll() is None:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def running(index: Path) -> Iterator[Server]:
+    """A server that all tests use that do it no harm."""
+    server = Server("--index", str(index), "--port", "0")
+    server.read_until("ready: ")
+    yield server
+    server.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def play(world: World, retriever: Any) -> list[Any]:
+    engine = make_engine(world.train_questions[:24], retriever, pool=EvidencePool(seed=7))
+    agent = RandomQueryAgent(seed=5)
+    return collect(engine, agent, [*world.train_questions[:24]] * 2)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_episodes_over_http_are_those_in_process(
+    world: World, index: Path, running: Server, dialect: Dialect
+) -> None:
+    local = play(world, BM25Retriever.load(index))
+    with HTTPRetriever(running.url, dialect) as retriever:
+        assert play(world, retriever) == local
+        assert retriever.counts["failed"] == 0
+    documents = [doc for e in local for step in e.searches for doc in step.documents]
+    assert len(documents) > 100
+    assert any(gain is not None for e in local for gain in e.information_gains)
+
+
+def test_both_environments_take_an_address(world: World, index: Path, running: Server) -> None:
+    questions = world.train_questions[:8]
+    person = questions[0].text.split(" of ")[-1].rstrip(" ?")
+    turn = f"<search> {person} </search>"
+    outcomes = []
+    for retriever in (running.url, str(index)):
+        single = SearchQAEnv(questions, retriever)
+        single.reset(seed=3)
+        several = SearchQAVectorEnv(num_envs=4, questions=questions, retriever=retriever)
+        several.reset(seed=3)
+        seen = [single.step(turn)[0], several.step([turn] * 4)[0]]
+        outcomes.append((seen, single.unwrapped.episode, several.episodes))
+    assert outcomes[0] == outcomes[1]
+    assert person in outcomes[0][0][0]
+
+
+class Load:
+    """64 clients that search without a pause, and compare all they get with what is right."""
+
+    def __init__(self, world: World, index: Path, url: str, **options: Any) -> None:
+        self.queries = [
+            f"{a.title} {b.text}"
+            for a, b in zip(
+                world.documents,
+                random.Random(0).sample(world.documents, len(world.documents)),
+                strict=True,
+            )
+        ]
+        self.right = BM25Retriever.load(index)
+        self.retrievers = [
+            HTTPRetriever(url, DIALECTS[i % 3], cache_size=0, connections=8, **options)
+            for i in range(8)
+        ]
+        self.stop = threading.Event()
+        self.answered = self.failed = self.wrong = 0
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(64)
+        self._work = [self._threads.submit(self._client, number) for number in range(64)]
+
+    def _client(self, number: int) -> None:
+        rng = random.Random(number)
+        while not self.stop.is_set():
+            queries = rng.sample(self.queries, 3)
+            found: list[Any]
+            try:
+                found = [*self.retrievers[number % 8].search(queries, 3)]
+            except HTTPRetrievalError as error:
+                found = [*error.found]
+            expected = self.right.search(queries, 3)
+            with self._lock:
+                for mine, good in zip(found, expected, strict=True):
+                    self.failed += mine is None
+                    self.answered += mine is not None
+                    self.wrong += mine is not None and list(mine) != good
+
+    def wait_for(self, more: int) -> None:
+        """Wait until so many more queries were answered."""
+        goal, end = self.answered + more, time.monotonic() + SECONDS
+        while self.answered < goal:
+            assert time.monotonic() < end, "no answers"
+            time.sleep(0.01)
+
+    def finish(self) -> None:
+        self.stop.set()
+        for work in self._work:
+            work.result(SECONDS)
+        self._threads.shutdown()
+        for retriever in self.retrievers:
+            retriever.close()
+
+    @property
+    def counted(self) -> int:
+        return sum(retriever.counts["failed"] for retriever in self.retrievers)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_64_clients_outlive_a_restart(
+    world: World, index: Path, start: Callable[..., Server], how: signal.Signals
+) -> None:
+    port = str(free_port())
+    first = start(port)
+    first.read_until("ready: ")
+    load = Load(world, index, first.url, attempts=50, max_wait=1.0)
+    load.wait_for(200)
+    first.kill(how)
+    start(port)
+    load.wait_for(400)
+    load.finish()
+    assert load.wrong == 0
+    assert load.failed == load.counted == 0  # patience was enough
+    assert sum(r.counts["unreachable"] for r in load.retrievers) > 0
+
+
+def test_impatient_clients_count_what_they_lose(
+    world: World, index: Path, start: Callable[..., Server]
+) -> None:
+    port = str(free_port())
+    first = start(port)
+    first.read_until("ready: ")
+    load = Load(world, index, first.url, attempts=2, max_wait=0.05)
+    load.wait_for(200)
+    first.kill()
+    time.sleep(0.3)
+    start(port)
+    load.wait_for(400)
+    load.finish()
+    assert load.wrong == 0
+    assert load.failed == load.counted > 0
+
+
+def test_an_outage_fails_steps_and_passes(world: World, start: Callable[..., Server]) -> None:
+    port = str(free_port())
+    server = start(port)
+    server.read_until("ready: ")
+    retriever = HTTPRetriever(server.url, attempts=2, max_wait=0.05)
+    env = SearchQAVectorEnv(num_envs=3, questions=world.train_questions[:8], retriever=retriever)
+    env.reset(seed=0)
+    turns = [f"<search> {question.text} </search>" for question in world.train_questions[:3]]
+    _, _, _, _, infos = env.step(turns)
+    assert infos["retrieval_failed"].tolist() == [False] * 3
+    server.kill()
+    before = retriever.counts["failed"]
+    _, _, _, _, infos = env.step([turn.replace("?", "now ?") for turn in turns])
+    assert infos["retrieval_failed"].tolist() == [True] * 3
+    assert retriever.counts["failed"] - before == 3
+    assert not any(infos["documents"])
+    start(port).read_until("ready: ")
+    _, _, _, _, infos = env.step([turn.replace("?", "again ?") for turn in turns])
+    assert infos["retrieval_failed"].tolist() == [False] * 3
+    assert [step.retrieval_failed for step in env.episodes[0].searches] == [False, True, False]
+    retriever.close()
+
+
+def test_a_request_on_its_way_is_answered_before_the_end(
+    world: World, start: Callable[..., Server]
+) -> None:
+    server = start()
+    server.read_until("ready: ")
+    queries = [doc.text for doc in world.documents] * 5
+    retriever = HTTPRetriever(server.url, batch=1000, attempts=1)
+    with retriever, ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(retriever.search, queries[:1000], 3)
+        while not retriever.counts["requests"]:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        server.process.send_signal(signal.SIGTERM)
+        assert len(answer.result(SECONDS)) == 1000
+    assert server.process.wait(SECONDS) in (0, -signal.SIGTERM)
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "igsearch_env.cli.serve", *flags]
+    environment = os.environ | {"COLUMNS": "200"}
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=SECONDS
+    )
+
+
+def test_a_check_tells_the_dialects(running: Server, world: World) -> None:
+    checked = run("--check", running.url, "--query", world.documents[0].text)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "wrong" not in checked.stdout
+    for dialect in DIALECTS:
+        assert f"{dialect}" in checked.stdout
+    assert "dialect='search-r1'" in checked.stdout
+
+
+def test_a_check_of_no_server_is_an_error() -> None:
+    checked = run("--check", f"http://127.0.0.1:{free_port()}")
+    assert checked.returncode == 2
+    assert "error: cannot reach http://127.0.0.1" in checked.stderr
+
+
+def test_a_missing_or_damaged_index_ends_the_server(tmp_path: Path) -> None:
+    missing = run("--index", str(tmp_path / "none"), "--port", "0")
+    assert missing.returncode == 2
+    assert "there is no index" in missing.stderr
+    (tmp_path / "damaged").mkdir()
+    damaged = run("--index", str(tmp_path / "damaged"), "--port", "0")
+    assert damaged.returncode == 2
+    assert "is not an index: it has no manifest.json" in damaged.stderr
+
+
+def test_a_default_beyond_the_limit_is_refused(index: Path) -> None:
+    refused = run("--index", str(index), "--port", "0", "--top-k", "200")
+    assert refused.returncode == 2
+    assert "lower --top-k or raise --max-k" in refused.stderr
+
+
+def test_a_dense_index_is_loaded_as_the_flags_say(
+    world: World, minilm: str, tmp_path: Path, start: Callable[..., Server]
+) -> None:
+    index = tmp_path / "dense"
+    moved = shutil.copytree(minilm, tmp_path / "model")
+    encoder = SentenceEncoder(EncoderConfig(str(moved)), device="cpu")
+    DenseRetriever.build(world.documents[:64], encoder, "IVF8,Flat", "nprobe=1").save(index)
+    moved.rename(tmp_path / "moved")
+    server = start(
+        "0",
+        "--index",
+        str(index),
+        "--model",
+        minilm,
+        "--search",
+        "nprobe=8",
+        "--precision",
+        "bfloat16",
+    )
+    server.read_until("ready: ")
+    with HTTPRetriever(server.url) as retriever:
+        (found,) = retriever.search(["poet"], 64)
+    assert len(found) == 64  # one list of eight would hold fewer
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
+        (["--index", "INDEX", "--precision", "float16"], "index, which has no precision"),
+        (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
+    ],
+)
+def test_flags_that_the_index_has_no_use_for(index: Path, flags: list[str], message: str) -> None:
+    refused = run(*(str(index) if flag == "INDEX" else flag for flag in flags), "--port", "0")
+    assert refused.returncode == 2
+    assert message in refused.stderr
+
+
+def test_a_port_that_is_taken_is_said(running: Server) -> None:
+    taken = run("--corpus", "world", "--port", running.url.split(":")[2].split("/")[0])
+    assert taken.returncode == 2
+    assert "is taken; --port 0 picks a free one" in taken.stderr

@@ -1,0 +1,85 @@
+"""The reference scorer against values worked out by hand."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from igsearch_env.episode import Segment
+from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
+
+LIMA = (Segment("Question: which city?\n", "system"), Segment("Lima, lima is big.", "document"))
+# Words of LIMA: question : which city ? lima , lima is big .   -> 11, two of them "lima".
+
+
+@pytest.mark.parametrize(
+    ("answer", "counts"),
+    [
+        (" Lima", [2]),
+        (" LIMA ", [2]),
+        (" Rome", [0]),
+        (" big Lima.", [1, 2, 1]),
+        (" Rome, Italy", [0, 1, 0]),
+        (" lima lima", [2, 2]),
+        (" lim", [0]),
+    ],
+)
+def test_values_by_hand(answer: str, counts: list[int]) -> None:
+    # P(word) = (count + s / V) / (words + s) with s = 2 and V = 100.
+    (scores,) = UnigramScorer(100, 2.0).log_probs([LIMA], [answer])
+    expected = [math.log((count + 0.02) / 13.0) for count in counts]
+    assert scores.shape == (len(counts),)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+def test_without_context_every_word_is_as_likely_as_a_guess() -> None:
+    (scores,) = UnigramScorer(50, 3.0).log_probs([()], [" any words"])
+    np.testing.assert_allclose(scores, [-math.log(50)] * 2, rtol=1e-12)
+
+
+def test_the_probabilities_of_a_vocabulary_sum_to_one() -> None:
+    words = ["lima", "is", "big", "rome", "old"]
+    scorer = UnigramScorer(vocabulary_size=len(words), smoothing=0.7)
+    context = (Segment("Lima is big, is", "document"),)
+    (comma, *scores) = scorer.log_probs([context] * 6, [",", *words])
+    # The comma is outside of this vocabulary of five: it takes what one more word takes.
+    total = math.fsum(math.exp(score[0]) for score in scores) + math.exp(comma[0])
+    assert total == pytest.approx(1.0 + 0.7 / 5 / (5 + 0.7))
+
+
+def test_each_answer_is_scored_in_its_own_context() -> None:
+    rome = (Segment("Rome", "document"),)
+    scorer = UnigramScorer(100)
+    both = scorer.log_probs([LIMA, rome], [" Lima", " Lima"])
+    np.testing.assert_array_equal(both[0], scorer.log_probs([LIMA], [" Lima"])[0])
+    np.testing.assert_array_equal(both[1], scorer.log_probs([rome], [" Lima"])[0])
+    assert both[0][0] > both[1][0]
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+def test_refuses_an_answer_without_words(answer: str) -> None:
+    with pytest.raises(ValueError, match="has no words to score"):
+        UnigramScorer().log_probs([LIMA], [answer])
+
+
+@pytest.mark.parametrize(("contexts", "answers"), [([LIMA], []), ([], [" Lima"])])
+def test_refuses_unequal_numbers_of_contexts_and_answers(contexts: Any, answers: Any) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        UnigramScorer().log_probs(contexts, answers)
+
+
+@pytest.mark.parametrize(("size", "smoothing"), [(1, 1.0), (0, 1.0), (100, 0.0), (100, -1.0)])
+def test_refuses_impossible_arguments(size: int, smoothing: float) -> None:
+    with pytest.raises(ValueError, match=f"got {size} and {smoothing}"):
+        UnigramScorer(size, smoothing)
+
+
+def test_a_copy_is_the_scorer_itself() -> None:
+    scorer: AnswerScorer = UnigramScorer(100)
+    assert scorer.vocabulary_size == 100
+    assert copy.deepcopy({"scorer": scorer})["scorer"] is scorer

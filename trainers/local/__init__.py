@@ -1,0 +1,1 @@
+"""The local GRPO trainer: one process, a CPU or one GPU."""

@@ -1,0 +1,66 @@
+"""The log of a run: one JSON line per step, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from igsearch_env.files import write_whole
+
+
+class RunLog:
+    """Appends to ``metrics.jsonl``.
+
+    Args:
+        folder: Folder of the run.
+        step: Number of steps done: later lines, of a run that was killed, are dropped.
+
+    Attributes:
+        last: The last row; empty before the first.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_log(self.path) if row["step"] <= step]
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_whole(self.path, text)
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row; it has a ``step``."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.last = row
+        if self._board is not None:
+            for name, value in _numbers(row):
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _numbers(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a row, those of nested dictionaries as ``seconds/update``."""
+    for name, value in row.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif name != "step" and isinstance(value, int | float):
+            yield prefix + name, value
