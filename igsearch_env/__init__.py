@@ -25,7 +25,7 @@ from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 from igsearch_env.vector_env import SearchQAVectorEnv
@@ -45,7 +45,7 @@ __all__ = [
     "CreditAssignment",
     "DenseRetriever",
     "Document",
-    "EncoderConfig",
+    "EncoderSettings",
     "Episode",
     "Evidence",
     "EvidencePool",

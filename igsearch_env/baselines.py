@@ -112,10 +112,10 @@ class OracleAgent(_Scripted):
 
     def _queries(self, episode: Episode) -> list[str]:
         question = episode.question
-        known = [self._documents[i] for i in question.supporting_ids if i in self._documents]
+        known = [self._documents[i] for i in question.gold_ids if i in self._documents]
         found = {document.title for document in known}
         queries = [f"{d.title} {' '.join(d.text.split()[:24])}" for d in known]
-        queries += [t for t in dict.fromkeys(question.supporting_titles) if t not in found]
+        queries += [t for t in dict.fromkeys(question.gold_titles) if t not in found]
         return queries or [question.text]
 
 

@@ -42,8 +42,8 @@ class Question:
         golden_answers: Accepted answers (aliases), at least one and none of them blank.
         dataset: Name of the data set, used to report metrics apart.
         hops: Number of facts needed, where known.
-        supporting_ids: Ids of the gold passages, where known, in hop order.
-        supporting_titles: Titles of the gold passages, where known.
+        gold_ids: Ids of the gold passages, where known, in hop order.
+        gold_titles: Titles of the gold passages, where known.
 
     Raises:
         ValueError: If the text is blank, or an answer is missing or blank.
@@ -54,11 +54,11 @@ class Question:
     golden_answers: tuple[str, ...]
     dataset: str = ""
     hops: int | None = None
-    supporting_ids: tuple[str, ...] = ()
-    supporting_titles: tuple[str, ...] = ()
+    gold_ids: tuple[str, ...] = ()
+    gold_titles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("golden_answers", "supporting_ids", "supporting_titles"):
+        for name in ("golden_answers", "gold_ids", "gold_titles"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(

@@ -39,9 +39,9 @@ def render_text(episode: Episode) -> str:
 
 def is_gold(document: Document, question: Question) -> bool:
     """Whether a passage is one of the question's gold passages, by id where ids are known."""
-    if question.supporting_ids:
-        return document.id in question.supporting_ids
-    return document.title in question.supporting_titles
+    if question.gold_ids:
+        return document.id in question.gold_ids
+    return document.title in question.gold_titles
 
 
 def _step(step: Step, question: Question) -> Iterator[str]:

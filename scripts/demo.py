@@ -23,7 +23,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions
 from scripts.demo_plots import plot_curves, plot_results
-from trainers.config import TrainConfig, load_config
+from trainers.config import TrainSettings, load_config
 from trainers.local.checkpoint import checkpoints
 from trainers.local.metrics import evaluation_results
 from trainers.local.run_log import read_log
@@ -130,7 +130,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(
-    path: str, config: TrainConfig, engine: SearchQAEngine, questions: Sequence[Question]
+    path: str, config: TrainSettings, engine: SearchQAEngine, questions: Sequence[Question]
 ) -> dict[str, Any]:
     """Sampled and greedy results on held-out questions; gains under the policy's own weights."""
     policy = make_policy(replace(config.policy, path=path), config.environment.protocol)

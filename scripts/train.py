@@ -16,7 +16,7 @@ from rich.table import Table
 
 from igsearch_env.cli.console import console, progress_bar, run, run_parser, write_json
 from igsearch_env.cli.view import write_page
-from trainers.config import TrainConfig, from_dict, load_config, override
+from trainers.config import TrainSettings, from_dict, load_config, override
 from trainers.local.grpo import GRPOTrainer
 
 SMOKE = (
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(arguments: argparse.Namespace) -> TrainConfig:
+def _config(arguments: argparse.Namespace) -> TrainSettings:
     """The settings asked for; those of the run itself if it is resumed without any."""
     written = arguments.out / "config.json"
     overrides = [*(SMOKE if arguments.smoke else ()), *arguments.set]

@@ -18,7 +18,7 @@ from igsearch_env.evaluation.play import play_questions
 from trainers.local.metrics import evaluation_results
 from trainers.threads import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL
-from trainers.warm_start.training import WarmStart, WarmStartConfig, evaluation_engine
+from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
-    config = WarmStartConfig(
+    config = WarmStartSettings(
         steps=arguments.steps,
         seed=arguments.seed,
         informative_bridges=not arguments.random_facts,
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for policy and results.json"
     )
-    parser.add_argument("--steps", type=int, default=WarmStartConfig.steps, help="updates")
+    parser.add_argument("--steps", type=int, default=WarmStartSettings.steps, help="updates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--random-facts", action="store_true", help="in worlds whose names hint at nothing"

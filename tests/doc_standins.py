@@ -62,7 +62,7 @@ def make_folder(folder: Path, encoder: str) -> Path:
     )
     rows = [
         {"id": q.id, "question": q.text, "golden_answers": q.golden_answers}
-        | {"supporting_ids": q.supporting_ids}
+        | {"gold_ids": q.gold_ids}
         for q in (*world.train_questions, *world.test_questions)
     ]
     for name, some in (("train", rows[:12]), ("dev", rows[-12:]), ("mine", rows[-4:])):

@@ -95,7 +95,7 @@ def test_imports_never_go_backwards() -> None:
             "2: transformers.AutoModel",
         ),
         ("igsearch_env.retrieval", "importlib.import_module('torch')", "1: torch"),
-        ("igsearch_env", "__import__('igsearch_env.baselines')", "1: igsearch_env.baselines"),
+        ("igsearch_env", "__import__('agents.chat')", "1: agents.chat"),
         ("igsearch_env.retrieval", "from ... import trainers", "1: trainers"),
         ("igsearch_env", "import numpy, scripts", "1: scripts"),
         ("agents", "from trainers.local.losses import clip", "1: trainers.local.losses.clip"),
@@ -115,7 +115,7 @@ def test_a_backward_import_is_caught(package: str, source: str, found: str) -> N
         ("igsearch_env.retrieval", "from .base import Retriever\nfrom ..agents import x"),
         ("igsearch_env", "import torchlike\nimport agents_of_change"),
         ("agents", "import torch\nfrom igsearch_env import Episode"),
-        ("trainers", "import torch\nimport igsearch_env.baselines\nimport igsearch_env"),
+        ("trainers", "import torch\nimport agents.chat\nimport igsearch_env"),
         ("scripts", "import trainers, agents, igsearch_env, transformers"),
     ],
 )

@@ -13,7 +13,7 @@ from trainers.typed import build, check_range
 
 
 @dataclass(frozen=True)
-class WorldConfig:
+class WorldSettings:
     """The embedded world, where questions or corpus name it.
 
     Args:
@@ -32,7 +32,7 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class EnvironmentConfig:
+class EnvironmentSettings:
     """What is asked, where it is searched for, and the rules.
 
     Args:
@@ -70,7 +70,7 @@ class EnvironmentConfig:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class PolicySettings:
     """The policy that is trained.
 
     Args:
@@ -90,7 +90,7 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True)
-class OptimizationConfig:
+class OptimizationSettings:
     """GRPO.
 
     Args:
@@ -125,7 +125,7 @@ class OptimizationConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunSettings:
     """How a run goes.
 
     Args:
@@ -150,7 +150,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainSettings:
     """Everything that a run is made of.
 
     Args:
@@ -158,11 +158,11 @@ class TrainConfig:
             out), and its options.
     """
 
-    world: WorldConfig = field(default_factory=WorldConfig)
-    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    world: WorldSettings = field(default_factory=WorldSettings)
+    environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
+    run: RunSettings = field(default_factory=RunSettings)
     credit: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -188,7 +188,7 @@ class TrainConfig:
         return asdict(self)
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> TrainSettings:
     """Read settings.
 
     Args:
@@ -217,9 +217,9 @@ def override(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def from_dict(data: dict[str, Any]) -> TrainConfig:
+def from_dict(data: dict[str, Any]) -> TrainSettings:
     """Build settings from nested dictionaries; unknown keys and wrong types are refused."""
-    return build(TrainConfig, data)
+    return build(TrainSettings, data)
 
 
 def _change(data: dict[str, Any], change: str) -> None:

@@ -26,12 +26,12 @@ from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine, resolve_retriever
-from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig
+from trainers.config import EnvironmentSettings, PolicySettings, TrainSettings, WorldSettings
 from trainers.typed import build
 
 
 @lru_cache(maxsize=2)
-def make_world(config: WorldConfig) -> World:
+def make_world(config: WorldSettings) -> World:
     """The world of a run."""
     return World.generate(
         config.seed,
@@ -41,7 +41,7 @@ def make_world(config: WorldConfig) -> World:
     )
 
 
-def make_questions(name: str, world: WorldConfig) -> list[Question]:
+def make_questions(name: str, world: WorldSettings) -> list[Question]:
     """Questions by name or file; those of the embedded world are of the world of the run."""
     sets = {"world-train": "train_questions", "world-test": "test_questions"}
     if name not in sets:
@@ -52,7 +52,7 @@ def make_questions(name: str, world: WorldConfig) -> list[Question]:
     return found
 
 
-def make_retriever(environment: EnvironmentConfig, world: WorldConfig) -> Retriever:
+def make_retriever(environment: EnvironmentSettings, world: WorldSettings) -> Retriever:
     """The saved index or the server of a run, or BM25 over its corpus, built in memory."""
     if environment.index:
         return resolve_retriever(environment.index)
@@ -66,7 +66,7 @@ def make_retriever(environment: EnvironmentConfig, world: WorldConfig) -> Retrie
     return BM25Retriever.build(load_corpus(environment.corpus))
 
 
-def make_training_engine(config: TrainConfig, seed: int) -> SearchQAEngine:
+def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
     """The environment's engine for training; gains are left to the agent."""
     e = config.environment
     gain = InformationGain(
@@ -92,7 +92,7 @@ def make_training_engine(config: TrainConfig, seed: int) -> SearchQAEngine:
     )
 
 
-def make_policy(config: PolicyConfig, protocol: str, **options: Any) -> TransformersPolicy:
+def make_policy(config: PolicySettings, protocol: str, **options: Any) -> TransformersPolicy:
     """The policy of a run; see :func:`agents.loading.load_policy`."""
     return load_policy(
         config.path,
@@ -134,7 +134,7 @@ def make_credit_from(settings: dict[str, Any]) -> CreditAssignment:
     return credit
 
 
-def make_agent(config: TrainConfig, engine: SearchQAEngine) -> GRPOAgent:
+def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:
     """The agent of a run.
 
     Raises:

@@ -30,7 +30,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
-from igsearch_env.evaluation.settings import EvaluationConfig, comparable
+from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.gain.information_gain import Counterfactual
 from igsearch_env.record import to_record
@@ -138,9 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(values: Mapping[str, Any], out: Path) -> EvaluationConfig:
+def _config(values: Mapping[str, Any], out: Path) -> EvaluationSettings:
     try:
-        return EvaluationConfig(**values)
+        return EvaluationSettings(**values)
     except TypeError as error:
         raise ValueError(
             f"the settings in {out} are of another version ({error}); start again in another folder"

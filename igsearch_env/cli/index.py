@@ -31,7 +31,7 @@ from rich.progress import (
 from igsearch_env.cli.console import console, positive, run
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
-from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
@@ -148,7 +148,7 @@ def _recipe(chosen: dict[str, Any]) -> Recipe:
     model = chosen.pop("model")
     config = {name: chosen.pop(name) for name in ("preset", "max_length") if name in chosen}
     search = {name: chosen.pop(name) for name in ("factory", "search") if name in chosen}
-    return DenseRecipe(SentenceEncoder(EncoderConfig(model, **config), **chosen), **search)
+    return DenseRecipe(SentenceEncoder(EncoderSettings(model, **config), **chosen), **search)
 
 
 def _parser() -> argparse.ArgumentParser:

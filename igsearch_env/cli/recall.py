@@ -69,7 +69,7 @@ def recall(
     if not known:
         raise ValueError(
             f"none of {len(questions):,} questions names its gold passages; expected a column "
-            "supporting_ids or supporting_titles"
+            "gold_ids or gold_titles"
         )
     interval = bootstrap_interval(known)
     return {"n": len(known), "recall": sum(known) / len(known), "interval": list(interval)}

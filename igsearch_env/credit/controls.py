@@ -24,7 +24,7 @@ from igsearch_env.episode import Episode
 class OracleBonus(QueryBonus):
     """The ceiling: 1 for a search that finds a supporting passage no earlier search has found.
 
-    Passages of every hop count. It needs ``supporting_ids``, which real training questions seldom
+    Passages of every hop count. It needs ``gold_ids``, which real training questions seldom
     have; where this does not beat GRPO, no credit of single searches can be expected to.
     """
 
@@ -90,10 +90,10 @@ class IGPermuted(IGSearch):
 
 
 def _new_passages(episode: Episode) -> list[float]:
-    missing = set(episode.question.supporting_ids)
+    missing = set(episode.question.gold_ids)
     if not missing:
         raise ValueError(
-            f"question {episode.question.id!r} has no supporting_ids; oracle_bonus pays for "
+            f"question {episode.question.id!r} has no gold_ids; oracle_bonus pays for "
             "finding them, so it needs questions that name their supporting passages"
         )
     signals = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -40,7 +40,8 @@ def load_questions(
     """Load a question set.
 
     A row has a ``question`` and ``golden_answers`` (a list, or one string), and may have ``id``,
-    ``dataset``, ``hops``, ``supporting_ids``, ``supporting_titles`` and ``split``. Two layouts of
+    ``dataset``, ``hops``, ``gold_ids``, ``gold_titles`` (or ``supporting_ids``,
+    ``supporting_titles``) and ``split``. Two layouts of
     others are read as well:
 
     - FlashRAG: titles from ``metadata`` (``supporting_facts``, ``question_decomposition`` or
@@ -96,11 +97,16 @@ def _question(row: Row, stem: str) -> Question:
         raise row.error(f"'hops' must be a whole number, got {hops!r}")
     dataset = columns.get("dataset") or columns.get("data_source") or ""
     id_, text, answers, titles = _id(row, stem), _text(row), _answers(row), _titles(row)
-    ids = _strings(row, "supporting_ids", columns.get("supporting_ids"))
+    ids = _strings(row, "gold_ids", _first(columns, "gold_ids", "supporting_ids"))
     try:
         return Question(id_, text, answers, str(dataset), hops, ids, titles)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from error
+
+
+def _first(columns: Mapping[str, Any], *names: str) -> Any:
+    """The value of the first column of these names that is there and not null."""
+    return next((columns[name] for name in names if columns.get(name) is not None), None)
 
 
 def _id(row: Row, stem: str) -> str:
@@ -146,11 +152,11 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def _titles(row: Row) -> tuple[str, ...]:
-    titles = row.columns.get("supporting_titles")
+    titles = _first(row.columns, "gold_titles", "supporting_titles")
     metadata = row.columns.get("metadata")
     if titles is None and isinstance(metadata, dict):
         titles = _metadata_titles(metadata)
-    return _strings(row, "supporting_titles", titles)
+    return _strings(row, "gold_titles", titles)
 
 
 def _metadata_titles(metadata: dict[str, Any]) -> list[Any]:

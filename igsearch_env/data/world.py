@@ -2,7 +2,8 @@
 
 Everything follows from a seed. The words are those of :mod:`igsearch_env.data.lexicon` in every
 world; the facts differ, so a policy that was warm-started on other seeds knows how to read but
-not what is true. With ``informative_bridges`` the object of a fact about a city, company or country is one
+not what is true. With ``informative_bridges`` the object of a fact about a city, company or
+country is one
 of the 3-4 names that go with the subject's name (the same ones in every world), as a director's
 name hints at a nationality in real text: the bridge passage of a multi-hop question then already
 moves the probability of its answer.
@@ -276,6 +277,6 @@ def _question(identifier: str, chain: tuple[Fact, ...]) -> Question:
         golden_answers=(chain[-1].object.name,),
         dataset=f"world-{len(chain)}hop",
         hops=len(chain),
-        supporting_ids=tuple(fact.document_id for fact in chain),
-        supporting_titles=tuple(fact.subject.name for fact in chain),
+        gold_ids=tuple(fact.document_id for fact in chain),
+        gold_titles=tuple(fact.subject.name for fact in chain),
     )

@@ -22,7 +22,7 @@ from igsearch_env.endpoint.agent import OpenAIAgent
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.episode import Document
 from igsearch_env.evaluation.play import Chunk
-from igsearch_env.evaluation.settings import EvaluationConfig
+from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
 
@@ -56,7 +56,7 @@ class Player:
     stop: Callable[[], None] = lambda: None
 
 
-def scripted_player(config: EvaluationConfig, documents: Iterable[Document]) -> Player:
+def scripted_player(config: EvaluationSettings, documents: Iterable[Document]) -> Player:
     """A scripted agent; its choices depend on seed, question and sample, not on the chunk."""
     protocol = _protocol(config) or PROTOCOLS["refine"]
     known = tuple(documents) if config.agent == "oracle" else ()
@@ -73,7 +73,7 @@ def scripted_player(config: EvaluationConfig, documents: Iterable[Document]) -> 
     )
 
 
-def model_player(config: EvaluationConfig) -> Player:
+def model_player(config: EvaluationSettings) -> Player:
     """The policy of a checkpoint, or of an endpoint.
 
     Raises:
@@ -83,7 +83,7 @@ def model_player(config: EvaluationConfig) -> Player:
     return _endpoint(config) if config.at_endpoint else _checkpoint(config)
 
 
-def _checkpoint(config: EvaluationConfig) -> Player:
+def _checkpoint(config: EvaluationSettings) -> Player:
     folder = checkpoint_folder(config.agent)
     if folder is None:
         raise ValueError(
@@ -113,7 +113,7 @@ def _checkpoint(config: EvaluationConfig) -> Player:
     )
 
 
-def _endpoint(config: EvaluationConfig) -> Player:
+def _endpoint(config: EvaluationSettings) -> Player:
     endpoint = Endpoint(
         config.agent,
         api_key=os.environ.get(config.api_key_variable),
@@ -160,11 +160,11 @@ def _endpoint(config: EvaluationConfig) -> Player:
     )
 
 
-def _seed(config: EvaluationConfig, sample: int) -> int:
+def _seed(config: EvaluationSettings, sample: int) -> int:
     return config.seed + 1_000_003 * sample
 
 
-def _protocol(config: EvaluationConfig) -> TagProtocol | None:
+def _protocol(config: EvaluationSettings) -> TagProtocol | None:
     return None if config.protocol is None else get_protocol(config.protocol)
 
 

@@ -82,14 +82,14 @@ def gold_document_rate(episode: Episode) -> float | None:
 def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
     """Share of a question's gold passages that are among some; None if they are unknown.
 
-    >>> question = Question("q", "?", ("Lima",), supporting_titles=("Lima", "Peru"))
+    >>> question = Question("q", "?", ("Lima",), gold_titles=("Lima", "Peru"))
     >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
     0.5
     """
-    if question.supporting_ids:
-        gold, seen = set(question.supporting_ids), {document.id for document in documents}
+    if question.gold_ids:
+        gold, seen = set(question.gold_ids), {document.id for document in documents}
     else:
-        gold, seen = set(question.supporting_titles), {document.title for document in documents}
+        gold, seen = set(question.gold_titles), {document.title for document in documents}
     return len(gold & seen) / len(gold) if gold else None
 
 

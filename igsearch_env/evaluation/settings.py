@@ -14,7 +14,7 @@ MANNER = ("concurrency", "retries", "timeout", "api_key_variable")
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationSettings:
     """Everything that an evaluation is made of.
 
     Args:

@@ -16,7 +16,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
 from igsearch_env.evaluation.player import Player, model_player, scripted_player
-from igsearch_env.evaluation.settings import EvaluationConfig
+from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.record import to_record
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.index_cache import open_retriever
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def make_evaluation(
-    config: EvaluationConfig,
+    config: EvaluationSettings,
     say: Callable[[str], None] = lambda line: None,
     show_progress: bool = False,
 ) -> Evaluation:
@@ -106,7 +106,7 @@ def make_evaluation(
     return Evaluation(engine, player, chunks, inputs)
 
 
-def _check_worlds(config: EvaluationConfig) -> None:
+def _check_worlds(config: EvaluationSettings) -> None:
     """Refuse questions about one world and the passages of another."""
     corpus = config.corpus or ""
     for name in config.questions:
@@ -145,7 +145,7 @@ def _set_record(one: QuestionSet) -> dict[str, Any]:
     }
 
 
-def _index_record(config: EvaluationConfig, retriever: IndexedRetriever) -> dict[str, Any]:
+def _index_record(config: EvaluationSettings, retriever: IndexedRetriever) -> dict[str, Any]:
     """Hashes of the passages and of the saved index, whose manifest holds those of its files."""
     described = Path(config.index) / MANIFEST if config.index else None
     return {

@@ -12,7 +12,7 @@ import numpy as np
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder, Vectors, same_probe
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder, Vectors, same_probe
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
     read_manifest,
@@ -166,7 +166,7 @@ class DenseRetriever:
         manifest = read_manifest(folder, FORMAT, VERSION, check_hashes=not mmap)
         parameters = manifest.get("parameters", {})
         try:
-            config = EncoderConfig(*(parameters[n] for n in ("model", "preset", "max_length")))
+            config = EncoderSettings(*(parameters[n] for n in ("model", "preset", "max_length")))
             parameters = {**parameters, "search": search or parameters["search"]}
             if precision != "float32":
                 parameters["query_precision"] = precision

@@ -70,7 +70,7 @@ def preset_of(model: str) -> str:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderSettings:
     """Everything that decides which vector a text gets.
 
     Args:
@@ -114,7 +114,7 @@ class SentenceEncoder:
 
     def __init__(
         self,
-        config: EncoderConfig,
+        config: EncoderSettings,
         device: str | None = None,
         batch_size: int = 32,
         precision: str = "float32",
@@ -201,7 +201,7 @@ def same_probe(one: Any, other: Any) -> bool:
     return bool(np.linalg.norm(first - second) <= 0.02 * np.linalg.norm(second))
 
 
-def _load(config: EncoderConfig, preset: Preset, device: str | None) -> Any:
+def _load(config: EncoderSettings, preset: Preset, device: str | None) -> Any:
     library = import_extra("sentence_transformers", "dense")
     try:
         model = library.SentenceTransformer(config.model, device=device)

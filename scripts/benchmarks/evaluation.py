@@ -20,7 +20,7 @@ from rich.table import Table
 
 from igsearch_env.cli.console import console, positive, progress_bar, run, write_json
 from igsearch_env.evaluation.play import make_chunks, play_chunk
-from igsearch_env.evaluation.settings import EvaluationConfig
+from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.evaluation.setup import make_evaluation
 from trainers.threads import set_threads
 
@@ -35,7 +35,7 @@ def main() -> None:
     set_threads(arguments.threads)
     sizes = (1, 128) if arguments.quick else SIZES
     rounds = 3 if arguments.quick else 7
-    config = EvaluationConfig(
+    config = EvaluationSettings(
         questions=("world-test:320",),
         corpus="world:320",
         agent="agents/world-tiny",

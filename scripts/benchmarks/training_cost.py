@@ -40,7 +40,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from scripts.benchmarks.scoring_arms import make_model
-from trainers.config import OptimizationConfig
+from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
 from trainers.threads import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
@@ -157,7 +157,7 @@ def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[
     policy = DictatedPolicy(model, tokenizer, size.searches)
     engine = make_world_of_passages(size.searches)
     agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search"))
-    config = OptimizationConfig(steps=1, kl=0.001, micro_batch_size=1)
+    config = OptimizationSettings(steps=1, kl=0.001, micro_batch_size=1)
     updater = Updater(model, tokenizer, config, reference=copy.deepcopy(model).eval())
     seconds: defaultdict[str, float] = defaultdict(float)
     asked = [engine.questions[0]] * size.rollouts

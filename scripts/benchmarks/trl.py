@@ -32,7 +32,7 @@ from agents.transformers_policy import TransformersPolicy
 from igsearch_env import Question, World, make_credit
 from igsearch_env.cli.console import console, progress_bar, run, write_json
 from igsearch_env.turn import TurnRules
-from trainers.config import OptimizationConfig
+from trainers.config import OptimizationSettings
 from trainers.local.memory import keep_freed_memory
 from trainers.local.update import Updater
 from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokenizer
@@ -54,7 +54,7 @@ def run_local(steps: int) -> list[float]:
     tokenizer = SegmentTokenizer(endless)
     policy = TransformersPolicy(model, tokenizer, PROTOCOL, max_new_tokens=LENGTH)
     rules, credit = TurnRules(PROTOCOL), make_credit("outcome")
-    config = OptimizationConfig(steps=steps, learning_rate=RATE, micro_batch_size=PART)
+    config = OptimizationSettings(steps=steps, learning_rate=RATE, micro_batch_size=PART)
     updater = Updater(model, tokenizer, config)
     asked = questions(steps)
     seconds = []

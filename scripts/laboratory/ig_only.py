@@ -21,7 +21,7 @@ from igsearch_env.cli.console import console, positive, progress_bar, run, run_p
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate
-from trainers.config import PolicyConfig, TrainConfig, load_config
+from trainers.config import PolicySettings, TrainSettings, load_config
 from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_policy, make_questions, make_training_engine
 from trainers.threads import set_threads
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row(config: TrainConfig, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+def _row(config: TrainSettings, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train one seed; the rate of gold documents before and after, paired over questions."""
     out = arguments.out / f"seed-{seed}"
     questions = make_questions(config.environment.eval_questions, config.world)
@@ -93,7 +93,7 @@ def _row(config: TrainConfig, arguments: argparse.Namespace, seed: int) -> dict[
 
 
 def _gold_rates(
-    config: TrainConfig, policy: PolicyConfig, questions: Sequence[Question]
+    config: TrainSettings, policy: PolicySettings, questions: Sequence[Question]
 ) -> list[float]:
     engine = make_training_engine(config, config.run.seed)
     player = make_policy(policy, config.environment.protocol)

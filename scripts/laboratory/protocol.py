@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from agents.loading import CHECKOUT
 from scripts.laboratory.hashes import checkpoint_hash, sha256_of
-from trainers.config import TrainConfig, from_dict
+from trainers.config import TrainSettings, from_dict
 from trainers.typed import build
 
 Stage = Literal["develop", "qualify", "compare"]
@@ -262,7 +262,7 @@ def shortened(protocol: Protocol) -> Protocol:
     )
 
 
-def job_config(protocol: Protocol, job: Job) -> TrainConfig:
+def job_config(protocol: Protocol, job: Job) -> TrainSettings:
     """The training settings of a run."""
     regime, arm = protocol.regimes[job.regime], protocol.arms[job.arm]
     base = tomllib.loads((CHECKOUT / protocol.base).read_text(encoding="utf-8"))

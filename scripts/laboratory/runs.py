@@ -195,12 +195,12 @@ def _evaluate(
 def _hop_hits(episode: Episode) -> list[bool]:
     """For each supporting passage in hop order, whether any search found it."""
     found = {document.id for step in episode.searches for document in step.documents}
-    return [passage in found for passage in episode.question.supporting_ids]
+    return [passage in found for passage in episode.question.gold_ids]
 
 
 def _finds(episode: Episode) -> list[bool]:
     """For each search, whether it found a supporting passage of any hop."""
-    gold = set(episode.question.supporting_ids)
+    gold = set(episode.question.gold_ids)
     return [any(d.id in gold for d in step.documents) for step in episode.searches]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from agents.loading import CHECKOUT
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
@@ -19,7 +20,7 @@ from igsearch_env.rollout import collect
 from trainers.config import load_config
 from trainers.local.grpo import GRPOTrainer
 from trainers.local.token_batch import TokenBatch, policy_log_probs
-from trainers.setup import ROOT, group_ids
+from trainers.setup import group_ids
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -32,7 +33,7 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
 
     def make(*overrides: str, name: str = "run", resume: bool = False) -> GRPOTrainer:
         small = ("policy.device=cuda", "optimization.questions_per_step=4", "run.eval_limit=8")
-        config = load_config(ROOT / "trainers/configs/demo.toml", (*small, *overrides))
+        config = load_config(CHECKOUT / "trainers/configs/demo.toml", (*small, *overrides))
         return GRPOTrainer(config, tmp_path / name, resume=resume)
 
     return make
@@ -75,7 +76,7 @@ def test_scores_are_those_of_one_by_one_and_of_a_cpu(make_trainer: MakeTrainer) 
     found, recalled = without.log_probs(*load), with_memory.log_probs(*load)
     assert with_memory.tokens_processed < without.tokens_processed  # keys of sampling were used
     expected = OneByOneScorer(policy.model, policy.tokenizer).log_probs(*load)
-    on_cpu = TransformersPolicy.from_pretrained(ROOT / "agents/world-tiny").scorer()
+    on_cpu = TransformersPolicy.from_pretrained(CHECKOUT / "agents/world-tiny").scorer()
     assert len(expected) > 50
     assert largest_difference(found, expected) < 1e-3
     assert largest_difference(recalled, expected) < 1e-3

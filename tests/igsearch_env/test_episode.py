@@ -17,9 +17,9 @@ class TestQuestion:
     def test_keeps_sequences_as_tuples(self) -> None:
         answers: Any = ["Lima", "City of Kings"]
         ids: Any = ["d1"]
-        question = Question("q", "Capital of Peru?", answers, supporting_ids=ids)
+        question = Question("q", "Capital of Peru?", answers, gold_ids=ids)
         assert question.golden_answers == ("Lima", "City of Kings")
-        assert question.supporting_ids == ("d1",)
+        assert question.gold_ids == ("d1",)
         assert hash(question) == hash(
             Question("q", "Capital of Peru?", tuple(answers), "", None, ("d1",))
         )
@@ -38,7 +38,7 @@ class TestQuestion:
         with pytest.raises(ValueError, match=re.escape(f"non-blank string, got {bad!r}")):
             Question("q7", "Capital of Peru?", ("Lima", bad))
 
-    @pytest.mark.parametrize("name", ["golden_answers", "supporting_ids", "supporting_titles"])
+    @pytest.mark.parametrize("name", ["golden_answers", "gold_ids", "gold_titles"])
     def test_refuses_a_single_string_in_place_of_several(self, name: str) -> None:
         fields: dict[str, Any] = {"golden_answers": ("Lima",), name: "Lima"}
         message = f"question 'q7': {name} must be .* got the string 'Lima'; wrap it in a tuple"
@@ -52,7 +52,7 @@ class TestQuestion:
 
     def test_a_set_of_questions_is_shared_not_copied(self) -> None:
         # Gymnasium copies an environment's arguments; a list becomes a list of the same objects.
-        asked = [Question("q", "Capital of Peru?", ("Lima",), supporting_ids=("d1",))]
+        asked = [Question("q", "Capital of Peru?", ("Lima",), gold_ids=("d1",))]
         (twin,) = copy.deepcopy(asked)
         assert twin is asked[0]
         assert pickle.loads(pickle.dumps(twin)) == twin

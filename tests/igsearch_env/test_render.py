@@ -108,7 +108,7 @@ def test_no_document_sends_commands_to_the_terminal() -> None:
 
 
 def test_gold_passages_are_known_by_id_or_else_by_title() -> None:
-    by_title = Question("q", "?", ("a",), supporting_titles=("Peru",))
+    by_title = Question("q", "?", ("a",), gold_titles=("Peru",))
     assert [is_gold(document, QUESTION) for document in SEARCH.documents] == [True, False]
     assert [is_gold(document, by_title) for document in SEARCH.documents] == [True, False]
     assert not is_gold(SEARCH.documents[0], Question("q", "?", ("a",)))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from scripts import bench_env
+from scripts.benchmarks import env as bench_env
 from scripts.benchmarks.env import Arm, Workload, make_arm, measure, plan, scoring_workload, verdict
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_evaluation
+from scripts.benchmarks import evaluation as bench_evaluation
 from tests.igsearch_env.cli.evaluating import read_json
 
 

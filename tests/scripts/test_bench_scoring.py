@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.scoring.flops import RolloutShape, one_by_one, padded, trie
-from scripts import bench_scoring
+from scripts.benchmarks import scoring as bench_scoring
 from scripts.benchmarks.scoring import METHODS, plan, run_arms, summarise
 from scripts.benchmarks.scoring_arms import Arm, Measurement, count_unique, measure
 from scripts.benchmarks.scoring_cost import cost

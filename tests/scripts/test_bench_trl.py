@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts import bench_trl
+from scripts.benchmarks import trl as bench_trl
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 from igsearch_env.data.world import default_world
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from scripts.benchmarks.vector_arms import Arm, make_vectors, measure
 from scripts.benchmarks.vectors import lists_for, main, make_rows, sizing
 
@@ -80,7 +80,7 @@ def test_recall_and_sizes_by_hand() -> None:
 def test_the_program_copies_an_index_and_resumes(
     minilm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder = SentenceEncoder(EncoderConfig(minilm), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(minilm), device="cpu")
     DenseRetriever.build(default_world().documents[:30], encoder).save(tmp_path / "index")
     out = tmp_path / "out"
     arguments = ["--out", str(out), "--index", str(tmp_path / "index"), "--count", "2000"]

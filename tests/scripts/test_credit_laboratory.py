@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.loading import CHECKOUT
 from igsearch_env.credit import IGSearch
 from scripts.laboratory.compare_credit import PROTOCOL, verdict_of
 from scripts.laboratory.hashes import checkpoint_hash
@@ -36,7 +37,7 @@ from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown
 from scripts.laboratory.runs import held_out, run_job
 from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
 from scripts.laboratory.store import RunStore
-from trainers.setup import ROOT, make_credit_from
+from trainers.setup import make_credit_from
 
 ENDLESS = """
 import multiprocessing, os, sys, time
@@ -64,7 +65,7 @@ def is_running(pid: str) -> bool:
 def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
     program, note = tmp_path / "endless.py", tmp_path / "pid"
     program.write_text(ENDLESS)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     with subprocess.Popen([sys.executable, program, note], env=environment) as process:
         end = time.monotonic() + 120
         while not (note.is_file() and note.read_text()):
@@ -439,7 +440,7 @@ def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
 
 
 def test_the_report_that_is_shipped_is_of_the_protocol_that_is_shipped() -> None:
-    told = json.loads((ROOT / "docs/results/credit.json").read_text(encoding="utf-8"))
+    told = json.loads((CHECKOUT / "docs/results/credit.json").read_text(encoding="utf-8"))
     protocol = load_protocol(PROTOCOL)
     assert told["rests_on"] == rests_on(protocol, PROTOCOL)
     assert told["verdicts"].keys() == protocol.regimes.keys()
@@ -448,7 +449,7 @@ def test_the_report_that_is_shipped_is_of_the_protocol_that_is_shipped() -> None
 def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.laboratory.compare_credit", *map(str, arguments)]
     command += ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
 
 
 def test_development_does_not_see_fresh_seeds(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from agents.loading import CHECKOUT
 from igsearch_env import Document, Episode
 from scripts.laboratory.gain_signal import signal
 from tests.igsearch_env.credit.test_ig_search import episode_of
-from trainers.setup import ROOT
 
 
 def found(episode: Episode, *documents: str) -> Episode:
     """The episode with the named document for each search; "gold" is a supporting passage."""
-    question = replace(episode.question, supporting_ids=("gold",))
+    question = replace(episode.question, gold_ids=("gold",))
     names = iter(documents)
     steps = [
         replace(step, documents=(Document(next(names), "", "text"),))
@@ -50,7 +50,7 @@ def play(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.laboratory.gain_signal", "--out", str(out), *flags]
     command += ["--config", "trainers/configs/demo.toml", "--set", "optimization.group_size=2"]
     command += ["--set", "world.people=40", "--set", "optimization.questions_per_step=4"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

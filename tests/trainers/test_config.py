@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.config import TrainConfig, from_dict, load_config
-from trainers.setup import ROOT
+from agents.loading import CHECKOUT
+from trainers.config import TrainSettings, from_dict, load_config
 
 
 def test_a_file_and_overrides(tmp_path: Path) -> None:
@@ -19,14 +19,14 @@ def test_a_file_and_overrides(tmp_path: Path) -> None:
         '[credit]\nmethod = "ig_search"\nalpha = 0.5\n'
     )
     config = load_config(path, ["optimization.steps=9", " run.seed = 4 ", "policy.path=runs/a-b"])
-    assert config.world == replace(TrainConfig().world, people=50, hops=(2,))
+    assert config.world == replace(TrainSettings().world, people=50, hops=(2,))
     assert isinstance(config.world.hops, tuple)
     assert config.optimization.learning_rate == 1.0
     assert isinstance(config.optimization.learning_rate, float)
     assert (config.optimization.steps, config.run.seed) == (9, 4)
     assert config.policy.path == "runs/a-b"
     assert config.credit == {"method": "ig_search", "alpha": 0.5}
-    assert config.environment == TrainConfig().environment
+    assert config.environment == TrainSettings().environment
 
 
 def test_later_overrides_win_and_reach_new_sections() -> None:
@@ -127,11 +127,11 @@ def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
 
 
 def test_settings_survive_json() -> None:
-    config = load_config(ROOT / "trainers/configs/demo.toml", ["environment.floor=-4"])
+    config = load_config(CHECKOUT / "trainers/configs/demo.toml", ["environment.floor=-4"])
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-LOCAL = [p for p in (ROOT / "trainers/configs").glob("*.toml") if "openrlhf" not in p.name]
+LOCAL = [p for p in (CHECKOUT / "trainers/configs").glob("*.toml") if "openrlhf" not in p.name]
 
 
 @pytest.mark.parametrize("path", sorted(LOCAL), ids=str)
@@ -140,7 +140,7 @@ def test_the_shipped_settings_are_valid(path: Path) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    config = TrainConfig()
+    config = TrainSettings()
     sections = (config.world, config.environment, config.policy, config.optimization, config.run)
     for section in (config, *sections):
         for field in fields(section):

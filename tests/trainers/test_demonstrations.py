@@ -69,12 +69,12 @@ def test_it_answers_the_gold_answer_once_it_has_found_the_chain(
         seen = {d.id for step in episode.searches for d in step.documents}
         assert episode.terminated
         assert all(step.valid for step in episode.steps)
-        if set(episode.question.supporting_ids) <= seen:
+        if set(episode.question.gold_ids) <= seen:
             found += 1
             assert episode.em == 1.0
             # It answers at once: the last passage of the chain came with the last search.
             last = {d.id for d in episode.searches[-1].documents}
-            assert last & set(episode.question.supporting_ids)
+            assert last & set(episode.question.gold_ids)
         else:
             lost += 1
             assert len(episode.searches) == 3

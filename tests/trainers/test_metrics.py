@@ -21,7 +21,7 @@ FOUND = (Document("d1", "Allia", "Allia lives in Delmora ."), Document("d9", "Ne
 
 def question(name: str = "q", dataset: str = "", golds: Sequence[str] = ("Delmora",)) -> Question:
     return Question(
-        name, "what is the home of Allia ?", tuple(golds), dataset, supporting_ids=("d1", "d2")
+        name, "what is the home of Allia ?", tuple(golds), dataset, gold_ids=("d1", "d2")
     )
 
 
@@ -58,7 +58,7 @@ def settled(episode: Episode, *gains: float | None) -> Episode:
 def test_gold_documents(
     written: Written, ids: tuple[str, ...], titles: tuple[str, ...], expected: float | None
 ) -> None:
-    asked = Question("q", "who ?", ("x",), supporting_ids=ids, supporting_titles=titles)
+    asked = Question("q", "who ?", ("x",), gold_ids=ids, gold_titles=titles)
     assert gold_document_rate(written(asked, [SEARCH, ANSWER], documents=FOUND)) == expected
     if expected is not None:
         assert gold_document_rate(written(asked, [ANSWER])) == 0.0

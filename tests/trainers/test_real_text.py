@@ -30,7 +30,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.rollout import collect
-from trainers.config import TrainConfig, load_config
+from trainers.config import TrainSettings, load_config
 from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_training_engine
 
@@ -97,7 +97,7 @@ class Writer(RandomQueryAgent):
 
 
 def searching_policy(
-    config: TrainConfig, engine: SearchQAEngine, corpus: Sequence[Document], imitate: Imitate
+    config: TrainSettings, engine: SearchQAEngine, corpus: Sequence[Document], imitate: Imitate
 ) -> TransformersPolicy:
     """A fresh model that imitates the scripted agent until it writes searches."""
     protocol = config.environment.protocol

@@ -13,7 +13,13 @@ from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Question
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.retrieval.http import HTTPRetriever
-from trainers.config import EnvironmentConfig, PolicyConfig, TrainConfig, WorldConfig, load_config
+from trainers.config import (
+    EnvironmentSettings,
+    PolicySettings,
+    TrainSettings,
+    WorldSettings,
+    load_config,
+)
 from trainers.setup import (
     group_ids,
     make_agent,
@@ -26,7 +32,7 @@ from trainers.setup import (
 )
 
 Settings = Callable[..., list[str]]
-WORLD = WorldConfig(seed=5, people=40, hops=(2,))
+WORLD = WorldSettings(seed=5, people=40, hops=(2,))
 
 
 def corpus_file(folder: Path) -> Path:
@@ -48,31 +54,31 @@ def test_questions_of_the_world_are_those_asked_for() -> None:
         assert found == [question for question in every if question.hops == 2]
         assert 0 < len(found) < len(every)
     with pytest.raises(ValueError, match=r"no questions of \(4,\) hops"):
-        make_questions("world-train", WorldConfig(people=40, hops=(4,)))
+        make_questions("world-train", WorldSettings(people=40, hops=(4,)))
 
 
 def test_worlds_differ_by_every_setting() -> None:
-    base = make_world(WorldConfig(people=40)).documents
-    assert base != make_world(WorldConfig(people=40, seed=1)).documents
-    assert base != make_world(WorldConfig(people=41)).documents
-    assert base != make_world(WorldConfig(people=40, informative_bridges=False)).documents
+    base = make_world(WorldSettings(people=40)).documents
+    assert base != make_world(WorldSettings(people=40, seed=1)).documents
+    assert base != make_world(WorldSettings(people=41)).documents
+    assert base != make_world(WorldSettings(people=40, informative_bridges=False)).documents
 
 
 def test_questions_and_passages_from_files(tmp_path: Path) -> None:
     questions = tmp_path / "set.jsonl"
     questions.write_text('{"id": "a", "question": "Capital of Peru?", "golden_answers": "Lima"}\n')
     assert make_questions(str(questions), WORLD)[0] == Question("a", "Capital of Peru?", ("Lima",))
-    environment = EnvironmentConfig(corpus=str(corpus_file(tmp_path)))
+    environment = EnvironmentSettings(corpus=str(corpus_file(tmp_path)))
     retriever = make_retriever(environment, WORLD)
     assert [d.title for d in retriever.search(["word7"], 1)[0]] == ["Page 7"]
     saved = make_retriever(environment, WORLD)
     saved.save(tmp_path / "index")  # type: ignore[attr-defined]
-    environment = EnvironmentConfig(corpus="nowhere", index=str(tmp_path / "index"))
+    environment = EnvironmentSettings(corpus="nowhere", index=str(tmp_path / "index"))
     assert make_retriever(environment, WORLD).search(["word7"], 1)[0][0].title == "Page 7"
 
 
 def test_the_index_may_be_the_address_of_a_server() -> None:
-    retriever = make_retriever(EnvironmentConfig(index="http://127.0.0.1:8000"), WORLD)
+    retriever = make_retriever(EnvironmentSettings(index="http://127.0.0.1:8000"), WORLD)
     assert isinstance(retriever, HTTPRetriever)
     assert retriever.url == "http://127.0.0.1:8000/retrieve"
 
@@ -80,7 +86,7 @@ def test_the_index_may_be_the_address_of_a_server() -> None:
 def test_passages_of_the_world() -> None:
     world = make_world(WORLD)
     person = world.entities["person"][3].name
-    found = make_retriever(EnvironmentConfig(), WORLD).search([f"{person} born"], 3)[0]
+    found = make_retriever(EnvironmentSettings(), WORLD).search([f"{person} born"], 3)[0]
     assert {document.id for document in found} <= {document.id for document in world.documents}
     assert any(person in document.text for document in found)
 
@@ -142,7 +148,7 @@ def test_credit_with_its_options() -> None:
     )
     assert credit == IGSearch(1.0, "batch_mean_query", shaping=Shaping(0.2, 0.5, 2.0))
     assert make_credit_from({"method": "ig_search"}) == IGSearch()
-    assert make_credit_from(TrainConfig().credit) == IGSearch()
+    assert make_credit_from(TrainSettings().credit) == IGSearch()
     assert make_credit_from({"method": "outcome"}) == GRPO()
 
 
@@ -212,7 +218,7 @@ def test_the_agent_has_the_settings(tiny_settings: Settings) -> None:
 def test_a_policy_that_is_not_there(tmp_path: Path, path: str) -> None:
     path = path.format(folder=tmp_path)
     with pytest.raises(ValueError, match="cannot load a policy from") as raised:
-        make_policy(PolicyConfig(path=path), "refine-bare")
+        make_policy(PolicySettings(path=path), "refine-bare")
     assert path in str(raised.value)
     assert "\n" not in str(raised.value)
 

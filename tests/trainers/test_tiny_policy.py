@@ -7,12 +7,12 @@ import re
 import pytest
 import torch
 
+from agents.loading import CHECKOUT
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.data.world import World
-from trainers.setup import ROOT
 from trainers.warm_start.tiny_policy import END, PROTOCOL, build_model, build_tokenizer, vocabulary
 
-SHIPPED = ROOT / "agents/world-tiny"
+SHIPPED = CHECKOUT / "agents/world-tiny"
 
 
 def pieces(tokenizer: SegmentTokenizer, text: str) -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
-from trainers.config import OptimizationConfig
+from trainers.config import OptimizationSettings
 from trainers.local.token_batch import TokenBatch
 from trainers.local.update import Updater, sign_flips
 
@@ -53,7 +53,7 @@ def updater(policy: TransformersPolicy, reference: Any = None, **options: Any) -
     return Updater(
         policy.model,
         policy.tokenizer,
-        OptimizationConfig(**settings),
+        OptimizationSettings(**settings),
         policy.temperature,
         reference,
     )

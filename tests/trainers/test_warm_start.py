@@ -15,11 +15,11 @@ from trainers.warm_start.tiny_policy import build_model
 from trainers.warm_start.training import (
     Demonstration,
     WarmStart,
-    WarmStartConfig,
+    WarmStartSettings,
     evaluation_engine,
 )
 
-CONFIG = WarmStartConfig(
+CONFIG = WarmStartSettings(
     steps=3, spoiling_steps=2, batch_size=8, people=40, episodes_per_world=48, world_seed=50
 )
 TURN = r"<search>(?P<query>.*?)</search>|<answer>.*?</answer>"
@@ -150,7 +150,7 @@ def test_the_loss_is_the_weighted_mean_over_learned_tokens() -> None:
 
 def test_too_few_demonstrations_for_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="episodes_per_world"):
-        WarmStartConfig(batch_size=64, episodes_per_world=63)
+        WarmStartSettings(batch_size=64, episodes_per_world=63)
 
 
 def test_evaluation_is_on_a_world_that_no_demonstration_came_from() -> None:
@@ -165,7 +165,7 @@ def test_evaluation_is_on_a_world_that_no_demonstration_came_from() -> None:
 
 def test_a_resumed_warm_start_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.warm_start.training.CHECKPOINT_EVERY", 2)
-    config = WarmStartConfig(
+    config = WarmStartSettings(
         steps=5, spoiling_steps=2, batch_size=4, people=40, episodes_per_world=8
     )
     whole = WarmStart(config)

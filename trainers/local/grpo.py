@@ -20,7 +20,7 @@ from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_whole
 from igsearch_env.rollout import collect
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
-from trainers.config import TrainConfig
+from trainers.config import TrainSettings
 from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
 from trainers.local.memory import keep_freed_memory, lasting_objects
 from trainers.local.metrics import evaluation_results, rollout_metrics
@@ -48,7 +48,7 @@ class GRPOTrainer:
         ValueError: If ``out`` holds a run and ``resume`` is not set, or one with other settings.
     """
 
-    def __init__(self, config: TrainConfig, out: str | Path, *, resume: bool = False) -> None:
+    def __init__(self, config: TrainSettings, out: str | Path, *, resume: bool = False) -> None:
         self.config, self.out = config, Path(out)
         saved = self._check_folder(resume)
         self.threads = set_threads(config.run.threads)

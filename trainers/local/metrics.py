@@ -54,16 +54,16 @@ def rollout_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
 def gain_gold_correlation(episodes: Sequence[Episode]) -> float | None:
     """Correlation of a search's information gain with whether it found a new gold passage.
 
-    Pearson's, over the settled searches of questions whose ``supporting_ids`` are known; None
+    Pearson's, over the settled searches of questions whose ``gold_ids`` are known; None
     where either is constant.
     """
     pairs: list[tuple[float, float]] = []
     for episode in episodes:
-        missing = set(episode.question.supporting_ids)
+        missing = set(episode.question.gold_ids)
         for step in episode.searches:
             found = missing & {document.id for document in step.documents}
             missing -= found
-            if step.information_gain is not None and episode.question.supporting_ids:
+            if step.information_gain is not None and episode.question.gold_ids:
                 pairs.append((step.information_gain, float(bool(found))))
     if len(pairs) < 2 or np.ptp(np.array(pairs), axis=0).min() == 0:
         return None

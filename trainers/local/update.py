@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from agents.inference import evaluating
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
-from trainers.config import OptimizationConfig
+from trainers.config import OptimizationSettings
 from trainers.local.losses import policy_loss
 from trainers.local.token_batch import TokenBatch, policy_log_probs
 
@@ -33,7 +33,7 @@ class Updater:
         self,
         model: PreTrainedModel,
         tokenizer: SegmentTokenizer,
-        config: OptimizationConfig,
+        config: OptimizationSettings,
         temperature: float = 1.0,
         reference: PreTrainedModel | None = None,
     ) -> None:
@@ -152,7 +152,7 @@ def _sampled_log_probs(episode: Episode) -> NDArray[np.float64]:
 
 
 def _schedule(
-    optimizer: torch.optim.Optimizer, config: OptimizationConfig, updates: int
+    optimizer: torch.optim.Optimizer, config: OptimizationSettings, updates: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     def factor(done: int) -> float:
         if done < config.warmup_steps:

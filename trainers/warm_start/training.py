@@ -32,7 +32,7 @@ CHECKPOINT_EVERY = 200
 
 
 @dataclass(frozen=True)
-class WarmStartConfig:
+class WarmStartSettings:
     """Settings of a warm start.
 
     Args:
@@ -95,7 +95,7 @@ class WarmStart:
         config: Settings.
     """
 
-    def __init__(self, config: WarmStartConfig) -> None:
+    def __init__(self, config: WarmStartSettings) -> None:
         self.config = config
         self.tokenizer = SegmentTokenizer(build_tokenizer())
         self.model: Qwen2ForCausalLM = build_model(config.seed)
@@ -274,7 +274,7 @@ class NoDocuments:
 
 
 def evaluation_engine(
-    config: WarmStartConfig, *, closed_book: bool
+    config: WarmStartSettings, *, closed_book: bool
 ) -> tuple[SearchQAEngine, list[Question]]:
     """Held-out 2-hop questions of world 0, which no demonstration came from, and their engine.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from igsearch_env.cli import console
 from igsearch_env.cli.evaluate import main
-from scripts import command_line
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def evaluate(*arguments: object) -> int:
     """Run the script in this process; its exit code."""
     with pytest.raises(SystemExit) as ended:
-        command_line.run(lambda: main([str(argument) for argument in arguments]))
+        console.run(lambda: main([str(argument) for argument in arguments]))
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

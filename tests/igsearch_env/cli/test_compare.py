@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from igsearch_env.cli import console
 from igsearch_env.cli.compare import Run, compare, main
 from igsearch_env.episode import Episode, Question, Segment
 from igsearch_env.record import episode_record
-from scripts import command_line
 from tests.igsearch_env.cli.evaluating import evaluate, read_json
 
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     }
     for message, folder in others.items():
         with pytest.raises(SystemExit):
-            command_line.run(lambda folder=folder: main([str(a), str(folder)]))  # type: ignore[misc]
+            console.run(lambda folder=folder: main([str(a), str(folder)]))  # type: ignore[misc]
         assert message in capsys.readouterr().err
     (a / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged \(KeyError: 'inputs'\)"):

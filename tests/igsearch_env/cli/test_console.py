@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 from rich.table import Table
 
+from igsearch_env.cli import console
 from igsearch_env.cli.console import print_table
-from scripts import command_line
 
 
 def test_a_table_is_printed_whole_whatever_the_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command_line.console, "width", 40)
+    monkeypatch.setattr(console.console, "width", 40)
     table = Table()
     for number in range(8):
         table.add_column(f"heading{number}")
     table.add_row(*(f"0.12{number}" for number in range(8)))
-    command_line.console.print(table)
+    console.console.print(table)
     assert "0.127" not in capsys.readouterr().out  # left to itself, rich cuts cells
     print_table(table)
     printed = capsys.readouterr().out

@@ -27,9 +27,7 @@ def index(tmp_path: Path) -> Path:
 def write_questions(path: Path, rows: list[tuple[str, list[str], str]]) -> Path:
     path.write_text(
         "".join(
-            json.dumps(
-                {"question": text, "golden_answers": ["x"], "supporting_ids": ids, "split": split}
-            )
+            json.dumps({"question": text, "golden_answers": ["x"], "gold_ids": ids, "split": split})
             + "\n"
             for text, ids, split in rows
         )

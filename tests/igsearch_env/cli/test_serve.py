@@ -22,7 +22,7 @@ from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
 from igsearch_env.baselines import RandomQueryAgent
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
@@ -312,7 +312,7 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
 ) -> None:
     index = tmp_path / "dense"
     moved = shutil.copytree(minilm, tmp_path / "model")
-    encoder = SentenceEncoder(EncoderConfig(str(moved)), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(str(moved)), device="cpu")
     DenseRetriever.build(world.documents[:64], encoder, "IVF8,Flat", "nprobe=1").save(index)
     moved.rename(tmp_path / "moved")
     server = start(

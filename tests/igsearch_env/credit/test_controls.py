@@ -17,7 +17,7 @@ from tests.igsearch_env.credit.test_ig_options import bonuses
 from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of, slow_ig_search
 from tests.igsearch_env.credit.test_outcome import slow_advantages
 
-GOLD = Question("q", "Who?", ("Lima",), supporting_ids=("a", "b"))
+GOLD = Question("q", "Who?", ("Lima",), gold_ids=("a", "b"))
 
 
 def searching(*found: str, question: Question = GOLD, outcome: float = 0.0) -> Episode:
@@ -46,8 +46,8 @@ class TestOracle:
             np.testing.assert_array_equal(mine, grpo)
 
     def test_it_refuses_questions_without_supporting_passages(self) -> None:
-        with pytest.raises(ValueError, match="question 'q' has no supporting_ids"):
-            OracleBonus()([searching("a", question=replace(GOLD, supporting_ids=()))])
+        with pytest.raises(ValueError, match="question 'q' has no gold_ids"):
+            OracleBonus()([searching("a", question=replace(GOLD, gold_ids=()))])
 
     @settings(deadline=None)
     @given(st.lists(st.lists(st.text("abx", max_size=3), max_size=5), max_size=4))

@@ -74,7 +74,7 @@ def test_every_benchmark_is_read_by_name(folder: Path, name: str) -> None:
     )
     assert first.id == f"{name}-{BENCHMARKS[name].split}_0"
     assert first.dataset == second.dataset == name
-    assert first.supporting_titles == TITLES.get(name, ())
+    assert first.gold_titles == TITLES.get(name, ())
     assert (found.split, found.whole) == (BENCHMARKS[name].split, BENCHMARKS[name].size)
     assert Path(found.source).parent == folder / name
     assert str(found).startswith(f"{name}: 2 questions of the {found.split} split (")

@@ -35,8 +35,8 @@ def test_every_field_is_read_from_every_kind_of_file(tmp_path: Path, name: str) 
         "golden_answers": ["A", "B"],
         "dataset": "quiz",
         "hops": 2,
-        "supporting_ids": ["d1", "d2"],
-        "supporting_titles": ["T", "T"],
+        "gold_ids": ["d1", "d2"],
+        "gold_titles": ["T", "T"],
         "other": 1.5,
     }
     bare = {**dict.fromkeys(full), "question": "What?", "golden_answers": ["C"]}
@@ -97,12 +97,12 @@ def test_gold_titles_of_flashrag(tmp_path: Path, metadata: dict[str, Any]) -> No
     row = {"id": "dev_0", **LIMA, "metadata": metadata}
     (question,) = load_questions(write(tmp_path / "dev.jsonl", row))
     assert question.id == "dev_0"
-    assert question.supporting_titles == ("Film", "Director")
+    assert question.gold_titles == ("Film", "Director")
 
 
 def test_metadata_without_gold_titles(tmp_path: Path) -> None:
     path = write(tmp_path / "dev.jsonl", {**LIMA, "metadata": {"type": "x"}})
-    assert load_questions(path)[0].supporting_titles == ()
+    assert load_questions(path)[0].gold_titles == ()
 
 
 def search_r1_row(source: str, number: int, **columns: Any) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def test_plain_prompts_and_ground_truths(tmp_path: Path) -> None:
         ({"question": 3, "golden_answers": ["x"]}, "'question' must be a string"),
         ({**LIMA, "hops": "two"}, "'hops' must be a whole number, got 'two'"),
         ({**LIMA, "id": 1.5}, "'id' must be a string or a whole number"),
-        ({**LIMA, "supporting_ids": {"a": 1}}, "'supporting_ids' must be"),
+        ({**LIMA, "gold_ids": {"a": 1}}, "'gold_ids' must be"),
         ({"prompt": [{"role": "system", "content": "x"}]}, "one of them the user's"),
         ("{'question': 1}\n", "expected a JSON object in UTF-8"),
         ('["question"]\n', "expected a JSON object, got list"),

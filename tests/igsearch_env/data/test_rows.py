@@ -63,7 +63,7 @@ def test_a_hub_data_set(tmp_path: Path, hub_cache: None, suffix: str, split: str
     write(folder / "test.jsonl", {**row, "id": "test_0"}, {**row, "id": "test_1"})
     questions = load_questions(f"hf:{folder}{suffix}", split=split)
     assert [q.id for q in questions] == ["test_0", "test_1"]
-    assert questions[0].supporting_titles == ("Peru",)
+    assert questions[0].gold_titles == ("Peru",)
 
 
 def test_a_hub_data_set_with_configurations(tmp_path: Path, hub_cache: None) -> None:

@@ -214,8 +214,8 @@ class TestQuestions:
         for question in QUESTIONS:
             chain = WORLD.chains[question.id]
             assert len(chain) == question.hops
-            assert question.supporting_ids == tuple(fact.document_id for fact in chain)
-            assert question.supporting_titles == tuple(fact.subject.name for fact in chain)
+            assert question.gold_ids == tuple(fact.document_id for fact in chain)
+            assert question.gold_titles == tuple(fact.subject.name for fact in chain)
             for before, after in pairwise(chain):
                 assert before.object == after.subject
             for fact in chain:
@@ -223,7 +223,7 @@ class TestQuestions:
                 assert fact.subject.name in text
                 assert fact.object.name in text
             assert question.golden_answers == (chain[-1].object.name,)
-            assert contains_answer(BY_ID[question.supporting_ids[-1]].text, question.golden_answers)
+            assert contains_answer(BY_ID[question.gold_ids[-1]].text, question.golden_answers)
 
     def test_the_text_asks_for_the_chain(self) -> None:
         for question in QUESTIONS:

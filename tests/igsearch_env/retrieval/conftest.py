@@ -11,13 +11,13 @@ import pytest
 from igsearch_env.data.world import default_world
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from tests.igsearch_env.retrieval.loopback import Answer, Behaviour, LoopbackServer, RawServer
 
 
 @pytest.fixture(scope="session")
 def encoder(minilm: str) -> SentenceEncoder:
-    return SentenceEncoder(EncoderConfig(minilm), device="cpu")
+    return SentenceEncoder(EncoderSettings(minilm), device="cpu")
 
 
 @pytest.fixture(scope="session")

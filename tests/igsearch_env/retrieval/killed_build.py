@@ -14,7 +14,7 @@ import tqdm
 
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 
 FACTORIES = {"flat": "Flat", "ivf": "IVF4,Flat", "hnsw": "HNSW8"}
@@ -32,7 +32,7 @@ def recipe_of(kind: str, model: str) -> Recipe:
     """The recipe of a kind: bm25, flat, ivf or hnsw."""
     if kind == "bm25":
         return BM25Recipe()
-    encoder = SentenceEncoder(EncoderConfig(model), device="cpu", batch_size=4)
+    encoder = SentenceEncoder(EncoderSettings(model), device="cpu", batch_size=4)
     return DenseRecipe(encoder, FACTORIES[kind])
 
 

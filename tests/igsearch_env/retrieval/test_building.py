@@ -22,7 +22,7 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.dense import DenseRetriever
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.saved_index import load_retriever
 from tests.igsearch_env.retrieval.killed_build import NoBar, build
@@ -178,8 +178,8 @@ def test_resuming_refuses_another_corpus(
 def test_resuming_refuses_other_parameters(
     passages: list[Document], encoder: SentenceEncoder, other_model: str, tmp_path: Path
 ) -> None:
-    other = SentenceEncoder(EncoderConfig(other_model), device="cpu")
-    e5 = SentenceEncoder(EncoderConfig(encoder.config.model, "e5"), device="cpu")
+    other = SentenceEncoder(EncoderSettings(other_model), device="cpu")
+    e5 = SentenceEncoder(EncoderSettings(encoder.config.model, "e5"), device="cpu")
     for number, (first, second, message) in enumerate(
         [
             (BM25Recipe(), BM25Recipe(k1=1.5), r"k1 0\.9, asked for 1\.5"),

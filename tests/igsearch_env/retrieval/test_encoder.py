@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from igsearch_env.episode import Document
-from igsearch_env.retrieval.encoder import EncoderConfig, SentenceEncoder, Vectors, preset_of
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder, Vectors, preset_of
 
 TEXTS = ["Who wrote The Raven?", "Lima is the capital of Peru.", "short", "a b c " * 30]
 
@@ -32,7 +32,7 @@ TEXTS = ["Who wrote The Raven?", "Lima is the capital of Peru.", "short", "a b c
     ],
 )
 def test_the_name_of_a_model_says_its_preset(model: str, preset: str) -> None:
-    assert preset_of(model) == preset == EncoderConfig(model).preset
+    assert preset_of(model) == preset == EncoderSettings(model).preset
 
 
 def by_hand(model: str, texts: list[str], pooling: str, normalize: bool) -> Vectors:
@@ -60,7 +60,7 @@ def by_hand(model: str, texts: list[str], pooling: str, normalize: bool) -> Vect
 def test_vectors_are_those_of_the_model_with_prefix_and_pooling(
     minilm: str, preset: str | None, query: str, passage: str, pooling: str, normalize: bool
 ) -> None:
-    encoder = SentenceEncoder(EncoderConfig(minilm, preset), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(minilm, preset), device="cpu")
     assert encoder.dimension == 384
     expected = by_hand(minilm, [query + text for text in TEXTS], pooling, normalize)
     np.testing.assert_allclose(encoder.encode_queries(TEXTS), expected, atol=2e-5)
@@ -71,7 +71,7 @@ def test_vectors_are_those_of_the_model_with_prefix_and_pooling(
 
 
 def test_long_texts_are_cut(minilm: str) -> None:
-    encoder = SentenceEncoder(EncoderConfig(minilm, max_length=8), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(minilm, max_length=8), device="cpu")
     short, long = encoder.encode_queries(["a b c d e f", "a b c d e f g h i j k"])
     np.testing.assert_allclose(short, long, atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_any_transformers_encoder_will_do(minilm: str, tmp_path: Path) -> None:
     config.num_hidden_layers = 1
     BertModel(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(minilm).save_pretrained(tmp_path)
-    encoder = SentenceEncoder(EncoderConfig(str(tmp_path)), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(str(tmp_path)), device="cpu")
     expected = by_hand(str(tmp_path), TEXTS, "mean", normalize=True)
     np.testing.assert_allclose(encoder.encode_queries(TEXTS), expected, atol=2e-5)
 
@@ -102,7 +102,7 @@ def test_a_models_own_prompts_are_its_prefixes(
     shutil.copytree(minilm, tmp_path / "model")
     (tmp_path / "model" / "config_sentence_transformers.json").write_text(json.dumps(said))
     model = str(tmp_path / "model")
-    encoder = SentenceEncoder(EncoderConfig(model), device="cpu")
+    encoder = SentenceEncoder(EncoderSettings(model), device="cpu")
     expected = by_hand(model, [query + TEXTS[0], f"{passage}Lima\nA city."], "mean", True)
     documents = [Document("1", "Lima", "A city.")]
     found = np.concatenate([encoder.encode_queries(TEXTS[:1]), encoder.encode_passages(documents)])
@@ -111,7 +111,7 @@ def test_a_models_own_prompts_are_its_prefixes(
     assert (parameters["query_prefix"], parameters["passage_prefix"]) == (query, passage)
     own = SentenceTransformer(model, device="cpu").encode_query(TEXTS[:1])
     np.testing.assert_allclose(found[:1], own, atol=2e-5)
-    e5 = SentenceEncoder(EncoderConfig(model, "e5"), device="cpu")  # a preset has its own instead
+    e5 = SentenceEncoder(EncoderSettings(model, "e5"), device="cpu")  # a preset has its own instead
     expected = by_hand(model, ["query: " + TEXTS[0]], "mean", True)
     np.testing.assert_allclose(e5.encode_queries(TEXTS[:1]), expected, atol=2e-5)
 
@@ -125,7 +125,7 @@ def test_a_prompt_may_be_left_out_of_the_pooling(minilm: str, tmp_path: Path) ->
     pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
     model = str(tmp_path / "model")
     own = SentenceTransformer(model, device="cpu").encode_query(TEXTS)
-    found = SentenceEncoder(EncoderConfig(model), device="cpu").encode_queries(TEXTS)
+    found = SentenceEncoder(EncoderSettings(model), device="cpu").encode_queries(TEXTS)
     np.testing.assert_allclose(found, own, atol=2e-5)
     with_it = by_hand(model, ["find this: " + text for text in TEXTS], "mean", True)
     assert np.abs(found - with_it).max() > 1e-3
@@ -134,15 +134,15 @@ def test_a_prompt_may_be_left_out_of_the_pooling(minilm: str, tmp_path: Path) ->
 def test_the_hash_is_of_the_weights(
     encoder: SentenceEncoder, minilm: str, other_model: str
 ) -> None:
-    again = SentenceEncoder(EncoderConfig(minilm, "e5"), device="cpu", precision="bfloat16")
+    again = SentenceEncoder(EncoderSettings(minilm, "e5"), device="cpu", precision="bfloat16")
     assert again.sha256 == encoder.sha256
-    other = SentenceEncoder(EncoderConfig(other_model), device="cpu")
+    other = SentenceEncoder(EncoderSettings(other_model), device="cpu")
     assert other.sha256 != encoder.sha256
     assert other.parameters["dimension"] == encoder.parameters["dimension"] == 384
 
 
 def test_half_precision_is_close(encoder: SentenceEncoder, minilm: str) -> None:
-    half = SentenceEncoder(EncoderConfig(minilm), device="cpu", precision="bfloat16")
+    half = SentenceEncoder(EncoderSettings(minilm), device="cpu", precision="bfloat16")
     found = half.encode_queries(TEXTS)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
@@ -166,8 +166,8 @@ def test_what_cannot_be_used_is_named(minilm: str, tmp_path: Path) -> None:
         ({"max_length": 0}, "max_length must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            EncoderConfig(minilm, **arguments)
+            EncoderSettings(minilm, **arguments)
     with pytest.raises(ValueError, match="unknown precision 'int8': expected float32"):
-        SentenceEncoder(EncoderConfig(minilm), precision="int8")
+        SentenceEncoder(EncoderSettings(minilm), precision="int8")
     with pytest.raises(ValueError, match=r"cannot load '.*' as an encoder: expected"):
-        SentenceEncoder(EncoderConfig(str(tmp_path)), device="cpu")
+        SentenceEncoder(EncoderSettings(str(tmp_path)), device="cpu")
