@@ -27,8 +27,8 @@ from trainers.config import TrainSettings, load_config
 from trainers.local.checkpoint import checkpoints
 from trainers.local.metrics import evaluation_results
 from trainers.local.run_log import read_log
+from trainers.machine import set_threads
 from trainers.setup import make_policy, make_questions, make_training_engine
-from trainers.threads import set_threads
 from trainers.warm_start.training import NoDocuments
 
 CONFIG = Path("trainers/configs/demo.toml")

@@ -16,7 +16,7 @@ from agents.transformers_policy import TransformersPolicy
 from igsearch_env.cli.console import console, progress_bar, run, write_json
 from igsearch_env.evaluation.play import play_questions
 from trainers.local.metrics import evaluation_results
-from trainers.threads import set_threads
+from trainers.machine import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL
 from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 

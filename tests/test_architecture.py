@@ -98,7 +98,7 @@ def test_imports_never_go_backwards() -> None:
         ("igsearch_env", "__import__('agents.chat')", "1: agents.chat"),
         ("igsearch_env.retrieval", "from ... import trainers", "1: trainers"),
         ("igsearch_env", "import numpy, scripts", "1: scripts"),
-        ("agents", "from trainers.local.losses import clip", "1: trainers.local.losses.clip"),
+        ("agents", "from trainers.local.update import clip", "1: trainers.local.update.clip"),
         ("agents", "import scripts.train", "1: scripts.train"),
         ("trainers", "if True:\n    import scripts", "2: scripts"),
         ("scripts", "from tests.fakes import Model", "1: tests.fakes.Model"),

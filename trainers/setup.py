@@ -26,8 +26,7 @@ from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine, resolve_retriever
-from trainers.config import EnvironmentSettings, PolicySettings, TrainSettings, WorldSettings
-from trainers.typed import build
+from trainers.config import EnvironmentSettings, PolicySettings, TrainSettings, WorldSettings, build
 
 
 @lru_cache(maxsize=2)

@@ -34,7 +34,7 @@ from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.gain.information_gain import Counterfactual
 from igsearch_env.record import to_record
-from trainers.threads import set_threads
+from trainers.machine import set_threads
 
 SMOKE = {
     "questions": ["world-test"],

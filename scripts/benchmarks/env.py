@@ -44,8 +44,7 @@ from igsearch_env import (
 from igsearch_env.cli.console import console, progress_bar, run, write_json
 from igsearch_env.retrieval.words import query_words
 from scripts.benchmarks.timed_parts import TimedRetriever, TimedScorer
-from trainers.local.memory import keep_freed_memory, lasting_objects
-from trainers.threads import set_threads
+from trainers.machine import keep_freed_memory, lasting_objects, set_threads
 
 Kind = Literal["single", "sync", "async", "ours"]
 SEARCHES = 3

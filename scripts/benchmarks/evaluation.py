@@ -22,7 +22,7 @@ from igsearch_env.cli.console import console, positive, progress_bar, run, write
 from igsearch_env.evaluation.play import make_chunks, play_chunk
 from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.evaluation.setup import make_evaluation
-from trainers.threads import set_threads
+from trainers.machine import set_threads
 
 SIZES = (1, 8, 32, 128)
 QUESTIONS, ALONE = 128, 16

@@ -42,7 +42,7 @@ from igsearch_env.settings import make_engine
 from scripts.benchmarks.scoring_arms import make_model
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
-from trainers.threads import set_threads
+from trainers.machine import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 WORDS = sorted({*FIRST_NAMES, *(word for words in NAME_WORDS.values() for word in words)})

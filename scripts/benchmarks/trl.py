@@ -33,8 +33,8 @@ from igsearch_env import Question, World, make_credit
 from igsearch_env.cli.console import console, progress_bar, run, write_json
 from igsearch_env.turn import TurnRules
 from trainers.config import OptimizationSettings
-from trainers.local.memory import keep_freed_memory
 from trainers.local.update import Updater
+from trainers.machine import keep_freed_memory
 from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokenizer
 
 GROUPS, GROUP, LENGTH = 16, 5, 48

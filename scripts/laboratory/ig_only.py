@@ -23,8 +23,8 @@ from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate
 from trainers.config import PolicySettings, TrainSettings, load_config
 from trainers.local.grpo import GRPOTrainer
+from trainers.machine import set_threads
 from trainers.setup import make_policy, make_questions, make_training_engine
-from trainers.threads import set_threads
 
 SETTINGS = (
     "environment.outcome=zero",

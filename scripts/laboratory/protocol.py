@@ -16,8 +16,7 @@ from typing import Any, Literal
 
 from agents.loading import CHECKOUT
 from scripts.laboratory.hashes import checkpoint_hash, sha256_of
-from trainers.config import TrainSettings, from_dict
-from trainers.typed import build
+from trainers.config import TrainSettings, build, from_dict
 
 Stage = Literal["develop", "qualify", "compare"]
 Settings = dict[str, dict[str, Any]]

@@ -16,7 +16,7 @@ from igsearch_env.cli.console import progress_bar, write_json
 from igsearch_env.files import write_whole
 from scripts.laboratory.protocol import Job, Protocol, is_run_of
 from scripts.laboratory.runs import run_and_keep
-from trainers.threads import free_cores
+from trainers.machine import free_cores
 
 Run = dict[str, Any]
 

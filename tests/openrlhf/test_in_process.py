@@ -38,7 +38,7 @@ from igsearch_env.credit import GRPO, IGSearch, make_credit
 from igsearch_env.episode import Episode
 from igsearch_env.gain.belief import settle_answer_log_probs
 from igsearch_env.gain.shaping import Shaping
-from trainers.local.losses import policy_loss
+from trainers.local.update import policy_loss
 from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, write_advantages
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.launch import SETTINGS, Checked, launch

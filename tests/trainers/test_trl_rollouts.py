@@ -17,8 +17,8 @@ from agents.loading import load_policy  # noqa: E402
 from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
 from igsearch_env.credit import GRPO  # noqa: E402
 from igsearch_env.settings import make_engine  # noqa: E402
-from trainers.local.losses import policy_loss  # noqa: E402
 from trainers.local.token_batch import TokenBatch, policy_log_probs  # noqa: E402
+from trainers.local.update import policy_loss  # noqa: E402
 from trainers.trl.rollouts import (  # noqa: E402
     SearchRollouts,
     TokenCreditTrainer,

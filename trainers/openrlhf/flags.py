@@ -13,10 +13,9 @@ from typing import Any
 from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
 from agents.loading import CHECKOUT
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
-from trainers.config import override
+from trainers.config import build, override
 from trainers.openrlhf.rollout_settings import RolloutSettings
 from trainers.setup import make_credit_from
-from trainers.typed import build
 
 AGENT = "trainers/openrlhf/agent_function.py"
 METHOD = "ig_search"

@@ -1,14 +1,17 @@
-"""How many threads are taken."""
+"""Threads, freed memory and garbage collection."""
 
 from __future__ import annotations
 
+import gc
 import os
+import platform
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from trainers.threads import free_cores, set_threads
+from trainers.machine import free_cores, keep_freed_memory, lasting_objects, set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +46,27 @@ def test_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_number_is_taken_as_it_is() -> None:
     assert set_threads(2) == torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_glibc_takes_both_settings() -> None:
+    assert keep_freed_memory()
+
+
+def test_objects_are_spared_for_a_while_and_new_garbage_is_not() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    old = Cycle()
+    gone = weakref.ref(old)
+    with lasting_objects():
+        assert gc.get_freeze_count() > 0
+        del old
+        young = weakref.ref(Cycle())
+        gc.collect()
+        assert young() is None
+        assert gone() is not None
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert gone() is None
