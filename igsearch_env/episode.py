@@ -44,6 +44,8 @@ class Question:
         hops: Number of facts needed, where known.
         gold_ids: Ids of the gold passages, where known, in hop order.
         gold_titles: Titles of the gold passages, where known.
+        silver_ids: Ids of documents that :func:`igsearch_env.data.silver.find_silver` takes for
+            evidence without any annotation; None if nobody has looked, empty if there are none.
 
     Raises:
         ValueError: If the text is blank, or an answer is missing or blank.
@@ -56,16 +58,18 @@ class Question:
     hops: int | None = None
     gold_ids: tuple[str, ...] = ()
     gold_titles: tuple[str, ...] = ()
+    silver_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("golden_answers", "gold_ids", "gold_titles"):
+        for name in ("golden_answers", "gold_ids", "gold_titles", "silver_ids"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(
                     f"question {self.id!r}: {name} must be a sequence of strings, "
                     f"got the string {value!r}; wrap it in a tuple"
                 )
-            object.__setattr__(self, name, tuple(value))
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
         if not self.text.strip():
             raise ValueError(f"question {self.id!r}: text must not be blank, got {self.text!r}")
         if not self.golden_answers:

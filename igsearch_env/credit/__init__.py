@@ -22,6 +22,7 @@ from igsearch_env.credit.registry import (
     make_credit,
     register_credit,
 )
+from igsearch_env.credit.silver_chain import SilverChain
 
 __all__ = [
     "CREDIT",
@@ -41,6 +42,7 @@ __all__ = [
     "OracleBonus",
     "QueryBonus",
     "Reinforce",
+    "SilverChain",
     "credit_at",
     "make_credit",
     "register_credit",

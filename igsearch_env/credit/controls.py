@@ -14,7 +14,7 @@ import numpy as np
 
 from igsearch_env.answers import contains_answer
 from igsearch_env.credit.ig_search import Gains, IGSearch
-from igsearch_env.credit.query_bonus import QueryBonus, Signals
+from igsearch_env.credit.query_bonus import QueryBonus, Signals, newly_found
 from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode
 
@@ -22,9 +22,9 @@ from igsearch_env.episode import Episode
 @register_credit("oracle_bonus")
 @dataclass(frozen=True)
 class OracleBonus(QueryBonus):
-    """The ceiling: 1 for a search that finds a supporting passage no earlier search has found.
+    """The ceiling: 1 for a search that finds a gold document no earlier search has found.
 
-    Passages of every hop count. It needs ``gold_ids``, which real training questions seldom
+    Documents of every hop count. It needs ``gold_ids``, which real training questions seldom
     have; where this does not beat GRPO, no credit of single searches can be expected to.
     """
 
@@ -34,9 +34,9 @@ class OracleBonus(QueryBonus):
         """1.0 or 0.0 per search.
 
         Raises:
-            ValueError: If a question does not name its supporting passages.
+            ValueError: If a question does not name its gold documents.
         """
-        return [_new_passages(episode) for episode in episodes]
+        return [_new_gold(episode) for episode in episodes]
 
 
 @register_credit("answer_string_bonus")
@@ -89,19 +89,13 @@ class IGPermuted(IGSearch):
         return gains
 
 
-def _new_passages(episode: Episode) -> list[float]:
-    missing = set(episode.question.gold_ids)
-    if not missing:
+def _new_gold(episode: Episode) -> list[float]:
+    if not episode.question.gold_ids:
         raise ValueError(
-            f"question {episode.question.id!r} has no gold_ids; oracle_bonus pays for "
-            "finding them, so it needs questions that name their supporting passages"
+            f"question {episode.question.id!r} has no gold_ids; oracle_bonus pays for finding "
+            "them, so it needs questions that name their gold documents"
         )
-    signals = []
-    for step in episode.searches:
-        found = missing & {document.id for document in step.documents}
-        signals.append(1.0 if found else 0.0)
-        missing -= found
-    return signals
+    return newly_found(episode, episode.question.gold_ids)
 
 
 def _first_answer(episode: Episode) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -132,6 +132,17 @@ class QueryBonus:
         if self.groups == "not_all_success":
             return {g for g, values in outcomes.items() if not 0 < min(values) == max(values)}
         return set(outcomes)
+
+
+def newly_found(episode: Episode, ids: Iterable[str]) -> list[float]:
+    """1.0 for each search that finds one of these documents for the first time, else 0.0."""
+    missing = set(ids)
+    signals = []
+    for step in episode.searches:
+        found = missing & {document.id for document in step.documents}
+        signals.append(1.0 if found else 0.0)
+        missing -= found
+    return signals
 
 
 def query_length(step: Step) -> int:

@@ -99,7 +99,9 @@ def _question(row: Row, stem: str) -> Question:
     id_, text, answers, titles = _id(row, stem), _text(row), _answers(row), _titles(row)
     ids = _strings(row, "gold_ids", _first(columns, "gold_ids", "supporting_ids"))
     try:
-        return Question(id_, text, answers, str(dataset), hops, ids, titles)
+        found = columns.get("silver_ids")
+        silver = None if found is None else _strings(row, "silver_ids", found)
+        return Question(id_, text, answers, str(dataset), hops, ids, titles, silver)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from error
 

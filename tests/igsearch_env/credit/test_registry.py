@@ -28,7 +28,7 @@ def test_the_methods() -> None:
 @settings(deadline=None, max_examples=30)
 @given(rollouts.batches(), st.sampled_from(sorted(CREDIT)))
 def test_whatever_was_played_each_token_gets_a_number(batch: list[Episode], name: str) -> None:
-    question = Question("q", "Who?", ("Lima",), gold_ids=("a",))
+    question = Question("q", "Who?", ("Lima",), gold_ids=("a",), silver_ids=("a",))
     batch = [replace(episode, question=question) for episode in batch]
     arrays = make_credit(name)(batch)
     assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]
@@ -64,7 +64,7 @@ def test_options_are_bound_at_construction() -> None:
 
 def test_every_method_gives_one_number_per_policy_token() -> None:
     steps = [policy_step("search", 0, 4, (1, 3), search_step=0, information_gain=1.0)]
-    question = Question("q", "Who?", ("Lima",), gold_ids=("a",))
+    question = Question("q", "Who?", ("Lima",), gold_ids=("a",), silver_ids=("a",))
     batch = [finished(1.0, steps), finished(0.0, steps, "other"), finished(0.0)]
     told = {"question": question, "prior_log_prob": -1.0, "f1": 0.0}
     batch = [replace(episode, **told) for episode in batch]  # type: ignore[arg-type]

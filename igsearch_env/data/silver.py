@@ -1,0 +1,171 @@
+"""Silver evidence: documents that probably answer a question, found without any annotation.
+
+In training the gold answer is known. A *silver chain* starts at a document whose title stands in
+the question, goes on to documents whose titles the one before mentions, and ends at a document that
+holds the gold answer. The documents of the shortest complete chains are the question's silver
+evidence. It takes a question, its answers and a corpus with titles: no labels and no model.
+
+Distant supervision of retrievers rests on the same idea for one hop; GDCR (arXiv 2605.29697) scores
+entities by their distance to the answer in an entity graph. Here the graph is that of titles and
+plain text, walked for one question at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from igsearch_env.answers import contains_answer, normalize_answer
+from igsearch_env.episode import Document, Question
+from igsearch_env.retrieval.words import STOP_WORDS, words
+
+_BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
+_CLOSED = frozenset({"yes", "no"})
+
+SilverKind = Literal["chain", "comparison", "none"]
+
+
+@dataclass(frozen=True)
+class SilverEvidence:
+    """What was found for one question.
+
+    Args:
+        document_ids: The documents of all shortest complete chains, sorted.
+        length: Number of documents in one chain; 0 if there is no chain.
+        kind: ``"chain"``; ``"comparison"`` where the answer is yes, no or a name that the question
+            holds, so that the documents about the names in the question are the evidence; or
+            ``"none"``.
+    """
+
+    document_ids: tuple[str, ...] = ()
+    length: int = 0
+    kind: SilverKind = "none"
+
+
+class TitleGraph:
+    """Documents by title, and the titles that a text mentions.
+
+    A title is mentioned where its words occur one after the other, case aside; what stands in
+    brackets at its end ("Dune (film)") does not count. A title of stop words or digits alone is
+    never mentioned, since nearly every text would mention it.
+
+    Args:
+        documents: The corpus. Those without a title can end a chain only by being alone in it.
+    """
+
+    def __init__(self, documents: Iterable[Document]) -> None:
+        self._documents: dict[str, list[Document]] = defaultdict(list)
+        longest = 0
+        for document in documents:
+            title = tuple(words(_BRACKETS.sub("", document.title)))
+            if title and not all(word in STOP_WORDS or word.isdigit() for word in title):
+                self._documents[" ".join(title)].append(document)
+                longest = max(longest, len(title))
+        self._longest = longest
+        # Documents are reached again and again from different questions, texts are long.
+        self._mentioned: dict[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        """Number of different titles."""
+        return len(self._documents)
+
+    def titles_in(self, text: str) -> Iterator[str]:
+        """The titles that a text mentions, as the words that they are known by, in order.
+
+        Where one mention lies inside another ("York" in "New York") the longer one counts alone.
+        """
+        every = words(text)
+        start = 0
+        while start < len(every):
+            for size in range(min(self._longest, len(every) - start), 0, -1):
+                title = " ".join(every[start : start + size])
+                if title in self._documents:
+                    yield title
+                    start += size
+                    break
+            else:
+                start += 1
+
+    def titled(self, title: str) -> Sequence[Document]:
+        """The documents of a title as :meth:`titles_in` gives it."""
+        return self._documents[title]
+
+    def mentioned_by(self, document: Document) -> tuple[str, ...]:
+        """The titles that a document's text mentions, each once."""
+        known = self._mentioned.get(document.id)
+        if known is None:
+            known = tuple(dict.fromkeys(self.titles_in(document.text)))
+            self._mentioned[document.id] = known
+        return known
+
+
+def find_silver(question: Question, graph: TitleGraph, max_length: int = 4) -> SilverEvidence:
+    """Find the silver evidence of a question.
+
+    Args:
+        question: Its text and golden answers are used, and ``hops``, if known, as a limit.
+        graph: The corpus.
+        max_length: Most documents in a chain.
+
+    Raises:
+        ValueError: If ``max_length`` is below 1.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    first = list(dict.fromkeys(graph.titles_in(question.text)))
+    start = {document.id: document for title in first for document in graph.titled(title)}
+    if _is_comparison(question):
+        ids = tuple(sorted(start))
+        return SilverEvidence(ids, 1, "comparison") if ids else SilverEvidence()
+    limit = min(max_length, question.hops or max_length)
+    # Breadth first: `parents` keeps every shortest way to a document, so that all chains of the
+    # shortest complete length can be collected backwards from the documents that end them.
+    parents: dict[str, set[str]] = {id_: set() for id_ in start}
+    level = start
+    for length in range(1, limit + 1):
+        ends = [id_ for id_, document in level.items() if _holds_answer(document, question)]
+        if ends:
+            return SilverEvidence(_ancestors(ends, parents), length, "chain")
+        following: dict[str, Document] = {}
+        for id_, document in level.items():
+            for title in graph.mentioned_by(document):
+                for target in graph.titled(title):
+                    if target.id in following or target.id not in parents:
+                        following[target.id] = target
+                        parents.setdefault(target.id, set()).add(id_)
+        level = following
+    return SilverEvidence()
+
+
+def with_silver(
+    questions: Iterable[Question], documents: Iterable[Document], max_length: int = 4
+) -> list[Question]:
+    """The questions with their ``silver_ids`` filled in; see :func:`find_silver`."""
+    graph = TitleGraph(documents)
+    return [
+        replace(question, silver_ids=find_silver(question, graph, max_length).document_ids)
+        for question in questions
+    ]
+
+
+def _is_comparison(question: Question) -> bool:
+    answers = question.golden_answers
+    closed = all(normalize_answer(answer) in _CLOSED for answer in answers)
+    return closed or contains_answer(question.text, answers)
+
+
+def _holds_answer(document: Document, question: Question) -> bool:
+    return contains_answer(f"{document.title}\n{document.text}", question.golden_answers)
+
+
+def _ancestors(ends: Sequence[str], parents: dict[str, set[str]]) -> tuple[str, ...]:
+    found, left = set(ends), list(ends)
+    while left:
+        for parent in parents[left.pop()]:
+            if parent not in found:
+                found.add(parent)
+                left.append(parent)
+    return tuple(sorted(found))
