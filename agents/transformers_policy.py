@@ -19,7 +19,7 @@ from transformers import (
 from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.inference import eos_ids, evaluating, max_positions
 from agents.sampling.prefix_memory import PrefixMemory
-from agents.sampling.sampler import Job, Sample, sample
+from agents.sampling.sampler import Sample, SampleRequest, sample
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
 from igsearch_env.completion import Completion
@@ -198,8 +198,8 @@ class TransformersPolicy:
         with evaluating(self.model):
             for first in range(0, len(fitting), self.batch_size):
                 rows = fitting[first : first + self.batch_size]
-                jobs = [Job(contexts[row], known[row], limits[row]) for row in rows]
-                drawn = sample(self.model, jobs, self._choose, self._ended)
+                requests = [SampleRequest(contexts[row], known[row], limits[row]) for row in rows]
+                drawn = sample(self.model, requests, self._choose, self._ended)
                 for row, one in zip(rows, drawn, strict=True):
                     samples[row] = one
         self.memory.replace(contexts, samples)

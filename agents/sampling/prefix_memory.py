@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from agents.inference import sliding_window
-from agents.sampling.growing_batch import Prefix
-from agents.sampling.sampler import Sample
+from agents.sampling.sampler import Prefix, Sample
 
 
 class PrefixMemory:
     """Remembers what the last call ran, by token ids.
 
-    It empties itself when the weights have changed in place (an optimiser's step, a loaded state)
-    or were replaced. Writing through ``parameter.data`` goes unnoticed: call :meth:`clear` then.
+    An episode that goes on then has only its new text to read. The memory empties itself when the
+    weights have changed in place (an optimiser's step, a loaded state) or were replaced. Writing
+    through ``parameter.data`` goes unnoticed: call :meth:`clear` then.
 
     Args:
         model: The model that the keys and values belong to. If it has a sliding window nothing is
-            remembered: continued rows have gaps between columns, which would shift the window.
+            remembered, because the columns of a continued row have gaps, which would shift the
+            window.
 
     Attributes:
         finished_tokens: At most so many tokens are kept of sequences that were not continued, the
@@ -59,6 +60,8 @@ class PrefixMemory:
         They are those of the last call, and the finished ones that were kept.
         """
         self._check_weights()
+        # The key of a sequence has one token more than its prefix: the last one sampled was never
+        # run, so a scorer must not take it for known.
         everything = {**self._finished, **self._prefixes}
         return [(ids[: len(prefix)], prefix) for ids, prefix in everything.items()]
 
@@ -73,7 +76,7 @@ class PrefixMemory:
         }
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Forget everything, which frees the memory."""
         self._prefixes, self._continued, self._finished = {}, set(), {}
 
     def _keep_finished(self) -> None:
@@ -87,6 +90,7 @@ class PrefixMemory:
             room -= len(prefix)
             if room < 0:
                 break
+            # A view would keep the buffers of its whole batch alive: copy once, when it ends.
             kept[ids] = prefix.alone() if ids in ended else prefix
         self._finished = dict(reversed(kept.items()))
 
@@ -95,6 +99,8 @@ class PrefixMemory:
             self.clear()
 
     def _version(self) -> tuple[tuple[int, int], ...]:
+        # Torch counts the writes to a tensor; an optimiser's step raises the count of each. Tensors
+        # made under inference_mode have none, and cannot be trained.
         return tuple(
             (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
             for parameter in self._model.parameters()

@@ -1,18 +1,48 @@
-"""Batched sampling, token by token."""
+"""Batched sampling, token by token: rows of unequal length share one key-value cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
-from agents.sampling.growing_batch import GrowingBatch, Prefix
+from agents.inference import decoder_config
 
 
-class Job(NamedTuple):
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a sequence that was run: some columns of one row of a batch.
+
+    Args:
+        layers: Keys and values of each layer, shape (B, H, T, D).
+        row: The row.
+        columns: The columns that hold its tokens, in reading order, shape (tokens,).
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    row: int
+    columns: Tensor
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.columns)
+
+    def alone(self) -> Prefix:
+        """A copy that does not keep the other rows of its batch alive."""
+        row = slice(self.row, self.row + 1)
+        layers = tuple(
+            (keys[row].index_select(2, self.columns), values[row].index_select(2, self.columns))
+            for keys, values in self.layers
+        )
+        return Prefix(layers, 0, torch.arange(len(self), device=self.columns.device))
+
+
+class SampleRequest(NamedTuple):
     """A context to continue.
 
     Args:
@@ -43,7 +73,7 @@ class Sample:
 
 def sample(
     model: PreTrainedModel,
-    jobs: Sequence[Job],
+    requests: Sequence[SampleRequest],
     choose: Callable[[Tensor], tuple[Tensor, Tensor]],
     ended: Callable[[list[int]], bool],
 ) -> list[Sample]:
@@ -51,18 +81,18 @@ def sample(
 
     Args:
         model: A causal language model in evaluation mode, gradients off.
-        jobs: What to continue.
+        requests: What to continue.
         choose: Maps float32 logits (B, V) to sampled ids and their log-probabilities, (B,) each.
         ended: Whether a row stops after these sampled ids.
     """
-    samples = [Sample() for _ in jobs]
+    samples = [Sample() for _ in requests]
     batch = GrowingBatch(
         model,
-        [job.context for job in jobs],
-        [job.prefix for job in jobs],
-        room=max(job.limit for job in jobs),
+        [request.context for request in requests],
+        [request.prefix for request in requests],
+        room=max(request.limit for request in requests),
     )
-    rows = list(range(len(jobs)))  # the sample of each row of the batch
+    rows = list(range(len(requests)))  # the sample of each row of the batch
     done = [False] * len(rows)
     while True:
         tokens, log_probs = choose(batch.logits())
@@ -73,14 +103,145 @@ def sample(
             current = samples[rows[row]]
             current.ids.append(token)
             current.log_probs.append(log_prob)
-            if len(current.ids) >= jobs[rows[row]].limit or ended(current.ids):
+            if len(current.ids) >= requests[rows[row]].limit or ended(current.ids):
                 done[row] = True
                 current.prefix = batch.prefix(row)
         if all(done):
             return samples
         batch.append(tokens)
+        # Dropping a row copies the whole cache, so finished rows idle along until they are most.
         if 2 * sum(done) > len(done):
             active = [row for row, over in enumerate(done) if not over]
             batch.keep(active)
             rows = [rows[row] for row in active]
             done = [False] * len(rows)
+
+
+class GrowingBatch:
+    """Rows that are sampled together, each of them reading its own context first.
+
+    Columns are ``[past | new tokens | room]``: what a row's prefix holds, what it still has to read
+    and what will be sampled. Past and new tokens are both padded on the left, so that the last
+    token of every row stands in the same column and one logit a row is enough.
+
+    Args:
+        model: A causal language model.
+        contexts: Token ids of each row.
+        prefixes: Keys and values of a proper prefix of each context, or None.
+        room: Columns to keep free for sampled tokens.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        contexts: Sequence[Sequence[int]],
+        prefixes: Sequence[Prefix | None],
+        room: int,
+    ) -> None:
+        self.model = model
+        held = [0 if prefix is None else len(prefix) for prefix in prefixes]
+        past = max(held)
+        width = max(len(ids) - skip for ids, skip in zip(contexts, held, strict=True))
+        self.end = past + width
+        ids = torch.zeros((len(contexts), width), dtype=torch.long)
+        positions = torch.zeros_like(ids)
+        mask = torch.zeros((len(contexts), self.end + room), dtype=torch.bool)
+        for row, (context, skip) in enumerate(zip(contexts, held, strict=True)):
+            first = width - (len(context) - skip)
+            ids[row, first:] = torch.tensor(context[skip:])
+            positions[row, first:] = torch.arange(skip, len(context))
+            mask[row, past - skip : past] = True
+            mask[row, past + first : self.end] = True
+        # Columns are no positions here: a row has gaps wherever another one is longer. So both the
+        # mask and the true positions are given; without either, logits are wrong without an error.
+        self.ids, self.positions = ids.to(model.device), positions.to(model.device)  # (B, N)
+        self.mask = mask.to(model.device)  # (B, P + N + room)
+        count = int(decoder_config(model).num_hidden_layers)
+        # transformers' own cache grows by concatenation, which copies all keys for every token.
+        self.layers = [_GrowingLayer(self.end + room) for _ in range(count)]
+        for row, prefix in enumerate(prefixes):
+            if prefix is not None:
+                self._load(row, prefix, len(contexts), past)
+
+    def _load(self, row: int, prefix: Prefix, rows: int, past: int) -> None:
+        for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
+            if not layer.is_initialized:
+                layer.allocate(rows, keys, past)
+            assert layer.keys is not None
+            assert layer.values is not None
+            taken = slice(past - len(prefix), past)
+            layer.keys[row, :, taken] = keys[prefix.row].index_select(1, prefix.columns)
+            layer.values[row, :, taken] = values[prefix.row].index_select(1, prefix.columns)
+
+    def logits(self) -> Tensor:
+        """Run the tokens that were not run yet; logits after the last of them, shape (B, V)."""
+        output = self.model(
+            input_ids=self.ids,
+            attention_mask=self.mask[:, : self.end],
+            position_ids=self.positions,
+            past_key_values=Cache(layers=list(self.layers)),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def append(self, tokens: Tensor) -> None:
+        """Add one token to each row, shape (B,)."""
+        self.ids = tokens[:, None]
+        self.positions = self.positions[:, -1:] + 1
+        self.mask[:, self.end] = True
+        self.end += 1
+
+    def keep(self, rows: list[int]) -> None:
+        """Keep the given rows only."""
+        # Indexing copies, which leaves the old buffers to the prefixes that were taken from them.
+        index = torch.tensor(rows, device=self.model.device)
+        self.ids, self.positions = self.ids[index], self.positions[index]
+        self.mask = self.mask[index]
+        for layer in self.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            layer.keys, layer.values = layer.keys[index], layer.values[index]
+
+    def prefix(self, row: int) -> Prefix:
+        """What a row holds now."""
+        columns = self.mask[row, : self.end].nonzero()[:, 0]
+        layers = [(layer.keys, layer.values) for layer in self.layers]
+        stored = tuple((k, v) for k, v in layers if k is not None and v is not None)
+        return Prefix(stored, row, columns)
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values in a buffer with room for all columns, written in place."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.columns = columns
+        self.length = 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def allocate(self, rows: int, like: Tensor, past: int) -> None:
+        """Make room for a batch; the first ``past`` columns are taken and zero."""
+        _, heads, _, size = like.shape
+        self.keys = like.new_empty((rows, heads, self.columns, size))
+        self.values = torch.empty_like(self.keys)
+        # Columns that no prefix fills are masked, but 0 * NaN is NaN: they must hold numbers.
+        self.keys[:, :, :past].zero_()
+        self.values[:, :, :past].zero_()
+        self.length = past
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.allocate(len(key_states), key_states, 0)
+        assert self.keys is not None
+        assert self.values is not None
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

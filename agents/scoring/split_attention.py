@@ -36,6 +36,7 @@ def split_attention(model: PreTrainedModel) -> Iterator[None]:
         raise ValueError(
             f"the attention of {type(model).__name__} cannot be replaced; score with OneByOneScorer"
         )
+    # transformers looks the name up in every layer's call, so the model itself stays untouched.
     config = decoder_config(model)
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -76,6 +77,7 @@ def attend(
             f"{type(module).__name__} adds {', '.join(extra)} to its attention; "
             "score with OneByOneScorer"
         )
+    # The CPU kernel wants as many key-value heads as heads; expanding copies nothing until flatten.
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (
@@ -98,10 +100,13 @@ def _in_parts(
     if not past:
         alone: Tensor = among
         return alone
+    # Where no row is padded, nothing is hidden, and the kernel is spared the mask.
     padded = past_mask.expand(-1, -1, query.shape[2], -1) if len(past_mask) > 1 else None
     before, before_norm = kernel(
         query, key[:, :, :past], value[:, :, :past], attn_mask=padded, scale=scaling
     )
+    # Softmax over both parts weighs each by its sum of exponentials, exp(norm): of the past that is
+    # exp(b) / (exp(a) + exp(b)) = sigmoid(b - a), which cannot overflow.
     share = torch.sigmoid(before_norm - among_norm)[..., None]  # of the past
     joined: Tensor = torch.lerp(among.float(), before.float(), share).to(query.dtype)
     return joined
@@ -112,6 +117,7 @@ def _at_once(
 ) -> Tensor:
     """One call with the whole mask, for devices whose kernels keep their log-sum-exps."""
     new = query.shape[2]
+    # The dtype's lowest number and not -inf: a row that is masked whole would become NaN.
     lowest = torch.finfo(past_mask.dtype).min
     causal = past_mask.new_full((new, new), lowest).triu(1)  # (Q, Q)
     rows = len(past_mask)

@@ -69,6 +69,9 @@ def build_trie(
             one of them has to be run: nothing of a held sequence counts from there on.
     """
     numbered = _number([*sequences, *held])
+    # A token is *used* if it has to be read for a score, *known* if its keys and values are there.
+    # The token before a scored one must be run even if its keys are known, for they hold no logits,
+    # and so must all that follows it on a known path, which would otherwise precede its parent.
     size = len(numbered.ids)
     used, predicts, known = (np.zeros(size, np.bool_) for _ in range(3))
     for path in numbered.paths[: len(sequences)]:
@@ -98,6 +101,9 @@ def _number(sequences: Sequence[Sequence[int]]) -> _Numbered:
     ids, parents, creators = [], [], []
     total = 0
     previous: int | None = None
+    # In sorted order a sequence shares with no earlier one a longer prefix than with its neighbour.
+    # So one comparison a sequence finds every shared token, and numbers given along the way follow
+    # a depth-first walk.
     for index in order:
         shared = 0 if previous is None else _shared(arrays[previous], arrays[index])
         head = paths[index if previous is None else previous][:shared]
@@ -118,17 +124,21 @@ def _with_nodes(numbered: _Numbered, known: NDArray[np.bool_], used: NDArray[np.
     ids, parents, creators, paths = numbered
     numbers = np.arange(len(ids))
     children = np.bincount(parents[used & (parents >= 0)], minlength=len(ids))
+    # A node ends where the path branches, and where it passes from known to unknown tokens or from
+    # used to unused ones: a node is run, loaded or left out as a whole.
     begins = (parents != numbers - 1) | (parents < 0) | (children[parents] > 1)
     begins |= (known[parents] & ~known) | (used[parents] & ~used)
     starts = numbers[begins]
     node_of = np.cumsum(begins) - 1
     ends = np.append(starts, len(ids))[1:]
+    # Nothing follows the last token of an answer, so running it would predict nothing.
     lengths = np.where(used[starts], ends - starts - (children[ends - 1] == 0), 0)
     above = np.where(parents[starts] >= 0, node_of[parents[starts]], -1)
     held = known[starts]
     waves: list[int] = []
     depths: list[int] = []
     for node, parent in enumerate(above.tolist()):  # parents come first
+        # Held nodes are loaded, not run: the nodes below one can run in the same wave as it.
         waves.append((waves[parent] + 1 if parent >= 0 else 0) - int(held[node]))
         depths.append(depths[parent] + int(ends[parent] - starts[parent]) if parent >= 0 else 0)
     inner = np.zeros(len(starts), dtype=np.bool_)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from agents.inference import decoder, decoder_config, output_embeddings
-from agents.sampling.growing_batch import Prefix
+from agents.sampling.sampler import Prefix
 from agents.scoring.trie import Ints, Trie
 
 _LOGITS_AT_ONCE = 1 << 26  # numbers; bounds the memory of the logits
@@ -34,7 +34,7 @@ class TrieForward:
             (:func:`~agents.scoring.split_attention.split_attention`).
         trie: The tokens.
         held: Keys and values of the trie's last paths, those it was told are held.
-        scored: Which tokens' log-probabilities are wanted, shape (tokens,); none at a root.
+        scored: Tokens whose log-probabilities are wanted, shape (tokens,); none at a root.
         budget: At most this many padded positions (past and new) in one batch, and this many
             tokens whose keys and values are held, unless a single path is longer.
     """
@@ -56,7 +56,8 @@ class TrieForward:
             self._holders[path] = holder
         wanted = np.flatnonzero(scored)
         self._wanted = wanted[np.argsort(trie.parents[wanted], kind="stable")]
-        self._predictors = trie.parents[self._wanted]  # sorted, so a node's are a range
+        # Sorted by the token that predicts them, so that those of a node are one range.
+        self._predictors = trie.parents[self._wanted]
         self._results = torch.zeros(len(wanted), dtype=torch.float32, device=model.device)
         self._slots = np.zeros(len(trie.ids), np.int64)  # of the tokens in the pool
         self._pool = KVPool(int(decoder_config(model).num_hidden_layers), slots=1)
@@ -74,6 +75,8 @@ class TrieForward:
 
     def _chunks(self) -> Iterator[Ints]:
         """Ranges of nodes whose keys and values fit the budget together."""
+        # Only inner nodes are stored: nothing below a leaf would read its keys. A chunk starts with
+        # the tokens above its first node, which are carried over.
         first, held = 0, 0
         stored = np.where(self.trie.inner, self.trie.lengths, 0).tolist()
         for node, tokens in enumerate(stored):
@@ -111,6 +114,8 @@ class TrieForward:
 
     def _batches(self, nodes: Ints) -> Iterator[Ints]:
         """Nodes of one wave and of similar length, shallow waves first."""
+        # Padding is work for nothing, so nodes of a batch differ in length by a quarter at most;
+        # the 4 lets the many short answers share a batch.
         trie = self.trie
         nodes = nodes[trie.run[nodes]]
         nodes = nodes[np.lexsort((trie.depths[nodes], trie.lengths[nodes], trie.waves[nodes]))]
@@ -136,7 +141,8 @@ class TrieForward:
         depths = trie.depths[nodes][:, None]  # (B, 1)
         columns = np.arange(lengths.max())  # (Q,)
         real = columns < lengths  # (B, Q)
-        columns = np.minimum(columns, lengths - 1)  # padding repeats the last token
+        # Padding repeats the last token at its own position: an id and a depth that are in range.
+        columns = np.minimum(columns, lengths - 1)
         tokens = trie.starts[nodes][:, None] + columns  # (B, Q)
         past = np.zeros((len(nodes), depths.max()), np.int64)  # (B, P); slot 0 is padding
         for row, node in enumerate(nodes.tolist()):
@@ -172,6 +178,8 @@ class TrieForward:
         wanted = _ranges(first, counts)  # (E,)
         rows = np.repeat(np.arange(len(nodes)), counts)
         columns = self._predictors[wanted] - starts[rows]
+        # A logit row is as wide as the vocabulary, so only the rows that predict a wanted token are
+        # made, and those in parts: the whole batch's would be the largest tensor by far.
         head = output_embeddings(self.model)
         size = max(1, _LOGITS_AT_ONCE // int(decoder_config(self.model).vocab_size))
         for at in range(0, len(wanted), size):
@@ -196,7 +204,8 @@ def _ranges(starts: Ints, lengths: Ints) -> Ints:
 class KVPool:
     """Storage for the keys and values of a number of tokens, by slot.
 
-    Slot 0 holds zeros and stands for padding: masked positions must hold finite numbers.
+    Slot 0 holds zeros and stands for padding: masked positions must hold finite numbers, because
+    0 * NaN is NaN.
 
     Args:
         layers: Number of attention layers.
@@ -269,7 +278,11 @@ class KVPool:
 
 
 class _PoolLayer(DynamicLayer):
-    """One layer's view of the pool: the past is gathered when the layer runs, and let go after."""
+    """One layer's view of the pool: the past is gathered when the layer runs, and freed after it.
+
+    transformers calls ``update`` in the middle of each layer, so no more than one layer's gathered
+    past is in memory at a time.
+    """
 
     def __init__(
         self, pool: KVPool, number: int, past: Tensor, kept: Tensor, slots: Tensor

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.sampling.growing_batch import Prefix
+from agents.sampling.sampler import Prefix
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy

@@ -87,13 +87,17 @@ class Updater:
         self, pairs: list[tuple[Episode, NDArray[np.float64]]], sums: defaultdict[str, float]
     ) -> float:
         """One optimizer step on a minibatch; returns the norm of the gradient."""
+        # The loss is one mean over the tokens of the whole minibatch: each micro-batch divides by
+        # this total, so that accumulated gradients do not depend on how it is cut.
         total = sum(episode.policy_tokens for episode, _ in pairs)
         pairs = sorted(pairs, key=lambda pair: len(pair[0].steps))  # less padding
         size = self.config.micro_batch_size
-        self.model.eval()  # no dropout, like the policy that sampled: ratios start at 1
+        # No dropout, as when the turns were sampled: ratios to the sampling policy start at 1.
+        self.model.eval()
         self.optimizer.zero_grad(set_to_none=True)
         for start in range(0, len(pairs), size):
             self._accumulate(pairs[start : start + size], total, sums)
+        # A gradient that is not finite would spoil every weight for good: stop before the step.
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True
         )
@@ -210,6 +214,8 @@ def policy_loss(
     Raises:
         ValueError: If ``kl`` is positive and there is no reference.
     """
+    # Where min takes the bounded side its gradient is 0: a token that has moved far enough in the
+    # direction of its advantage is left alone, one that has moved the wrong way is not.
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1 - clip, 1 + clip)
