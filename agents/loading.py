@@ -1,10 +1,18 @@
-"""Loading policies: checkpoint folders, here or in the checkout, and models of the hub."""
+"""Loading policies: checkpoint folders, here or in the checkout, and models of the hub.
+
+``igsearch evaluate`` imports this module where it finds it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoTokenizer
+from transformers.utils.hub import cached_file
+
+from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -35,3 +43,32 @@ def load_policy(path: str, protocol: str | None = None, **options: Any) -> Trans
 def checkpoint_folder(path: str) -> Path | None:
     """The folder that a policy's path means, here or in the checkout; None if there is none."""
     return next((folder for folder in (Path(path), CHECKOUT / path) if folder.is_dir()), None)
+
+
+def load_tokenizer(folder: Path) -> SegmentTokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: If there is none, or it is not a fast one.
+    """
+    loaded: Any = AutoTokenizer.from_pretrained(folder)  # checked by the wrapper
+    return SegmentTokenizer(loaded)
+
+
+def hub_folder(name: str) -> Path:
+    """Where the files of a model of the hub lie, once it has been loaded."""
+    found: Any = cached_file(name, "config.json", local_files_only=True)
+    return Path(found).parent
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine or this build of torch does not have.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"cannot use the device {device!r} ({reason})") from error

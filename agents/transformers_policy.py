@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.inference import eos_ids, evaluating, max_positions
 from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
+from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol, get_protocol

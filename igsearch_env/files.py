@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -16,3 +18,8 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON in one piece, as :func:`write_whole` does."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

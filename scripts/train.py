@@ -14,8 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, progress_bar, run, run_parser, write_json
+from igsearch_env.cli.console import console, progress_bar, run, run_parser
 from igsearch_env.cli.view import write_page
+from igsearch_env.files import write_json
 from trainers.config import TrainSettings, from_dict, load_config, override
 from trainers.local.grpo import GRPOTrainer
 

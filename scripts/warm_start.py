@@ -11,12 +11,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from agents.checkpoint_settings import TrainedIn
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.cli.console import console, progress_bar, run, write_json
+from igsearch_env.checkpoint_settings import TrainedIn
+from igsearch_env.cli.console import console, progress_bar, run
 from igsearch_env.evaluation.play import play_questions
+from igsearch_env.files import write_json
+from igsearch_env.threads import set_threads
 from trainers.local.metrics import evaluation_results
-from trainers.machine import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL
 from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 

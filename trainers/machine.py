@@ -1,35 +1,15 @@
-"""How this process uses the machine: torch's threads, freed memory, garbage collection."""
+"""How this process uses memory: what is freed, and garbage collection."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LIMITS = (1 << 30, 32 << 20)  # bytes; older versions refuse more than 32 MiB
-
-
-def free_cores() -> int:
-    """Cores that this process may use and that nobody keeps busy now; at least 1.
-
-    Two threads on one free core can be ten times slower than one.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return max(1, round((allowed or 1) - busy))
-
-
-def set_threads(threads: int = 0) -> int:
-    """Set torch's threads, 0 for as many as there are free cores; returns the number."""
-    chosen = threads or free_cores()
-    torch.set_num_threads(chosen)
-    return chosen
 
 
 def keep_freed_memory() -> bool:

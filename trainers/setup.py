@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from agents.checkpoint_settings import TrainedIn
 from agents.grpo_agent import GRPOAgent, needs_information_gain
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.checkpoint_settings import TrainedIn
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions

@@ -17,10 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from igsearch_env.answers import bootstrap_interval, bootstrap_means, percentile_interval
-from igsearch_env.cli.console import console, run, write_json
+from igsearch_env.cli.console import console, run
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import read_episodes
 from igsearch_env.evaluation.scores import METRICS, ExampleScore, question_scores, score_example
+from igsearch_env.files import write_json
 
 SHOWN = 10
 

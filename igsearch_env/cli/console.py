@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-
-from igsearch_env.files import write_whole
 
 console = Console()
 
@@ -77,8 +74,3 @@ def progress_bar() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON in one piece."""
-    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

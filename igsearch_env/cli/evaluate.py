@@ -15,7 +15,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +33,6 @@ from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.gain.information_gain import Counterfactual
 from igsearch_env.record import to_record
-from trainers.machine import set_threads
 
 SMOKE = {
     "questions": ["world-test"],
@@ -67,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_unchanged(comparable(before), comparable(given) if before else {}, out)
     config = _config({**(SMOKE if smoke else {}), **before, **given}, out)
     started = time.perf_counter()
-    config = replace(config, threads=set_threads(config.threads))
     evaluation = make_evaluation(config, _say, sys.stderr.isatty())
     try:
         with folder.alone():

@@ -36,7 +36,7 @@ from igsearch_env.retrieval.index_directory import check_replaceable
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
 from igsearch_env.retrieval.vector_index import import_faiss
-from trainers.machine import set_threads
+from igsearch_env.threads import set_threads
 
 BM25_OPTIONS = ("k1", "b", "title_weight")
 DENSE_OPTIONS = (

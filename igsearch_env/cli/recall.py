@@ -16,11 +16,12 @@ from rich import box
 from rich.table import Table
 
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import positive, print_table, run, write_json
+from igsearch_env.cli.console import positive, print_table, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.scores import gold_share
+from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
 

@@ -7,16 +7,27 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from agents.tokenization import SegmentTokenizer
 from igsearch_env.completion import Completion
 from igsearch_env.endpoint.client import Endpoint, RequestRefusedError
-from igsearch_env.episode import Episode
+from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol
 
 Api = Literal["completions", "chat"]
 _TOO_LONG = ("context length", "context_length", "maximum length", "too long", "max_model_len")
+
+
+class Tokenizer(Protocol):
+    """What the agent needs of a tokenizer; ``agents.tokenization.SegmentTokenizer`` has it."""
+
+    def encode_context(self, segments: Context) -> list[int]:
+        """The ids of a transcript, shape (tokens,)."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class OpenAIAgent:
     max_new_tokens: int = 512
     seed: int = 0
     concurrency: int = 16
-    tokenizer: SegmentTokenizer | None = None
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         if self.api not in ("completions", "chat"):

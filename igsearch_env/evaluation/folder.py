@@ -14,11 +14,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from igsearch_env.cli.console import write_json
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
+from igsearch_env.files import write_json
 from igsearch_env.record import episode_from_record, episode_record
 
 PACKAGES = (

@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from agents.checkpoint_settings import TrainedIn, protocol_record
-from igsearch_env.baselines import SCRIPTED
+from igsearch_env.agent import Agent
+from igsearch_env.baselines import SCRIPTED, make_scripted
+from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn, protocol_record
 from igsearch_env.data.benchmarks import BENCHMARKS, QuestionSet, load_question_set
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Question
+from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
-from igsearch_env.evaluation.player import Player, model_player, scripted_player
 from igsearch_env.evaluation.settings import EvaluationSettings
+from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
 from igsearch_env.record import to_record
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.index_cache import open_retriever
 from igsearch_env.retrieval.index_directory import MANIFEST
 from igsearch_env.settings import make_engine
+from igsearch_env.threads import set_threads
 
 COUNTERFACTUALS = 3
 ALL = "benchmarks"
 """Name that stands for all seven benchmarks."""
+ENDPOINT_TOKENS = 512
+MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Player:
+    """Who plays an evaluation, and what the evaluation needs to know of it.
+
+    Args:
+        agent_of: Makes the agent of a chunk.
+        protocol: The tag grammar that it writes.
+        model: What it is, for the manifest, as JSON-ready data.
+        chunk_size: Questions that are played side by side, and played again after a kill: all of a
+            batch, whose members change each other's last bits; one at an endpoint.
+        trained_in: The environment that it was trained in.
+        scorer: Scores answers for information gain.
+        workers: Chunks that are played at once.
+        stop: Ends what is under way.
+    """
+
+    agent_of: Callable[[Chunk], Agent]
+    protocol: TagProtocol
+    model: dict[str, Any]
+    chunk_size: int
+    trained_in: TrainedIn = field(default_factory=TrainedIn)
+    scorer: AnswerScorer = field(default_factory=UnigramScorer)
+    workers: int = 1
+    stop: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -54,7 +91,7 @@ def make_evaluation(
 
     Args:
         config: The settings.
-        say: Told, in a line, about each question set, and about each part that takes long.
+        say: Shows a line to the user, about each question set and each part that takes long.
         show_progress: Whether to show bars while an index is built.
 
     Raises:
@@ -70,8 +107,9 @@ def make_evaluation(
     for one in sets:
         say(str(one))
     _check_ids(sets)
-    player = None if config.agent in SCRIPTED else model_player(config)  # it may fail: the index
-    retriever = open_retriever(config.corpus, config.index, say, show_progress)  # takes longer
+    # A model may fail to load, and an index takes longer: so the model comes first.
+    player = None if config.agent in SCRIPTED else model_player(config, say)
+    retriever = open_retriever(config.corpus, config.index, say, show_progress)
     player = player or scripted_player(config, retriever.documents)
     questions = [question for one in sets for question in one.questions]
     rules = TrainedIn(
@@ -158,3 +196,151 @@ def _index_record(config: EvaluationSettings, retriever: IndexedRetriever) -> di
 def _sha256(questions: Sequence[Question]) -> str:
     lines = (json.dumps(to_record(question)) + "\n" for question in questions)
     return hashlib.sha256("".join(lines).encode("ascii")).hexdigest()
+
+
+def scripted_player(config: EvaluationSettings, documents: Iterable[Document]) -> Player:
+    """A scripted agent; its choices depend on seed, question and sample, not on the chunk."""
+    protocol = _protocol(config) or PROTOCOLS["refine"]
+    known = tuple(documents) if config.agent == "oracle" else ()
+
+    @lru_cache(maxsize=1)
+    def agent(sample: int) -> Agent:
+        return make_scripted(config.agent, protocol, known, _seed(config, sample))
+
+    return Player(
+        lambda chunk: agent(chunk.sample),
+        protocol,
+        {"scripted": config.agent},
+        config.batch_size,
+    )
+
+
+def model_player(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
+    """The policy of a checkpoint, or of an endpoint.
+
+    Raises:
+        ValueError: If there is none, or it cannot be loaded.
+        ImportError: If it is a checkpoint, and torch or the checkout is missing.
+        EndpointError: If the endpoint does not answer.
+    """
+    return _endpoint(config, say) if config.at_endpoint else _checkpoint(config, say)
+
+
+def import_loading() -> Any:
+    """``agents.loading`` of the checkout, which loads checkpoints with torch.
+
+    It is the one module outside the library that the library uses. The folder of an editable
+    checkout is not on the path of a console script, so it is added.
+
+    Raises:
+        ImportError: If there is no checkout or no torch; the message says what to do.
+    """
+    checkout = Path(__file__).resolve().parents[2]
+    if (checkout / "agents" / "loading.py").is_file() and str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    try:
+        return importlib.import_module("agents.loading")
+    except ImportError as error:
+        raise ImportError(
+            f"a checkpoint is loaded with torch and a checkout of igsearch-env ({error}): run "
+            "pip install -e '.[train,eval]' in a checkout, or serve the checkpoint (such as with "
+            "vllm serve) and give the server's address as the agent"
+        ) from error
+
+
+def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
+    loading = import_loading()
+    folder = loading.checkpoint_folder(config.agent)
+    if folder is None and not HUB_NAME.fullmatch(config.agent):
+        raise ValueError(
+            f"unknown agent {config.agent!r}: expected {', '.join(SCRIPTED)}, an address, the "
+            "folder of a checkpoint, or the name of a model on the Hugging Face hub, and no folder "
+            "was found at that path"
+        )
+    loading.check_device(config.device)
+    set_threads(config.threads)
+    say(f"loading the model {config.agent}")
+    policy = loading.load_policy(
+        config.agent,
+        config.protocol,
+        device=config.device,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.batch_size,
+        temperature=config.temperature,
+    )
+    sha256 = _files_sha256(folder or loading.hub_folder(config.agent))
+    return Player(
+        lambda chunk: policy.fresh(chunk.seed, greedy=config.greedy),
+        policy.protocol,
+        {"checkpoint_sha256": sha256, "max_new_tokens": policy.max_new_tokens},
+        config.batch_size,
+        policy.trained_in,
+        policy.scorer(),
+    )
+
+
+def _endpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
+    from igsearch_env.endpoint.agent import OpenAIAgent
+    from igsearch_env.endpoint.client import Endpoint
+
+    endpoint = Endpoint(
+        config.agent,
+        api_key=os.environ.get(config.api_key_variable),
+        retries=config.retries,
+        timeout=config.timeout,
+    )
+    name = config.model
+    if name is None:
+        served = endpoint.models()
+        if len(served) != 1:
+            raise ValueError(
+                f"{config.agent} serves {', '.join(served) or 'no model'}; name one with --model"
+            )
+        name = served[0]
+    settings, tokenizer = CheckpointSettings(max_new_tokens=ENDPOINT_TOKENS), None
+    if Path(name, "config.json").is_file():  # a server names a local checkpoint by its folder
+        settings = CheckpointSettings.load(Path(name))
+        try:
+            tokenizer = import_loading().load_tokenizer(Path(name))
+        except ImportError as error:
+            say(f"asking with text, not with the checkpoint's token ids: {error}")
+    agent = partial(
+        OpenAIAgent,
+        endpoint,
+        name,
+        _protocol(config) or settings.protocol,
+        api=config.api,
+        temperature=0.0 if config.greedy else config.temperature,
+        max_new_tokens=config.max_new_tokens or settings.max_new_tokens,
+        tokenizer=tokenizer,
+    )
+    shown = agent()
+    model = {"name": name, "api": shown.api, "max_new_tokens": shown.max_new_tokens}
+    model |= {"token_ids": tokenizer is not None and shown.api == "completions"}
+    return Player(
+        lambda chunk: agent(seed=_seed(config, chunk.sample)),
+        shown.protocol,
+        model,
+        1,
+        settings.trained_in,
+        workers=config.concurrency,
+        stop=endpoint.close,
+    )
+
+
+def _seed(config: EvaluationSettings, sample: int) -> int:
+    return config.seed + 1_000_003 * sample
+
+
+def _protocol(config: EvaluationSettings) -> TagProtocol | None:
+    return None if config.protocol is None else get_protocol(config.protocol)
+
+
+def _files_sha256(folder: Path) -> str:
+    """A hash of everything that a checkpoint is made of: settings, weights and tokenizer."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in MODEL_FILES for file in folder.glob(pattern)):
+        with file.open("rb") as opened:
+            hashed = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.name} {hashed}\n".encode())
+    return digest.hexdigest()

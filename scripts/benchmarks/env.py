@@ -41,10 +41,12 @@ from igsearch_env import (
     load_corpus,
     load_questions,
 )
-from igsearch_env.cli.console import console, progress_bar, run, write_json
+from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.files import write_json
 from igsearch_env.retrieval.words import query_words
+from igsearch_env.threads import set_threads
 from scripts.benchmarks.timed_parts import TimedRetriever, TimedScorer
-from trainers.machine import keep_freed_memory, lasting_objects, set_threads
+from trainers.machine import keep_freed_memory, lasting_objects
 
 Kind = Literal["single", "sync", "async", "ours"]
 SEARCHES = 3

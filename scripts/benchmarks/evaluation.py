@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, progress_bar, run, write_json
+from igsearch_env.cli.console import console, positive, progress_bar, run
 from igsearch_env.evaluation.play import make_chunks, play_chunk
 from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.evaluation.setup import make_evaluation
-from trainers.machine import set_threads
+from igsearch_env.files import write_json
+from igsearch_env.threads import set_threads
 
 SIZES = (1, 8, 32, 128)
 QUESTIONS, ALONE = 128, 16

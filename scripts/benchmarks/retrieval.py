@@ -29,9 +29,10 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, print_table, progress_bar, run, write_json
+from igsearch_env.cli.console import console, positive, print_table, progress_bar, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
+from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS

@@ -32,17 +32,18 @@ from agents.grpo_agent import GRPOAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
-from igsearch_env.cli.console import console, positive, run, write_json
+from igsearch_env.cli.console import console, positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode
+from igsearch_env.files import write_json
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
+from igsearch_env.threads import set_threads
 from scripts.benchmarks.scoring_arms import make_model
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
-from trainers.machine import set_threads
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 WORDS = sorted({*FIRST_NAMES, *(word for words in NAME_WORDS.values() for word in words)})

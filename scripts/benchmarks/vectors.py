@@ -32,8 +32,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, progress_bar, run, write_json
+from igsearch_env.cli.console import console, positive, progress_bar, run
 from igsearch_env.data.questions import load_questions
+from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import Vectors
 from igsearch_env.retrieval.vector_index import code_bytes

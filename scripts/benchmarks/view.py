@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, run, write_json
+from igsearch_env.cli.console import console, run
 from igsearch_env.cli.view import write_page
 from igsearch_env.completion import Completion
 from igsearch_env.data.world import World
 from igsearch_env.episode import Document, Episode
-from igsearch_env.files import write_whole
+from igsearch_env.files import write_json, write_whole
 from igsearch_env.record import episode_record
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.rollout import collect

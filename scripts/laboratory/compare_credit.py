@@ -25,8 +25,8 @@ import numpy as np
 from rich.table import Table
 
 from agents.loading import CHECKOUT
-from igsearch_env.cli.console import console, positive, print_table, run, write_json
-from igsearch_env.files import write_whole
+from igsearch_env.cli.console import console, positive, print_table, run
+from igsearch_env.files import write_json, write_whole
 from scripts.laboratory.protocol import (
     Job,
     Protocol,

@@ -17,13 +17,14 @@ from rich.table import Table
 
 from agents.loading import CHECKOUT
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import console, positive, progress_bar, run, run_parser, write_json
+from igsearch_env.cli.console import console, positive, progress_bar, run, run_parser
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate
+from igsearch_env.files import write_json
+from igsearch_env.threads import set_threads
 from trainers.config import PolicySettings, TrainSettings, load_config
 from trainers.local.grpo import GRPOTrainer
-from trainers.machine import set_threads
 from trainers.setup import make_policy, make_questions, make_training_engine
 
 SETTINGS = (

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from igsearch_env.cli.console import write_json
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate
+from igsearch_env.files import write_json
 from scripts.laboratory.hashes import checkpoint_hash
 from scripts.laboratory.protocol import (
     QUARTERS,

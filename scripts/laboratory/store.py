@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.console import progress_bar, write_json
-from igsearch_env.files import write_whole
+from igsearch_env.cli.console import progress_bar
+from igsearch_env.files import write_json, write_whole
+from igsearch_env.threads import free_cores
 from scripts.laboratory.protocol import Job, Protocol, is_run_of
 from scripts.laboratory.runs import run_and_keep
-from trainers.machine import free_cores
 
 Run = dict[str, Any]
 

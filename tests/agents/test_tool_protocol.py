@@ -12,7 +12,6 @@ import pytest
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from agents.chat import _INSTRUCTIONS, _SEARCH_TOOL, tool_protocol
-from agents.checkpoint_settings import CheckpointSettings
 from agents.tokenization import SegmentTokenizer
 from igsearch_env import (
     BM25Retriever,
@@ -24,6 +23,7 @@ from igsearch_env import (
     ToolCallProtocol,
 )
 from igsearch_env.baselines import SearchOnceAgent
+from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.episode import Segment
 from igsearch_env.protocol.tags import Answer, Invalid, Search
 from igsearch_env.record import episode_from_record, episode_record

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agents.checkpoint_settings import CheckpointSettings, TrainedIn
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode, Question, Segment, Step
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from trainers.machine import free_cores, keep_freed_memory, lasting_objects, set_threads
+from igsearch_env.threads import free_cores, set_threads
+from trainers.machine import keep_freed_memory, lasting_objects
 
 
 @pytest.fixture(autouse=True)

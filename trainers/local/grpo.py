@@ -19,13 +19,14 @@ from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_whole
 from igsearch_env.rollout import collect
+from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import TrainSettings
 from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
 from trainers.local.metrics import evaluation_results, rollout_metrics
 from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
-from trainers.machine import keep_freed_memory, lasting_objects, set_threads
+from trainers.machine import keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
 
 Report = Callable[[dict[str, Any]], None]

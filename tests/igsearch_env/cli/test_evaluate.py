@@ -19,8 +19,8 @@ import pytest
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation import play as evaluation
-from igsearch_env.evaluation.player import _files_sha256
 from igsearch_env.evaluation.scores import report, score_example
+from igsearch_env.evaluation.setup import _files_sha256
 from igsearch_env.record import episode_from_record
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from tests.igsearch_env.cli.evaluating import (
