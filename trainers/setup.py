@@ -16,6 +16,7 @@ from igsearch_env.checkpoint_settings import TrainedIn
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
+from igsearch_env.data.silver import with_silver
 from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
@@ -23,7 +24,7 @@ from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.protocol.tags import get_protocol
-from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine, resolve_retriever
 from trainers.config import EnvironmentSettings, PolicySettings, TrainSettings, WorldSettings, build
@@ -74,10 +75,15 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
         floor=None if e.floor == "none" else e.floor,
         aliases=e.aliases,
     )
-    compared = needs_information_gain(make_credit_from(config.credit))
+    credit = make_credit_from(config.credit)
+    compared = needs_information_gain(credit)
+    questions = make_questions(e.questions, config.world)
+    retriever = make_retriever(e, config.world)
+    if getattr(credit, "uses_silver", False):
+        questions = _with_silver(questions, retriever)
     return make_engine(
-        make_questions(e.questions, config.world),
-        make_retriever(e, config.world),
+        questions,
+        retriever,
         None,
         protocol=e.protocol,
         max_searches=e.max_searches,
@@ -89,6 +95,18 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
         pool=EvidencePool(seed=seed),
         shared_counterfactuals=e.shared_counterfactuals,
     )
+
+
+def _with_silver(questions: list[Question], retriever: Retriever) -> list[Question]:
+    """The questions with silver evidence; what a file of questions says of it already is kept."""
+    if all(question.silver_ids is not None for question in questions):
+        return questions
+    if not isinstance(retriever, IndexedRetriever):
+        raise ValueError(
+            f"silver evidence is looked for in the corpus, and {type(retriever).__name__} does not "
+            "hold one; give an index or a corpus, or questions with silver_ids"
+        )
+    return with_silver(questions, retriever.documents)
 
 
 def make_policy(config: PolicySettings, protocol: str, **options: Any) -> TransformersPolicy:

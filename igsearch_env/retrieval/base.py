@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from igsearch_env.episode import Document
 
@@ -49,6 +49,7 @@ class Retriever(Protocol):
         ...
 
 
+@runtime_checkable
 class IndexedRetriever(Retriever, Protocol):
     """A retriever that holds its corpus, as every saved index does."""
 

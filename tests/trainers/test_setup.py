@@ -237,3 +237,16 @@ def test_questions_of_ones_own_need_a_corpus_of_ones_own(tiny_settings: Settings
     config = load_config(None, tiny_settings("environment.questions=mine.jsonl"))
     with pytest.raises(ValueError, match="the corpus is the embedded"):
         make_retriever(config.environment, config.world)
+
+
+def test_silver_chains_are_looked_for_in_the_corpus_of_the_run() -> None:
+    config = load_config(overrides=["world.people=40", "credit.method=silver_chain"])
+    engine = make_training_engine(config, seed=0)
+    assert all(question.silver_ids for question in engine.questions)
+    assert engine.num_counterfactuals == 0  # nothing is scored for it
+
+
+def test_silver_chains_need_a_corpus() -> None:
+    settings = ["credit.method=silver_chain", "environment.index=http://127.0.0.1:9/retrieve"]
+    with pytest.raises(ValueError, match="HTTPRetriever does not hold one; give an index"):
+        make_training_engine(load_config(overrides=settings), seed=0)
