@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= --out runs/demo --resume
-EXTRAS := train,data,dense,serve,trl,dev
+EXTRAS := train,data,dense,serve,trl,docs,dev
 CONSTRAINTS := requirements/constraints.txt
 
 # The stamp is written last, so an install that was cut short is done again. The marker tells that
@@ -35,7 +35,7 @@ OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolati
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu demo test test-openrlhf lint format constraints clean
+.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -52,6 +52,9 @@ venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run h
 
 demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
 	$(BIN)/python -m scripts.demo $(DEMO)
+
+docs: $(INSTALLED) ## Build the documentation into docs/_build; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -78,7 +81,8 @@ constraints: ## Pin the newest versions of all dependencies afresh
 	rm -rf $(VENV)-constraints
 
 clean: ## Remove what building and testing leave behind; keeps .venv and runs/
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		docs/_build docs/reference/generated
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

@@ -6,7 +6,7 @@ python -m scripts.train_openrlhf --out runs/3b --config trainers/configs/openrlh
 python -m scripts.train_openrlhf --out runs/3b --config ... --ig.credit ig_search --ig.alpha 0.3
 python -m scripts.train_openrlhf --out runs/3b --config ... --resume
 
-It wants an environment of its own (requirements/openrlhf-gpu.txt); see docs/openrlhf.md.
+It wants an environment of its own (requirements/openrlhf-gpu.txt); see docs/guides/cluster.md.
 """
 
 from __future__ import annotations

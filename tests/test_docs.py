@@ -22,14 +22,24 @@ import pytest
 from tests.doc_pages import ROOT, read_blocks
 from tests.doc_standins import environment, free_ports, make_folder
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(
+        page
+        for page in (ROOT / "docs").rglob("*.md")
+        if not {"_build", "generated"} & set(page.parts)
+    ),
+]
 ELSEWHERE = {
     ("README.md", "make demo"): ".ci/run",
     ("README.md", "pip install -e ."): ".ci/run",
     ("README.md", "python -m scripts.train_openrlhf"): "tests/openrlhf/test_under_ray.py",
-    ("docs/openrlhf.md", "make venv-openrlhf-gpu"): "tests/test_makefile.py",
-    ("docs/openrlhf.md", "python -m scripts.train_openrlhf"): "tests/openrlhf/test_under_ray.py",
-    ("docs/openrlhf.md", "ray job submit"): "tests/openrlhf/test_under_ray.py",
+    ("docs/guides/cluster.md", "make venv-openrlhf-gpu"): "tests/test_makefile.py",
+    (
+        "docs/guides/cluster.md",
+        "python -m scripts.train_openrlhf",
+    ): "tests/openrlhf/test_under_ray.py",
+    ("docs/guides/cluster.md", "ray job submit"): "tests/openrlhf/test_under_ray.py",
 }
 """Blocks by page and first words: what installs, tests, or needs OpenRLHF, and where CI runs it."""
 SMALLER = {

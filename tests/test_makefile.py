@@ -30,7 +30,9 @@ def test_the_environment_for_gpus_gets_torch_first_and_the_checkout_last(tmp_pat
     python = tmp_path / "python"
     python.write_text(PYTHON, encoding="utf-8")
     python.chmod(0o755)
-    (block,) = [b for b in read_blocks(ROOT / "docs" / "openrlhf.md") if b.text.startswith("make")]
+    (block,) = [
+        b for b in read_blocks(ROOT / "docs/guides/cluster.md") if b.text.startswith("make")
+    ]
     script = f'{block.text}echo "active: $VIRTUAL_ENV"'
     found = subprocess.run(
         ["bash", "-e", "-c", script],

@@ -35,7 +35,7 @@ from .conftest import POLICY, ROOT, STANDINS, TINY, as_words, write_questions
 
 DOCUMENTED = {
     (page, block.text.split()[0]): block.text.replace("\\\n", " ")
-    for page in ("README.md", "docs/openrlhf.md")
+    for page in ("README.md", "docs/guides/cluster.md")
     for block in read_blocks(ROOT / page)
     if block.runs_in == "tests/openrlhf/test_under_ray.py"
 }
@@ -130,14 +130,16 @@ def variables(*paths: Path) -> dict[str, str]:
 
 def test_every_command_line_of_the_pages_is_here() -> None:
     blocks = [
-        block for page in ("README.md", "docs/openrlhf.md") for block in read_blocks(ROOT / page)
+        block
+        for page in ("README.md", "docs/guides/cluster.md")
+        for block in read_blocks(ROOT / page)
     ]
     marked = [block for block in blocks if block.runs_in == "tests/openrlhf/test_under_ray.py"]
     assert len(marked) == len(DOCUMENTED)
     assert set(DOCUMENTED) == {
         ("README.md", "python"),
-        ("docs/openrlhf.md", "python"),
-        ("docs/openrlhf.md", "ray"),
+        ("docs/guides/cluster.md", "python"),
+        ("docs/guides/cluster.md", "ray"),
     }
 
 
@@ -189,7 +191,7 @@ def check_columns(rows: list[dict[str, Any]]) -> int:
 @pytest.fixture(scope="module")
 def trained(folder: Path, start: Start) -> Path:
     """The folder after the synchronous run."""
-    run = start("docs/openrlhf.md", "sync", **{"algo.kl.init_coef": 0.001})
+    run = start("docs/guides/cluster.md", "sync", **{"algo.kl.init_coef": 0.001})
     finish(run, folder / "sync.log", 580)
     return folder
 
@@ -306,7 +308,7 @@ def test_a_job_trains_on_two_nodes_that_ray_carries_the_checkout_to(
         "ref.num_gpus_per_node": 1,
         "algo.kl.init_coef": 0.001,  # so there is a reference policy: 5 GPUs, more than a node has
     }
-    line = DOCUMENTED["docs/openrlhf.md", "ray"]
+    line = DOCUMENTED["docs/guides/cluster.md", "ray"]
     assert "--actor.num_nodes 2 --ref.num_nodes 2" in line
     with ray_cluster() as address:
         line = line.replace("HEAD:8265", address).replace("/shared/", f"{tmp_path}/")

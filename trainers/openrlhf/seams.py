@@ -76,7 +76,7 @@ def check_versions() -> None:
         if found.partition("+")[0] != wanted:
             raise ImportError(
                 f"expected {name} {wanted}, found {found}; install requirements/openrlhf-gpu.txt "
-                "(or -cpu.txt) into an environment of its own, as docs/openrlhf.md says"
+                "(or -cpu.txt) into an environment of its own, as docs/guides/cluster.md says"
             )
 
 

@@ -40,7 +40,7 @@ def test_whatever_was_played_each_token_gets_a_number(batch: list[Episode], name
 
 
 def test_the_page_of_methods_names_every_method_and_option() -> None:
-    text = (Path(__file__).parents[3] / "docs/credit.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs/concepts/credit.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, flags=re.MULTILINE))
     assert rows.keys() >= CREDIT.keys()
     for name, method in CREDIT.items():
