@@ -106,7 +106,7 @@ def _with_silver(questions: list[Question], retriever: Retriever) -> list[Questi
             f"silver evidence is looked for in the corpus, and {type(retriever).__name__} does not "
             "hold one; give an index or a corpus, or questions with silver_ids"
         )
-    return with_silver(questions, retriever.documents)
+    return with_silver(questions, retriever.documents, retriever)
 
 
 def make_policy(config: PolicySettings, protocol: str, **options: Any) -> TransformersPolicy:

@@ -20,6 +20,7 @@ from typing import Literal
 
 from igsearch_env.answers import contains_answer, normalize_answer
 from igsearch_env.episode import Document, Question
+from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.words import STOP_WORDS, words
 
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
@@ -58,8 +59,9 @@ class TitleGraph:
 
     def __init__(self, documents: Iterable[Document]) -> None:
         self._documents: dict[str, list[Document]] = defaultdict(list)
-        longest = 0
+        self._size = longest = 0
         for document in documents:
+            self._size += 1
             title = tuple(words(_BRACKETS.sub("", document.title)))
             if title and not all(word in STOP_WORDS or word.isdigit() for word in title):
                 self._documents[" ".join(title)].append(document)
@@ -69,8 +71,8 @@ class TitleGraph:
         self._mentioned: dict[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
-        """Number of different titles."""
-        return len(self._documents)
+        """Number of documents."""
+        return self._size
 
     def titles_in(self, text: str) -> Iterator[str]:
         """The titles that a text mentions, as the words that they are known by, in order.
@@ -102,29 +104,82 @@ class TitleGraph:
         return known
 
 
-def find_silver(question: Question, graph: TitleGraph, max_length: int = 4) -> SilverEvidence:
+def find_silver(
+    question: Question,
+    graph: TitleGraph,
+    max_length: int = 4,
+    also_from: Sequence[Document] = (),
+) -> SilverEvidence:
     """Find the silver evidence of a question.
 
     Args:
         question: Its text and golden answers are used, and ``hops``, if known, as a limit.
         graph: The corpus.
         max_length: Most documents in a chain.
+        also_from: Where no chain starts at a title in the question, chains may start here: give
+            what a retriever finds for the question, for questions that describe things without
+            naming them.
 
     Raises:
         ValueError: If ``max_length`` is below 1.
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    first = list(dict.fromkeys(graph.titles_in(question.text)))
-    start = {document.id: document for title in first for document in graph.titled(title)}
+    named = [
+        document
+        for title in dict.fromkeys(graph.titles_in(question.text))
+        for document in graph.titled(title)
+    ]
     if _is_comparison(question):
-        ids = tuple(sorted(start))
+        ids = tuple(sorted({document.id for document in named}))
         return SilverEvidence(ids, 1, "comparison") if ids else SilverEvidence()
+    for start in (named, also_from):
+        found = _shortest_chains(question, graph, max_length, start)
+        if found.document_ids:
+            return found
+    return SilverEvidence()
+
+
+def with_silver(
+    questions: Sequence[Question],
+    documents: Iterable[Document],
+    retriever: Retriever | None = None,
+    *,
+    max_length: int = 4,
+    top_k: int = 3,
+) -> list[Question]:
+    """The questions with their ``silver_ids`` filled in; see :func:`find_silver`.
+
+    Args:
+        questions: The questions; what they say of silver evidence already is replaced.
+        documents: The corpus.
+        retriever: Searches the corpus for each question in which no chain starts, so that one may
+            start at the best documents; None to do without.
+        max_length: Most documents in a chain.
+        top_k: How many documents that search gives.
+    """
+    graph = TitleGraph(documents)
+    found = [find_silver(question, graph, max_length) for question in questions]
+    left = [number for number, evidence in enumerate(found) if not evidence.document_ids]
+    if retriever is not None and left:
+        texts = [questions[number].text for number in left]
+        starts = retriever.search(texts, min(top_k, len(graph)))
+        for number, start in zip(left, starts, strict=True):
+            found[number] = find_silver(questions[number], graph, max_length, start)
+    return [
+        replace(question, silver_ids=evidence.document_ids)
+        for question, evidence in zip(questions, found, strict=True)
+    ]
+
+
+def _shortest_chains(
+    question: Question, graph: TitleGraph, max_length: int, start: Sequence[Document]
+) -> SilverEvidence:
     limit = min(max_length, question.hops or max_length)
     # Breadth first: `parents` keeps every shortest way to a document, so that all chains of the
     # shortest complete length can be collected backwards from the documents that end them.
-    parents: dict[str, set[str]] = {id_: set() for id_ in start}
-    level = start
+    level = {document.id: document for document in start}
+    parents: dict[str, set[str]] = {id_: set() for id_ in level}
     for length in range(1, limit + 1):
         ends = [id_ for id_, document in level.items() if _holds_answer(document, question)]
         if ends:
@@ -138,17 +193,6 @@ def find_silver(question: Question, graph: TitleGraph, max_length: int = 4) -> S
                         parents.setdefault(target.id, set()).add(id_)
         level = following
     return SilverEvidence()
-
-
-def with_silver(
-    questions: Iterable[Question], documents: Iterable[Document], max_length: int = 4
-) -> list[Question]:
-    """The questions with their ``silver_ids`` filled in; see :func:`find_silver`."""
-    graph = TitleGraph(documents)
-    return [
-        replace(question, silver_ids=find_silver(question, graph, max_length).document_ids)
-        for question in questions
-    ]
 
 
 def _is_comparison(question: Question) -> bool:

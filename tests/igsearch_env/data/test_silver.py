@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import pytest
@@ -66,6 +67,34 @@ def test_all_shortest_chains_count_and_longer_ones_do_not() -> None:
     ]
     found = find_silver(ask("Where does Alpha lead?", "Lima"), TitleGraph(corpus))
     assert found == SilverEvidence(("a", "b", "c"), 2, "chain")
+
+
+def test_a_chain_may_start_where_a_search_for_the_question_leads() -> None:
+    question = ask("Province where the maker of the film with the sandworm was born?", "Quebec")
+    graph = TitleGraph(CORPUS)
+    assert find_silver(question, graph) == SilverEvidence()
+    found = find_silver(question, graph, also_from=[YORK, DUNE])
+    assert found == SilverEvidence(("york",), 1, "chain")  # it mentions Quebec itself
+    found = find_silver(question, graph, also_from=[DUNE])
+    assert found == SilverEvidence(("denis", "dune", "gentilly"), 3, "chain")
+    assert find_silver(ask("Is it so?", "yes"), graph, also_from=[DUNE]) == SilverEvidence()
+
+
+def test_only_questions_without_a_chain_are_searched_for() -> None:
+    named, described = (
+        ask("Who directed Dune?", "Denis Villeneuve"),
+        ask("Sandworms?", "Villeneuve"),
+    )
+    asked: list[str] = []
+
+    class Desert:
+        def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+            asked.extend(queries)
+            return [[DUNE]] * len(queries)
+
+    found = with_silver([named, described], CORPUS, Desert())
+    assert [question.silver_ids for question in found] == [("dune",), ("dune",)]
+    assert asked == ["Sandworms?"]
 
 
 def test_a_limit_below_one_is_refused() -> None:
