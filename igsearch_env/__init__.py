@@ -15,7 +15,7 @@ from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
-from igsearch_env.gain.belief import settle_answer_log_probs
+from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.information_gain import InformationGain, information_gain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
@@ -70,5 +70,5 @@ __all__ = [
     "load_retriever",
     "make_credit",
     "register_credit",
-    "settle_answer_log_probs",
+    "settle_belief",
 ]

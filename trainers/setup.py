@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from agents.grpo_agent import GRPOAgent, needs_information_gain
+from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import TrainedIn
@@ -76,10 +76,9 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
         aliases=e.aliases,
     )
     credit = make_credit_from(config.credit)
-    compared = needs_information_gain(credit)
     questions = make_questions(e.questions, config.world)
     retriever = make_retriever(e, config.world)
-    if getattr(credit, "uses_silver", False):
+    if credit.uses_silver:
         questions = _with_silver(questions, retriever)
     return make_engine(
         questions,
@@ -89,7 +88,7 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
         max_searches=e.max_searches,
         max_attempts=e.max_attempts,
         top_k=e.top_k,
-        num_counterfactuals=e.num_counterfactuals if compared else 0,
+        num_counterfactuals=e.num_counterfactuals if credit.uses_information_gain else 0,
         information_gain=gain,
         outcome=_nothing if e.outcome == "zero" else e.outcome,
         pool=EvidencePool(seed=seed),
@@ -158,7 +157,7 @@ def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:
         ValueError: If credit needs information gain and searches have no counterfactuals.
     """
     credit = make_credit_from(config.credit)
-    if needs_information_gain(credit) and not engine.num_counterfactuals:
+    if credit.uses_information_gain and not engine.num_counterfactuals:
         raise ValueError(
             f"the credit method {config.credit['method']!r} needs information gain; set "
             "environment.num_counterfactuals to at least 1"

@@ -8,20 +8,21 @@ A method is a function of a batch of episodes (several groups) that returns one 
 'query'
 """
 
-from igsearch_env.credit.controls import AnswerStringBonus, IGPermuted, OracleBonus
+from igsearch_env.credit.answer_string_bonus import AnswerStringBonus
+from igsearch_env.credit.base import CREDIT, CreditAssignment, make_credit, register_credit
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
+from igsearch_env.credit.groups import group_advantages
+from igsearch_env.credit.grpo import GRPO
+from igsearch_env.credit.ig_permuted import IGPermuted
 from igsearch_env.credit.ig_search import IGSearch, IGSearchPaper
-from igsearch_env.credit.igpo import IGPO, IGPOCode, IGPOWithIGSearch
+from igsearch_env.credit.igpo import IGPO, IGPOCode
+from igsearch_env.credit.igpo_ig_search import IGPOWithIGSearch
 from igsearch_env.credit.mr_search import MRSearch
-from igsearch_env.credit.outcome import GRPO, RLOO, Reinforce
+from igsearch_env.credit.oracle_bonus import OracleBonus
 from igsearch_env.credit.query_bonus import QueryBonus
-from igsearch_env.credit.registry import (
-    CREDIT,
-    CreditAssignment,
-    credit_at,
-    make_credit,
-    register_credit,
-)
+from igsearch_env.credit.reinforce import Reinforce
+from igsearch_env.credit.rloo import RLOO
+from igsearch_env.credit.settle import settle_for
 from igsearch_env.credit.silver_chain import SilverChain
 
 __all__ = [
@@ -43,7 +44,8 @@ __all__ = [
     "QueryBonus",
     "Reinforce",
     "SilverChain",
-    "credit_at",
+    "group_advantages",
     "make_credit",
     "register_credit",
+    "settle_for",
 ]

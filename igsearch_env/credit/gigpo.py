@@ -1,22 +1,22 @@
-"""GiGPO: rollouts compared as wholes, and steps compared where they started from the same state."""
+"""GiGPO: whole rollouts are compared, and so are steps that start from the same state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.credit.base import CreditAssignment, register_credit
 from igsearch_env.credit.groups import (
     check_choice,
     check_gamma,
     discounted_sums,
     rollout_groups,
 )
-from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode
 
 _EPSILON = 1e-6
@@ -24,27 +24,28 @@ _EPSILON = 1e-6
 
 @register_credit("gigpo")
 @dataclass(frozen=True)
-class GiGPO:
+class GiGPO(CreditAssignment):
     """A = A_E + omega * A_S on all tokens of a step (GiGPO, arXiv 2505.10978).
 
     A_E is the group-normalised outcome. A_S compares steps of one group that start from the same
     anchor state, the question at first and the latest observation afterwards: the step's
-    discounted return, normalised over the steps of that state. A state that is met once gives 0.
-    Deviations are unbiased, and a rollout in which a search failed gets 0 and counts for nobody.
+    discounted return, normalised over the steps of that state. A state that occurs once gives 0.
+    Deviations are unbiased. A rollout in which a search failed gets 0 and is left out of its
+    group's statistics.
 
     Args:
         omega: Weight of the step term.
         gamma: Discount of the outcome per step before the end.
-        similarity: States are the same if the difflib ratio of their texts is at least this; a step
-            joins the first state that is. 1.0 asks for equal texts.
-        invalid_penalty: Taken off the return of an invalid step (after discounting: earlier steps
-            do not pay for it), and off its rollout's outcome.
+        similarity: Two states are the same if the difflib ratio of their texts is at least this; a
+            step joins the first state that it matches. 1.0 requires equal texts.
+        invalid_penalty: Subtracted from the return of an invalid step, after discounting, so that
+            earlier steps do not pay for it; and from its rollout's outcome.
         rows: What the mean and deviation of A_E run over: ``"rollouts"`` (the paper), or
-            ``"steps"`` (the released code), where a rollout counts once per step, so that long
-            ones weigh more, and an invalid step lowers the score of its own row alone.
+            ``"steps"`` (the released code). With steps a rollout counts once per step, so that long
+            ones weigh more, and an invalid step lowers the score of its own row only.
     """
 
-    uses_information_gain: ClassVar[bool] = False
+    uses_information_gain = False
 
     omega: float = 1.0
     gamma: float = 0.95
@@ -85,7 +86,8 @@ class GiGPO:
             scores = [[r - p for p in row] for r, row in zip(outcomes, penalties, strict=True)]
             flat = [score for row in scores for score in row]
             if len(flat) == 1:
-                return scores  # the code keeps the score of a lone row: mean 0, deviation 1
+                # The released code keeps the score of a single row: mean 0 and deviation 1.
+                return scores
             normal = iter(_normalized(flat))
             return [[next(normal) for _ in row] for row in scores]
         values = _normalized([r - sum(row) for r, row in zip(outcomes, penalties, strict=True)])
@@ -139,8 +141,9 @@ def cluster_texts(texts: Sequence[str], similarity: float) -> list[int]:
         texts: Texts in order.
         similarity: Least difflib ratio to the first member of a cluster.
     """
-    firsts: list[SequenceMatcher[str]] = []  # each keeps what it has worked out of its own text
-    known: dict[str, int] = {}  # clusters are only ever added, so that equal texts fare alike
+    # A matcher caches its second text, so that the first text of a cluster is analysed only once.
+    firsts: list[SequenceMatcher[str]] = []
+    known: dict[str, int] = {}
     for text in texts:
         if text not in known:
             found = (n for n, first in enumerate(firsts) if _similar(first, text, similarity))
@@ -152,9 +155,9 @@ def cluster_texts(texts: Sequence[str], similarity: float) -> list[int]:
 
 def _similar(first: SequenceMatcher[str], text: str, threshold: float) -> bool:
     if threshold == 1.0:
-        return False  # it has been compared with all equal ones
+        return False  # an equal text would have been found in the dictionary already
     first.set_seq1(text)
-    # The first two are upper bounds of the third, and quick.
+    # ratio() is quadratic; the first two are upper bounds of it and quick.
     return (
         first.real_quick_ratio() >= threshold
         and first.quick_ratio() >= threshold

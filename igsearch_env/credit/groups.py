@@ -1,14 +1,19 @@
-"""What methods share: which rollouts are compared, and sums over what comes later."""
+"""What methods share: which rollouts are compared, and how numbers of a group are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from igsearch_env.episode import Episode
 
 
 def rollout_groups(episodes: Sequence[Episode]) -> dict[str, list[int]]:
-    """The places of the episodes of each group; those in which a search failed are left out.
+    """The indices of the episodes of each group; those in which a search failed are left out.
+
+    Their outcome says nothing about the policy.
 
     Raises:
         ValueError: If an episode has not ended.
@@ -25,6 +30,41 @@ def rollout_groups(episodes: Sequence[Episode]) -> dict[str, list[int]]:
     return groups
 
 
+def group_advantages(episodes: Sequence[Episode], epsilon: float = 1e-6) -> list[float]:
+    """Group-normalised outcome of each episode: (R - mean) / (std + epsilon).
+
+    The standard deviation is the unbiased one (GRPO, arXiv 2402.03300, eq. 4.1.2). An episode in
+    which a search failed gets 0 and is left out of its group's statistics. Groups of fewer than
+    two other episodes, and groups whose outcomes are all equal, get 0.
+
+    Raises:
+        ValueError: If an episode has not ended.
+    """
+    advantages = [0.0] * len(episodes)
+    for members in rollout_groups(episodes).values():
+        outcomes = np.array([episodes[i].outcome for i in members], dtype=np.float64)
+        # With equal outcomes rounding can leave a tiny deviation, which would blow up the noise.
+        if len(members) < 2 or outcomes.min() == outcomes.max():
+            continue
+        scaled = (outcomes - outcomes.mean()) / (outcomes.std(ddof=1) + epsilon)
+        for i, value in zip(members, scaled, strict=True):
+            advantages[i] = float(value)
+    return advantages
+
+
+def leave_one_out(values: Sequence[float]) -> list[float]:
+    """Each value less the mean of the others; 0 for a single value.
+
+    >>> leave_one_out([1.0, 0.0, 0.5])
+    [0.75, -0.75, 0.0]
+    """
+    others = len(values) - 1
+    if others < 1:
+        return [0.0] * len(values)
+    total = float(np.sum(values))
+    return [value - (total - value) / others for value in values]
+
+
 def discounted_sums(values: Sequence[float], gamma: float) -> list[float]:
     """The sum of gamma^(k-t) values[k] over k >= t, for each t.
 
@@ -39,6 +79,16 @@ def discounted_sums(values: Sequence[float], gamma: float) -> list[float]:
     return sums[::-1]
 
 
+def on_every_token(
+    episodes: Sequence[Episode], advantages: Sequence[float]
+) -> list[NDArray[np.float64]]:
+    """The advantage of each episode on all of its policy tokens, shape (policy tokens,) each."""
+    return [
+        np.full(episode.policy_tokens, advantage)
+        for episode, advantage in zip(episodes, advantages, strict=True)
+    ]
+
+
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:
     """Refuse an option that is not among the known ones.
 
@@ -51,10 +101,10 @@ def check_choice(name: str, value: object, known: Sequence[str]) -> None:
 
 
 def check_gamma(gamma: float) -> None:
-    """Refuse a discount that is not one.
+    """Refuse a discount out of range.
 
     Raises:
-        ValueError: If it lies outside of 0 and 1.
+        ValueError: If it does not lie between 0 and 1.
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie between 0 and 1, got {gamma!r}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
+from igsearch_env.credit.base import register_credit
 from igsearch_env.credit.groups import check_choice
 from igsearch_env.credit.query_bonus import QueryBonus, Signals
-from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode, Step
 from igsearch_env.gain.shaping import Shaping
 
@@ -24,35 +24,32 @@ class IGSearch(QueryBonus):
     """Advantage A_i + alpha * IG_t / |Q_t| on the tokens of query t, and A_i on all others.
 
     A_i is GRPO's advantage, IG_t the shaped information gain of search t (IG-Search, arXiv
-    2604.15148). When every rollout of a group fails or succeeds A_i is 0, and the gains alone
-    teach. The paper's form is ``ig_search_paper``; the options of :class:`QueryBonus` hold too.
+    2604.15148). If every rollout of a group fails, or every one succeeds, A_i is 0 and the gains
+    alone teach. ``ig_search_paper`` is the published form. The options of :class:`QueryBonus` can
+    be set too.
 
     Args:
         shaping: How a gain is shaped, after ``measure``, ``scale`` and ``center``.
-        measure: ``"log_prob"`` (the paper: nats per answer token) or ``"probability"``: the gold
-            answer's p given the real documents less its mean p given the counterfactual ones, p
-            the exponential of the mean log-prob. A difference of probabilities is deaf to what
-            stays improbable either way, where log-probs are noise; so it is to a bridge that
-            lifts p from .01 to .05.
-        scale: What the gain is multiplied by before it is shaped: probability differences are
-            small beside nats, and dead zone and clip are in units of the scaled gain.
-        center: What is subtracted from a gain: ``"none"`` (the paper), the mean gain of the group's
-            searches of the same number (``"search"``), or of all of them (``"group"``), so that
-            the gain competes within its group as the outcome does. Kept symmetric by the default
-            ``negative_scale`` of 1. The only search of its number has nothing to compete with and
-            gets 0 with ``"search"``; and a miss beside a good sibling turns negative.
-        new_only: Whether only a search that found a document which no earlier one of its rollout
-            had found has a gain. A gold passage that stands in the context already still has one
-            when it is found again, and a policy can live on that, by asking for the first hop again
-            and again. This closes that way for one document per search and for repeated lists; a
-            search that finds the passage again beside a new document keeps its gain. With ``gamma``
-            a search without a gain of its own still shares in those of later ones.
-        skip_last: Whether the last search of a rollout (not of each attempt) has no gain. Nothing
-            but the answer follows it, so the outcome tells whether it was of use; the gain is for
-            those before it. Where there are few searches this saves much of the scoring.
+        measure: ``"log_prob"`` is the paper's: nats per answer token. ``"probability"`` is the gold
+            answer's p given the real documents less its mean p given the counterfactual ones, where
+            p is the exponential of the mean log-prob. It ignores changes among improbable answers,
+            which are mostly noise; it also ignores a bridge document that lifts p from .01 to .05.
+        scale: The gain is multiplied by this before it is shaped. Dead zone and clip are in units
+            of the scaled gain, and differences of probabilities are small beside nats.
+        center: What is subtracted from a gain: nothing (``"none"``, the paper), the mean gain of
+            the group's searches of the same number (``"search"``), or of all searches of the group
+            (``"group"``). Gains then compete within their group as outcomes do, and a search that
+            found nothing beside a good one of another rollout turns negative. With ``"search"`` the
+            only search of its number gets 0.
+        new_only: If True, a search has a gain only if it found a document that no earlier search of
+            its rollout found. Without it a policy can live on finding the same gold document again
+            and again, since that has a gain each time. It does not help where the same gold
+            document comes back beside a new one. With ``gamma`` a search without a gain of its own
+            still shares in those of later searches.
+        skip_last: If True, the last search of a rollout (not of each attempt) has no gain. Only the
+            answer follows it, so the outcome shows what it was worth; much scoring is saved where
+            there are few searches.
     """
-
-    uses_information_gain: ClassVar[bool] = True
 
     shaping: Shaping = field(default_factory=Shaping)
     measure: Literal["log_prob", "probability"] = "log_prob"
@@ -69,10 +66,10 @@ class IGSearch(QueryBonus):
         check_choice("center", self.center, ("none", "search", "group"))
 
     def signals(self, episodes: Sequence[Episode]) -> Signals:
-        """The shaped gains.
+        """The shaped gain of each search, 0 where there is none.
 
         Raises:
-            ValueError: If the environment has paid the gain in its reward already.
+            ValueError: If the environment has already paid the gain in its reward.
         """
         for episode in episodes:
             _check_paid_once(episode)
@@ -82,7 +79,7 @@ class IGSearch(QueryBonus):
         ]
 
     def gains(self, episodes: Sequence[Episode]) -> Gains:
-        """The scaled gain of each search, by the chosen measure."""
+        """The scaled gain of each search by the chosen measure; None where it has none."""
         return [
             [
                 self._gain(step) if counts else None
@@ -92,7 +89,7 @@ class IGSearch(QueryBonus):
         ]
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
-        """For each search of each finished episode, whether its gain counts."""
+        """True for the searches whose gain has an effect on the advantages."""
         return [
             [in_group and counts for in_group, counts in zip(row, self._counts(one), strict=True)]
             for row, one in zip(super().needs_gain(episodes), episodes, strict=True)
@@ -119,6 +116,7 @@ class IGSearch(QueryBonus):
         return self.scale * float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
 
     def _centered(self, episodes: Sequence[Episode], gains: Gains) -> Gains:
+        """The gains less the mean gain of the searches that they are compared with."""
         if self.center == "none":
             return gains
         peers: dict[tuple[str, int], list[float]] = {}
@@ -144,11 +142,12 @@ class IGSearch(QueryBonus):
 @register_credit("ig_search_paper")
 @dataclass(frozen=True)
 class IGSearchPaper(IGSearch):
-    """IG-Search as published: every option is set, whatever the defaults beside it become.
+    """IG-Search as published. Every option is set here, so that no changed default alters it.
 
-    The paper damps negative gains (factor below 1) without saying how far; the values of shaping
-    are our own. What a credit method cannot see is set in the environment: no floor, and the alias
-    with the highest real score (:meth:`igsearch_env.InformationGain.paper`).
+    The paper damps negative gains (a factor below 1) but does not say how far; the values of
+    shaping are our own. Two of its settings belong to the environment, not to credit: no floor of
+    log-probs, and the alias with the highest real score
+    (:meth:`igsearch_env.InformationGain.paper`).
     """
 
     alpha: float = 0.3
@@ -167,7 +166,7 @@ class IGSearchPaper(IGSearch):
 
 
 def found_anew(episode: Episode) -> list[bool]:
-    """For each search, whether it found a document that none before it in the episode had."""
+    """For each search, whether it found a document that no earlier search of the episode found."""
     known: set[str] = set()
     anew = []
     for step in episode.searches:
@@ -178,6 +177,8 @@ def found_anew(episode: Episode) -> list[bool]:
 
 
 def _check_paid_once(episode: Episode) -> None:
+    # An environment with information_gain_weight above 0 adds gains to its rewards, which then no
+    # longer sum to the outcome. With credit on top, each gain would count twice.
     paid = sum(step.reward for step in episode.steps)
     if episode.outcome is not None and abs(paid - episode.outcome) > 1e-9:
         raise ValueError(

@@ -1,23 +1,22 @@
-"""IGPO: what each turn adds to the probability of the gold answer, discounted over the turns."""
+"""IGPO: a reward per turn, by which the probability of the gold answer grew in that turn."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.credit.base import CreditAssignment, register_credit
 from igsearch_env.credit.groups import (
     check_choice,
     check_gamma,
     discounted_sums,
     rollout_groups,
 )
-from igsearch_env.credit.ig_search import IGSearch
-from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode
 
 _Rewards = list[float | None]
@@ -25,33 +24,32 @@ _Rewards = list[float | None]
 
 @register_credit("igpo")
 @dataclass(frozen=True)
-class IGPO:
+class IGPO(CreditAssignment):
     """Turn-level advantages from the growth of the policy's belief in the gold answer.
 
-    p_t is the gold answer's probability after turn t, the exponential of its mean log-prob per
-    token, and p_0 the one given the prompt alone. Turn t is worth r_t = p_t - p_{t-1}, the last
-    turn its outcome. All are z-scored within the question's group, *then* summed from each turn on
-    (IGPO, arXiv 2510.14967):
+    p_t is the gold answer's probability after turn t: the exponential of its mean log-prob per
+    token. p_0 is that given the prompt alone. The reward of turn t is r_t = p_t - p_{t-1}, that of
+    the last turn its outcome. Rewards are z-scored within the question's group and *then* summed
+    from each turn on (IGPO, arXiv 2510.14967):
     A_t = sum over k >= t of gamma^(k-t) z(r_k), on all tokens of turn t.
 
-    p_t is known after a search (with the refinement that follows it, if the environment scores
-    refinements) and carries over an invalid turn, which has no reward of its own but its share of
-    later ones; so it is with an answer that another attempt follows. A rollout in which a search
-    failed gets 0 and counts for nobody.
+    p_t is measured after each search, with the refinement that follows it if the environment scores
+    refinements. An invalid turn leaves p_t as it was: it has no reward of its own but shares in
+    later ones. The same holds for an answer that another attempt follows. A rollout in which a
+    search failed gets 0 and is left out of its group's statistics.
 
     Args:
         measure: ``"probability"``, or ``"log_prob"`` for differences of mean log-probs.
-        normalization: ``"joint"`` pools gains and outcomes of a group into one mean and deviation,
-            ``"separate"`` scores either kind by itself, so that many small gains do not decide how
-            much an outcome counts.
+        normalization: ``"joint"`` takes one mean and deviation over the gains and outcomes of a
+            group. ``"separate"`` takes them apart, so that many small gains do not decide how much
+            an outcome counts.
         gamma: Discount per turn.
-        terminal: What the last turn is worth: ``"f1"``, or ``"outcome"``, what the environment
-            paid.
-        no_answer: What it is worth instead if the rollout ends without an answer.
+        terminal: The reward of the last turn: ``"f1"``, or ``"outcome"``, the environment's.
+        no_answer: The reward of the last turn if the rollout ends without an answer.
     """
 
-    uses_information_gain: ClassVar[bool] = False
-    uses_answer_log_probs: ClassVar[bool] = True
+    uses_information_gain = False
+    uses_belief = True
 
     measure: Literal["probability", "log_prob"] = "probability"
     normalization: Literal["joint", "separate"] = "joint"
@@ -69,18 +67,22 @@ class IGPO:
         """One array of shape (policy tokens,) per episode.
 
         Raises:
-            ValueError: If an episode has not ended, or no answer was scored given a prompt.
+            ValueError: If an episode has not ended, or beliefs were not computed.
         """
         groups = rollout_groups(episodes)
         if episodes and all(episode.prior_log_prob is None for episode in episodes):
             raise ValueError(
-                "igpo needs the answer's log-prob given the prompt and after each search; "
-                "call settle_answer_log_probs(episodes, scorer, information_gain) first"
+                "igpo needs the policy's belief in the gold answer before the first search and "
+                "after each one; call settle_belief(episodes, scorer, information_gain) first"
             )
         result = [np.zeros(episode.policy_tokens) for episode in episodes]
         for members in groups.values():
             rewards = self._normalized([self._rewards(episodes[i]) for i in members])
             for i, row in zip(members, rewards, strict=True):
+                # The discount runs over the z-scores. Discounting first and z-scoring the sums, as
+                # reward-to-go usually is, would give early turns more weight in the group's mean
+                # and deviation, since they sum over more terms. A turn without a reward adds 0,
+                # which is the group's mean, and still takes up one step of the discount.
                 returns = discounted_sums([value or 0.0 for value in row], self.gamma)
                 for step, value in zip(episodes[i].steps, returns, strict=True):
                     result[i][step.policy_tokens] = value
@@ -95,6 +97,8 @@ class IGPO:
             if step.log_prob is not None:
                 if before is not None:
                     gain = self._value(step.log_prob) - self._value(before)
+                # The next difference starts here, so that the gains of a rollout add up to the
+                # whole change of belief, whatever turns without a belief lie in between.
                 before = step.log_prob
             rewards.append(gain)
         if episode.answer is None:
@@ -106,7 +110,7 @@ class IGPO:
                 f"the episode of question {episode.question.id!r} has an answer but no F1; "
                 "the environment fills it in, or choose terminal='outcome'"
             )
-        return [*rewards, last][: len(episode.steps)]
+        return [*rewards, last][: len(episode.steps)]  # an episode without steps has no last turn
 
     def _value(self, log_prob: float) -> float:
         return math.exp(log_prob) if self.measure == "probability" else log_prob
@@ -135,40 +139,7 @@ class IGPOCode(IGPO):
     normalization: Literal["joint", "separate"] = "separate"
 
 
-@register_credit("igpo_ig_search")
-@dataclass(frozen=True)
-class IGPOWithIGSearch:
-    """IGPO's advantage of a turn, plus IG-Search's bonus on the tokens of its query.
-
-    IGPO says how much a turn moved the belief, IG-Search how much of that its documents did rather
-    than any documents.
-
-    Args:
-        igpo: IGPO with its options.
-        ig_search: IG-Search with its options; its outcome advantage is not used.
-    """
-
-    uses_information_gain: ClassVar[bool] = True
-    uses_answer_log_probs: ClassVar[bool] = True
-
-    igpo: IGPO = field(default_factory=IGPO)
-    ig_search: IGSearch = field(default_factory=IGSearch)
-
-    def at(self, progress: float) -> Self:
-        """The method at a point of training, from 0.0 to 1.0."""
-        return replace(self, ig_search=self.ig_search.at(progress))
-
-    def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
-        """For each search of each finished episode, whether IG-Search looks at its gain."""
-        return self.ig_search.needs_gain(episodes)
-
-    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-        """One array of shape (policy tokens,) per episode."""
-        bonuses = self.ig_search.bonuses(episodes)
-        return [turn + bonus for turn, bonus in zip(self.igpo(episodes), bonuses, strict=True)]
-
-
 def _z_score(value: float, values: Sequence[float]) -> float:
-    """With the population's deviation, as IGPO has it."""
+    """With the population's deviation and both small constants, as IGPO's code computes it."""
     deviation = math.sqrt(float(np.var(values)) + 1e-8) + 1e-6
     return (value - float(np.mean(values))) / deviation

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from igsearch_env.credit.groups import check_gamma, discounted_sums, rollout_groups
-from igsearch_env.credit.outcome import leave_one_out
-from igsearch_env.credit.registry import register_credit
+from igsearch_env.credit.base import CreditAssignment, register_credit
+from igsearch_env.credit.groups import (
+    check_gamma,
+    discounted_sums,
+    leave_one_out,
+    rollout_groups,
+)
 from igsearch_env.episode import Episode
 
 
 @register_credit("mr_search")
 @dataclass(frozen=True)
-class MRSearch:
+class MRSearch(CreditAssignment):
     """A_n = sum over m >= n of gamma^(m-n) (r_m - mean r_m of the others), on attempt n's tokens.
 
-    r_n is the outcome of attempt n at the question; the mean runs over the other rollouts of the
-    group that have made that attempt, and a rollout without others gets 0 for it. Nothing is
-    divided by a deviation. With gamma above 0 an attempt shares what the reflections after it
-    gain. The environment plays several attempts with ``max_attempts``; with one, this is RLOO. A
-    rollout in which a search failed gets 0 and counts for nobody.
+    r_n is the outcome of attempt n at the question. The mean runs over the other rollouts of the
+    group that made attempt n; if there are none, the attempt gets 0. Nothing is divided by a
+    deviation. With gamma above 0 an attempt shares in what later attempts gain. The environment
+    plays several attempts with ``max_attempts``; with one attempt this is RLOO. A rollout in which
+    a search failed gets 0 and is left out of its group's statistics.
 
     Args:
         gamma: Discount per attempt.
     """
 
-    uses_information_gain: ClassVar[bool] = False
+    uses_information_gain = False
 
     gamma: float = 1.0
 

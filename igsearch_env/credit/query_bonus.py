@@ -1,7 +1,8 @@
-"""What adds a signal of each search to the tokens of its query."""
+"""Base of methods that add a signal of each search to the tokens of its query."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
@@ -9,43 +10,44 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.credit.base import CreditAssignment
 from igsearch_env.credit.groups import (
     check_choice,
     check_gamma,
     discounted_sums,
+    group_advantages,
     rollout_groups,
 )
-from igsearch_env.credit.outcome import group_advantages
 from igsearch_env.episode import Episode, Step
 
 Signals = list[list[float]]
-"""One number per search of each episode, 0 for one that says nothing."""
+"""One number per search of each episode; 0 adds nothing."""
 
 
 @dataclass(frozen=True)
-class QueryBonus:
+class QueryBonus(CreditAssignment):
     """Advantage A_i + alpha * S_t / |Q_t| on the tokens of query t, and A_i on all others.
 
-    A_i is GRPO's advantage; a method says in :meth:`signals` what each search is worth, and S_t is
-    that signal, or its return-to-go. A rollout in which a search failed gets nothing.
+    A_i is GRPO's advantage of rollout i. A subclass writes :meth:`signals`, which gives the value
+    of each search; S_t is that value, or its return-to-go. A rollout in which a search failed gets
+    0 everywhere.
 
     Args:
-        alpha: Weight of the signal. With 0, which a schedule may come to, nothing is scored.
-        normalizer: What a signal is divided by: ``"query"`` (IG-Search: |Q_t|, the number of query
-            tokens, tags excluded, so that each search has the same mass), ``"batch_mean_query"``
-            (the mean |Q| of the batch, so that the length of a query does not matter to it;
-            rollouts with a failed search and queries without tokens do not count) or ``"none"``.
-        gamma: Return-to-go: S_t is the sum of gamma^(k-t) times signal k over the searches k >= t,
-            so that a search which makes a later one possible shares its signal. 0 is IG-Search.
-        groups: Which groups get the signal: ``"all"``, ``"all_fail"`` (no outcome above 0: those
-            that GRPO learns nothing from at first) or ``"not_all_success"`` (all but those whose
-            outcomes are all equal and above 0, where there is nothing left to gain). The searches
-            of other groups are not scored, which saves their time.
-        alpha_final: The weight that ``alpha`` moves to linearly; None keeps ``alpha``. It needs a
-            trainer that calls :meth:`at`.
+        alpha: Weight of the signal. At 0 no search is scored.
+        normalizer: What a signal is divided by. ``"query"`` is |Q_t|, the number of query tokens
+            without the tags: the tokens of each search share the same total (IG-Search).
+            ``"batch_mean_query"`` is the mean |Q| of the batch, so that a token gets the same in a
+            short and in a long query; rollouts with a failed search and queries without tokens do
+            not count. ``"none"`` divides by 1.
+        gamma: Discount of the return-to-go: S_t is the sum of gamma^(k-t) times signal k over the
+            searches k >= t, so that a search shares in what it made possible. 0 is IG-Search.
+        groups: Which groups get the signal: ``"all"``, ``"all_fail"`` (no outcome is above 0, so
+            that GRPO alone learns nothing) or ``"not_all_success"`` (all but those whose outcomes
+            are equal and above 0). Searches of other groups are not scored.
+        alpha_final: The weight that ``alpha`` moves to linearly; None keeps ``alpha``.
         alpha_from: The share of training until which ``alpha`` holds.
-        alpha_until: The share of training from which ``alpha_final`` holds; if it is
-            ``alpha_from``, there is a step.
+        alpha_until: The share of training from which ``alpha_final`` holds. If both shares are
+            equal, the weight changes at once.
     """
 
     alpha: float = 0.3
@@ -81,7 +83,13 @@ class QueryBonus:
             )
 
     def at(self, progress: float) -> Self:
-        """The method at a point of training, from 0.0 (the first step) to 1.0 (the last)."""
+        """The method with the weight that it has at a point of training.
+
+        Raises:
+            ValueError: If ``progress`` does not lie between 0 and 1.
+        """
+        if not 0.0 <= progress <= 1.0:
+            raise ValueError(f"progress must lie between 0 and 1, got {progress!r}")
         if self.alpha_final is None:
             return self
         marks, weights = (self.alpha_from, self.alpha_until), (self.alpha, self.alpha_final)
@@ -94,7 +102,10 @@ class QueryBonus:
         return [a + bonus for a, bonus in zip(advantages, self.bonuses(episodes), strict=True)]
 
     def bonuses(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-        """The bonus alone: one array of shape (policy tokens,) per episode, 0 outside queries."""
+        """The bonus alone: one array of shape (policy tokens,) per episode, 0 outside queries.
+
+        GRPO's advantage is not in it, so that another method can add the bonus to its own.
+        """
         chosen = self._chosen_groups(episodes)
         mean_query = _mean_query_length(episodes)
         result = []
@@ -104,21 +115,20 @@ class QueryBonus:
                 returns = discounted_sums(signals, self.gamma)
                 for step, value in zip(episode.searches, returns, strict=True):
                     length = query_length(step)
-                    if length:
+                    if length:  # a query whose characters all share tokens with the tags has none
                         lengths = {"query": length, "batch_mean_query": mean_query, "none": 1.0}
                         tokens[step.query_tokens] += self.alpha * value / lengths[self.normalizer]
             result.append(tokens)
         return result
 
+    @abstractmethod
     def signals(self, episodes: Sequence[Episode]) -> Signals:
-        """What each search of each episode is worth; failed rollouts are skipped afterwards."""
-        raise NotImplementedError
+        """The value of each search of each episode; those of failed rollouts are not used."""
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
-        """For each search of each finished episode, whether its signal counts.
-
-        The others need not be scored.
-        """
+        """True for the searches of the chosen groups; False for all where the weight is 0."""
+        # A schedule that starts or ends at 0 is scored in between, so alpha_final counts too; at()
+        # has taken it away from the method of a single step.
         chosen = self._chosen_groups(episodes) if self.alpha or self.alpha_final else set()
         return [[episode.group_id in chosen] * len(episode.searches) for episode in episodes]
 

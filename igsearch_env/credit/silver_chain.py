@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
+from igsearch_env.credit.base import register_credit
 from igsearch_env.credit.query_bonus import QueryBonus, Signals, newly_found
-from igsearch_env.credit.registry import register_credit
 from igsearch_env.episode import Episode
 
 
@@ -21,8 +20,8 @@ class SilverChain(QueryBonus):
     anything. A question without a chain gives no bonus, so its rollouts learn as GRPO's do.
     """
 
-    uses_information_gain: ClassVar[bool] = False
-    uses_silver: ClassVar[bool] = True
+    uses_information_gain = False
+    uses_silver = True
 
     def signals(self, episodes: Sequence[Episode]) -> Signals:
         """1.0 or 0.0 per search.

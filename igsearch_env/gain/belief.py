@@ -10,15 +10,15 @@ from igsearch_env.gain.information_gain import InformationGain, reduce_aliases
 from igsearch_env.gain.scorer import AnswerScorer
 
 
-def settle_answer_log_probs(
+def settle_belief(
     episodes: Sequence[Episode], scorer: AnswerScorer, information_gain: InformationGain
 ) -> list[Episode]:
     """Fill in ``prior_log_prob`` of each episode and ``log_prob`` of each of its searches.
 
-    For credit methods that reward what a turn adds to p(gold answer), as IGPO does: they need no
-    counterfactual evidence. What :meth:`InformationGain.settle` has filled in already is kept, and
-    the rules are the same: where a search failed, or a context is too long for the scorer, there
-    is no value.
+    For credit methods that reward the growth of p(gold answer), as IGPO does; they need no
+    counterfactual evidence. Values that :meth:`InformationGain.settle` has filled in are kept. The
+    rules are the same: there is no value where a search failed, or where a context is too long for
+    the scorer.
 
     Args:
         episodes: Finished episodes.

@@ -149,7 +149,7 @@ class InformationGain:
         self,
         episodes: Sequence[Episode],
         scorer: AnswerScorer,
-        wanted: Sequence[Sequence[bool]] | None = None,
+        needs_gain: Sequence[Sequence[bool]] | None = None,
     ) -> list[Episode]:
         """Fill in the information gain of every search step that is due and has none yet.
 
@@ -159,22 +159,22 @@ class InformationGain:
         Args:
             episodes: Episodes, finished or not.
             scorer: Scores answers; one call is made for the whole batch.
-            wanted: For each search of each episode, whether it is to be settled; None for all.
+            needs_gain: For each search of each episode, whether to settle it; None for all.
 
         Returns:
-            The episodes in the same order, their due and wanted steps settled.
+            The episodes in the same order, with their due steps settled.
 
         Raises:
-            ValueError: If ``wanted`` is not one truth value per search of each episode.
+            ValueError: If ``needs_gain`` is not one truth value per search of each episode.
         """
-        if wanted is not None:
-            _check_wanted(wanted, episodes)
+        if needs_gain is not None:
+            _check_needs_gain(needs_gain, episodes)
         places = [
             (number, index)
             for number, episode in enumerate(episodes)
             for index in range(len(episode.steps))
             if self.due(episode, index)
-            and (wanted is None or wanted[number][_search_step(episode.steps[index])])
+            and (needs_gain is None or needs_gain[number][_search_step(episode.steps[index])])
         ]
         jobs = [
             (self.contexts(episodes[number], index), episodes[number].question.golden_answers)
@@ -265,12 +265,12 @@ class InformationGain:
         return Evidence(documents, self.refinement(episode, index), question.id, question.text)
 
 
-def _check_wanted(wanted: Sequence[Sequence[bool]], episodes: Sequence[Episode]) -> None:
+def _check_needs_gain(rows: Sequence[Sequence[bool]], episodes: Sequence[Episode]) -> None:
     expected = [len(episode.searches) for episode in episodes]
-    if not all(isinstance(row, Sequence) for row in wanted) or expected != [*map(len, wanted)]:
+    if not all(isinstance(row, Sequence) for row in rows) or expected != [*map(len, rows)]:
         raise ValueError(
-            "wanted must have a row for each episode with a truth value for each of its searches, "
-            f"so rows of {expected}; got {wanted}"
+            "needs_gain must have a row for each episode with a truth value for each of its "
+            f"searches, so rows of {expected}; got {rows}"
         )
 
 

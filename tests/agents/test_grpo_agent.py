@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.grpo_agent import GRPOAgent
@@ -141,13 +140,9 @@ def test_searches_that_a_method_leaves_out_are_not_scored(
         assert one == pytest.approx(other, abs=1e-5)
 
 
-def test_who_needs_information_gain(policy: TransformersPolicy) -> None:
-    def custom(episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-        return [np.zeros(episode.policy_tokens) for episode in episodes]
-
-    assert GRPOAgent(policy, GAIN, IGSearch()).uses_information_gain
-    assert not GRPOAgent(policy, GAIN, GRPO()).uses_information_gain
-    assert GRPOAgent(policy, GAIN, custom).uses_information_gain  # it did not say
+def test_a_plain_function_is_refused(policy: TransformersPolicy) -> None:
+    with pytest.raises(TypeError, match=r"credit must be a CreditAssignment, such as make_credit"):
+        GRPOAgent(policy, GAIN, lambda episodes: [])  # type: ignore[arg-type]
 
 
 def test_its_scorer_is_over_the_weights_of_the_policy(policy: TransformersPolicy) -> None:

@@ -34,9 +34,9 @@ from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.credit import GRPO, IGSearch, make_credit
+from igsearch_env.credit import GRPO, CreditAssignment, IGSearch, make_credit
 from igsearch_env.episode import Episode
-from igsearch_env.gain.belief import settle_answer_log_probs
+from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.shaping import Shaping
 from trainers.local.update import policy_loss
 from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, write_advantages
@@ -352,12 +352,12 @@ def test_methods_get_what_they_look_at(
     make_maker: Callable[..., Any], responses: list[dict[str, Any]], args: SimpleNamespace
 ) -> None:
     @dataclass(frozen=True)
-    class Beliefs:
+    class Beliefs(CreditAssignment):
         """Pays what the policy believes, scaled by how far training has come."""
 
         scale: float = 1.0
         uses_information_gain = False
-        uses_answer_log_probs = True
+        uses_belief = True
 
         def at(self, progress: float) -> Beliefs:
             return Beliefs(progress)
@@ -372,7 +372,7 @@ def test_methods_get_what_they_look_at(
     agent = TransformersPolicy.from_pretrained(POLICY, dtype=torch.float32)
     gain = args.ig.rollout.information_gain(agent.tokenizer.tokenizer)
     episodes = [response["label"] for response in responses]
-    settled = settle_answer_log_probs(episodes, agent.scorer(), gain)
+    settled = settle_belief(episodes, agent.scorer(), gain)
     for row, mask, episode in zip(rows, masks, settled, strict=True):
         assert row[mask.bool()].tolist() == pytest.approx(
             [0.25 * episode.prior_log_prob] * episode.policy_tokens, abs=1e-5

@@ -164,10 +164,10 @@ def test_a_method_of_ones_own_is_imported_first(
     (tmp_path / "my_credit.py").write_text(
         "from dataclasses import dataclass\n"
         "import numpy as np\n"
-        "from igsearch_env import register_credit\n"
+        "from igsearch_env import CreditAssignment, register_credit\n"
         "@register_credit('constant')\n"
         "@dataclass(frozen=True)\n"
-        "class Constant:\n"
+        "class Constant(CreditAssignment):\n"
         "    uses_information_gain = False\n"
         "    def __call__(self, episodes):\n"
         "        return [np.ones(episode.policy_tokens) for episode in episodes]\n"

@@ -270,6 +270,8 @@ def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -
     told: list[float] = []
 
     class Annealed:
+        uses_information_gain, uses_belief = False, False
+
         def at(self, progress: float) -> Any:
             told.append(credit.at(progress).alpha)
             return credit.at(progress)

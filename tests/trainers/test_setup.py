@@ -196,7 +196,7 @@ def test_credit_from_gains_needs_counterfactuals(tiny_settings: Settings) -> Non
         make_agent(config, make_training_engine(config, 0))
     settings = tiny_settings("environment.num_counterfactuals=0", "credit.method=outcome")
     config = load_config(None, settings)
-    assert not make_agent(config, make_training_engine(config, 0)).uses_information_gain
+    assert not make_agent(config, make_training_engine(config, 0)).credit.uses_information_gain
 
 
 def test_the_agent_has_the_settings(tiny_settings: Settings) -> None:

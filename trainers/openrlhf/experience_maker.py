@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
-from igsearch_env.credit import GRPO, CreditAssignment, credit_at
+from igsearch_env.credit import GRPO, CreditAssignment
 from igsearch_env.episode import Episode
 from trainers.local.metrics import rollout_metrics
 from trainers.local.update import sign_flips
@@ -71,9 +70,10 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         for experience in experiences:
             experience.labels = []  # episodes are not for the training processes
         experiences = super().compute_advantages_and_returns(experiences)
-        credit = credit_at(self.credit, self.progress)
+        credit = self.credit.at(self.progress)
         started = time.perf_counter()
-        if needs_scoring(credit) and self.args.ig.rollout.scorer == "policy":
+        scored = credit.uses_information_gain or credit.uses_belief
+        if scored and self.args.ig.rollout.scorer == "policy":
             episodes = self.settle(episodes, credit)
         self.seconds = time.perf_counter() - started
         advantages = credit(episodes)
@@ -93,7 +93,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         return int(self.args.rollout.n_samples_per_prompt)
 
     def settle(self, episodes: Sequence[Episode], credit: CreditAssignment) -> list[Episode]:
-        """Settle what a credit method looks at, each group by one of the policy's processes."""
+        """Compute what a credit method reads, each group by one of the policy's processes."""
         group = self.actor_model_group
         ranks = len(group._actor_handlers) // group.duplicate_actors
         shares = shared_out(episodes, self.group_size, ranks)
@@ -107,11 +107,6 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
             for i, episode in zip(share, part, strict=True):
                 whole[i] = episode
         return whole
-
-
-def needs_scoring(credit: CreditAssignment) -> bool:
-    """Whether a credit method looks at anything that a scorer has to settle."""
-    return needs_information_gain(credit) or needs_answer_log_probs(credit)
 
 
 def grouped(episodes: Sequence[Episode], size: int) -> list[Episode]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agents.grpo_agent import needs_answer_log_probs, needs_information_gain
 from agents.loading import CHECKOUT
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from trainers.config import build, override
@@ -98,12 +97,12 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     credit = {k: v for k, v in settings.items() if k not in ROLLOUT and k != "credit"}
     credit["method"] = settings.get("credit", METHOD)
     method = make_credit_from(credit)
-    if needs_answer_log_probs(method) and rollout.scorer == "vllm":
+    if method.uses_belief and rollout.scorer == "vllm":
         raise ValueError(
             f"the credit method {credit['method']!r} needs the policy's belief in the gold answer, "
             "which the rollout engine does not compute; set ig.scorer to policy"
         )
-    if not needs_information_gain(method):
+    if not method.uses_information_gain:
         rollout = replace(rollout, num_counterfactuals=0)
     elif not rollout.num_counterfactuals:
         raise ValueError(

@@ -11,11 +11,10 @@ from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 from openrlhf.trainer.ray import ppo_actor
 from transformers import PreTrainedModel
 
-from agents.grpo_agent import settle_for
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit import CreditAssignment, settle_for
 from igsearch_env.episode import Episode
 from igsearch_env.gain.scorer import AnswerScorer
 from trainers.openrlhf.seams import original_class
@@ -29,7 +28,7 @@ class GainPolicyActor(original_class(ppo_actor.PolicyModelActor)):  # type: igno
     _scorer: AnswerScorer | None = None
 
     def settle(self, episodes: Sequence[Episode], credit: CreditAssignment) -> list[Episode]:
-        """Settle what the credit method looks at, with the present weights.
+        """Compute what the credit method reads, with the present weights.
 
         All ranks have to call it at once, each with episodes of its own, which may be none.
         """

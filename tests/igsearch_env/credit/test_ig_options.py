@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsearch_env import Document, Episode, Shaping
-from igsearch_env.credit import IGSearch, IGSearchPaper, QueryBonus, credit_at, make_credit
+from igsearch_env.credit import IGSearch, IGSearchPaper, QueryBonus, make_credit
 from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.credit.test_ig_search import PLAIN, batches, episode_of
 from tests.igsearch_env.credit.test_outcome import slow_advantages
@@ -168,33 +168,33 @@ class TestSchedule:
     def test_the_weight_moves_linearly(self) -> None:
         credit = IGSearch(alpha=1.0, alpha_final=0.2, gamma=0.5)
         for progress, alpha in ((0.0, 1.0), (0.5, 0.6), (1.0, 0.2)):
-            now: Any = credit_at(credit, progress)
+            now: Any = credit.at(progress)
             assert now.alpha == pytest.approx(alpha)
             assert (now.alpha_final, now.gamma) == (None, 0.5)
 
     def test_it_may_get_there_early_and_stays(self) -> None:
         credit = IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5)
         for progress, alpha in ((0.0, 1.0), (0.25, 0.5), (0.5, 0.0), (0.8, 0.0), (1.0, 0.0)):
-            now: Any = credit_at(credit, progress)
+            now: Any = credit.at(progress)
             assert now.alpha == pytest.approx(alpha)
             assert now.alpha_until == 1.0
 
     def test_it_may_hold_before_it_moves(self) -> None:
         credit = IGSearch(alpha=2.0, alpha_final=1.0, alpha_from=0.25, alpha_until=0.75)
         for progress, alpha in ((0.0, 2.0), (0.25, 2.0), (0.5, 1.5), (0.75, 1.0), (1.0, 1.0)):
-            now: Any = credit_at(credit, progress)
+            now: Any = credit.at(progress)
             assert now.alpha == pytest.approx(alpha)
             assert now.alpha_from == 0.0
 
     def test_it_may_be_a_step(self) -> None:
         credit = IGSearch(alpha=1.0, alpha_final=0.0, alpha_from=0.4, alpha_until=0.4)
         for progress, alpha in ((0.0, 1.0), (0.399, 1.0), (0.4, 0.0), (1.0, 0.0)):
-            now: Any = credit_at(credit, progress)
+            now: Any = credit.at(progress)
             assert now.alpha == alpha
 
     def test_a_weight_of_0_needs_no_gain(self) -> None:
         batch = [episode_of(0.0, (1, 1.0)), episode_of(1.0, (1, 2.0))]
-        credit: Any = credit_at(IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5), 0.6)
+        credit: Any = IGSearch(alpha=1.0, alpha_final=0.0, alpha_until=0.5).at(0.6)
         assert credit.needs_gain(batch) == [[False], [False]]
         assert IGSearch(alpha=0.1).needs_gain(batch) == [[True], [True]]
         assert IGSearch(alpha=0.0, alpha_final=1.0).needs_gain(batch) == [[True], [True]]
@@ -204,16 +204,16 @@ class TestSchedule:
 
     def test_without_an_end_it_stays(self) -> None:
         credit = IGSearch(alpha=1.0)
-        assert credit_at(credit, 0.7) is credit
+        assert credit.at(0.7) is credit
 
     def test_a_method_without_a_schedule_stays_itself(self) -> None:
         outcome = make_credit("outcome")
-        assert credit_at(outcome, 0.7) is outcome
+        assert outcome.at(0.7) is outcome
 
     @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])
     def test_progress_out_of_range(self, progress: float) -> None:
         with pytest.raises(ValueError, match="progress must lie between 0 and 1"):
-            credit_at(IGSearch(), progress)
+            IGSearch().at(progress)
 
 
 @pytest.mark.parametrize(

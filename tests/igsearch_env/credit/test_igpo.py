@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsearch_env import Episode
-from igsearch_env.credit import IGPO, IGPOCode, IGPOWithIGSearch, IGSearch, credit_at
+from igsearch_env.credit import IGPO, IGPOCode, IGPOWithIGSearch, IGSearch
 from tests.igsearch_env.credit.rollouts import batches, on_tokens, per_turn, rollout
 
 
@@ -139,7 +139,7 @@ class TestPitfalls:
 
 class TestUnsettled:
     def test_without_beliefs_it_says_what_is_missing(self) -> None:
-        with pytest.raises(ValueError, match="call settle_answer_log_probs"):
+        with pytest.raises(ValueError, match="call settle_belief"):
             IGPO()([rollout("sa", prior=None)])
 
     def test_one_without_a_prior_beside_others_has_outcomes_alone(self) -> None:
@@ -251,6 +251,6 @@ class TestWithIGSearch:
         assert array == pytest.approx([0.5 * math.log(3.0), 0, 0, 0, 0, 0])
 
     def test_it_is_annealed(self) -> None:
-        now: Any = credit_at(IGPOWithIGSearch(ig_search=IGSearch(alpha=1.0, alpha_final=0.0)), 0.75)
+        now: Any = IGPOWithIGSearch(ig_search=IGSearch(alpha=1.0, alpha_final=0.0)).at(0.75)
         assert now.ig_search.alpha == pytest.approx(0.25)
         assert now.igpo == IGPO()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from igsearch_env import Episode
 from igsearch_env.credit import GRPO, RLOO, CreditAssignment, Reinforce
-from igsearch_env.credit.outcome import group_advantages
+from igsearch_env.credit.groups import group_advantages
 from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.fakes import finished, policy_step
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from igsearch_env import Episode, Question
-from igsearch_env.credit import CREDIT, GRPO, IGSearch, make_credit, register_credit
+from igsearch_env.credit import (
+    CREDIT,
+    GRPO,
+    CreditAssignment,
+    IGSearch,
+    make_credit,
+    register_credit,
+)
 from tests.igsearch_env.credit import rollouts
 from tests.igsearch_env.fakes import finished, policy_step
 
@@ -74,11 +81,6 @@ def test_every_method_gives_one_number_per_policy_token() -> None:
         assert all(np.isfinite(array).all() for array in arrays), name
 
 
-def test_only_methods_that_use_the_gain_say_so() -> None:
-    assert IGSearch.uses_information_gain
-    assert not GRPO.uses_information_gain
-
-
 def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown credit method 'ppo'; known are .*ig_search"):
         make_credit("ppo")
@@ -89,21 +91,134 @@ def test_an_unknown_option() -> None:
         make_credit("ig_search", beta=1.0)
 
 
-def test_a_method_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("igsearch_env.credit.registry.CREDIT", dict(CREDIT))
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A copy of the registry, which a test may add to."""
+    copy: dict[str, Any] = dict(CREDIT)
+    monkeypatch.setattr("igsearch_env.credit.base.CREDIT", copy)
+    return copy
 
+
+class Ones(CreditAssignment):
+    """1 on every token; a method without options."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        return [np.ones(episode.policy_tokens) for episode in episodes]
+
+
+def test_a_method_of_ones_own(registry: dict[str, Any]) -> None:
     @register_credit("constant")
     @dataclass(frozen=True)
-    class Constant:
+    class Constant(Ones):
         value: float = 1.0
+        most: ClassVar[float] = 9.0
 
         def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
-            return [np.full(episode.policy_tokens, self.value) for episode in episodes]
+            return [self.value * array for array in super().__call__(episodes)]
 
     (array,) = make_credit("constant", value=2.0)([finished(1.0, [policy_step("answer", 0, 2)])])
     assert array.tolist() == [2.0, 2.0]
     with pytest.raises(ValueError, match="named 'constant' exists already; choose another name"):
         register_credit("constant")(Constant)
+    assert registry["constant"] is Constant
+
+
+def test_the_defaults_hold_for_every_method() -> None:
+    credit = Ones()
+    steps = [policy_step("search", 0, 1, search_step=0), policy_step("answer", 1, 1)]
+    assert credit.uses_information_gain
+    assert not credit.uses_belief
+    assert not credit.uses_silver
+    assert credit.needs_gain([finished(1.0, steps), finished(0.0)]) == [[True], []]
+    assert credit.at(0.5) is credit
+
+
+KNOWN = "uses_information_gain, uses_belief, uses_silver, needs_gain, at"
+
+
+@pytest.mark.parametrize(
+    ("body", "annotated"),
+    [
+        ({"uses_information_gian": False}, {}),
+        ({"use_information_gain": False}, {}),
+        ({"uses_information_gian": False}, {"uses_information_gian": "ClassVar[bool]"}),
+        ({}, {"uses_information_gian": "bool"}),
+        ({"uses_answer_log_probs": True}, {}),
+        ({"uses_gain": False}, {"uses_gain": "ClassVar[bool]"}),
+        ({"uses_beliefs": property(lambda self: True)}, {}),
+        ({"needs_gains": lambda self, episodes: []}, {}),
+        ({"need_gain": lambda self, episodes: []}, {}),
+        ({"scale": 2.0}, {}),
+    ],
+)
+def test_a_name_that_would_be_ignored_is_refused(
+    body: dict[str, Any], annotated: dict[str, str]
+) -> None:
+    (name,) = {**body, **annotated}
+    with pytest.raises(TypeError, match=rf"Mine\.{name} is not among .*: {KNOWN}"):
+        type("Mine", (Ones,), {**body, "__annotations__": annotated})
+
+
+def test_the_name_that_was_meant_is_told() -> None:
+    with pytest.raises(TypeError, match=r"did you mean uses_information_gain\?"):
+        type("Mine", (Ones,), {"uses_information_gian": False})
+
+
+def test_names_of_the_methods_own_are_free() -> None:
+    """Options, helpers and constants, even those that have letters of a known name."""
+
+    class Mine(Ones):
+        rate: float = 0.5
+        beta: float = 0.5
+        limit: ClassVar[int] = 3
+        _cache = 0
+
+        def gains(self) -> None: ...
+
+        @property
+        def gain(self) -> float:
+            return 1.0
+
+        @staticmethod
+        def bat() -> None: ...
+
+    assert Mine().gain == 1.0
+
+
+class Plain:
+    """No credit method, though it looks like one; the flag would be ignored."""
+
+    uses_information_gian = False
+
+    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        return []
+
+
+class Unfinished(CreditAssignment):
+    """Has no ``__call__``."""
+
+
+@dataclass(frozen=True)
+class Text(Ones):
+    """A flag that is no truth value."""
+
+    uses_belief = "no"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Plain, rf"must derive from igsearch_env\.credit\.CreditAssignment, .* of {KNOWN}; got"),
+        (lambda episodes: [], r"must derive from .* got <function"),
+        (Unfinished, r"Unfinished has no __call__\(episodes\)"),
+        (Ones, r"Ones is no dataclass.* write @dataclass\(frozen=True\) between"),
+        (Text, r"Text\.uses_belief must be True or False, got 'no'"),
+    ],
+)
+def test_what_is_no_method_is_refused(registry: dict[str, Any], method: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        register_credit("mine")(method)
+    assert "mine" not in registry
 
 
 def test_a_name_is_given_once() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from igsearch_env import Question
-from igsearch_env.credit.outcome import GRPO
+from igsearch_env.credit import GRPO
 from igsearch_env.credit.silver_chain import SilverChain
 from tests.igsearch_env.credit.test_controls import searching
 from tests.igsearch_env.credit.test_ig_options import bonuses

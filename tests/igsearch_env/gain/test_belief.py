@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from igsearch_env import Episode, InformationGain, settle_answer_log_probs
+from igsearch_env import Episode, InformationGain, settle_belief
 from igsearch_env.episode import Context
 from igsearch_env.gain.answer_score import answer_scores
 from igsearch_env.gain.information_gain import AliasOperator
@@ -44,7 +44,7 @@ CONTEXTS = (
 def test_the_prompt_and_every_search_are_scored_in_one_call() -> None:
     scorer = FakeScorer()
     episode = without_evidence(play(TURNS))
-    settled = settle_answer_log_probs([episode], scorer, InformationGain(BARE))
+    settled = settle_belief([episode], scorer, InformationGain(BARE))
     assert scorer.asked == [(context, gold) for context in CONTEXTS for gold in GOLDS]
     assert len(scorer.calls) == len(settled) == 1
     values = [step.log_prob for step in settled[0].searches]
@@ -56,7 +56,7 @@ def test_the_prompt_and_every_search_are_scored_in_one_call() -> None:
 def test_with_documents_alone_no_refinement_is_read() -> None:
     scorer = FakeScorer()
     gain = InformationGain(BARE, "documents")
-    settle_answer_log_probs([without_evidence(play(TURNS))], scorer, gain)
+    settle_belief([without_evidence(play(TURNS))], scorer, gain)
     contexts = [context for context, _ in scorer.asked[::2]]
     assert contexts[1] == BEFORE[0] + PERU_DOCUMENTS + "\n<answer>"
     assert contexts[3] == BEFORE[3] + CUBA + "\n<answer>"
@@ -66,7 +66,7 @@ def test_with_documents_alone_no_refinement_is_read() -> None:
 @pytest.mark.parametrize("floor", [None, -4.0, "uniform"])
 def test_values_are_scored_as_gains_are(aliases: AliasOperator, floor: Any) -> None:
     gain = InformationGain(BARE, floor=floor, aliases=aliases, head_tokens=1, head_weight=3.0)
-    (settled,) = settle_answer_log_probs([without_evidence(play(TURNS))], FakeScorer(), gain)
+    (settled,) = settle_belief([without_evidence(play(TURNS))], FakeScorer(), gain)
     low = -np.log(1000) if floor == "uniform" else floor
     values = [settled.prior_log_prob, *(s.log_prob for s in settled.searches if s.log_prob)]
     for value, context in zip(values, CONTEXTS, strict=True):
@@ -80,10 +80,10 @@ def test_after_gains_were_settled_only_the_rest_is_scored() -> None:
     gain, scorer = InformationGain(BARE), FakeScorer()
     (gained,) = gain.settle([play(TURNS)], scorer)
     scorer.calls.clear()
-    (settled,) = settle_answer_log_probs([gained], scorer, gain)
+    (settled,) = settle_belief([gained], scorer, gain)
     assert scorer.asked == [(CONTEXTS[0], gold) for gold in GOLDS]
     assert settled.steps == gained.steps
-    assert settle_answer_log_probs([settled], scorer, gain) == [settled]
+    assert settle_belief([settled], scorer, gain) == [settled]
     assert len(scorer.calls) == 1
 
 
@@ -92,16 +92,14 @@ def test_a_context_that_is_too_long_leaves_its_search_without_a_value() -> None:
         def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
             return [len(text_of(context)) < len(CONTEXTS[1]) for context in contexts]
 
-    (settled,) = settle_answer_log_probs(
-        [without_evidence(play(TURNS))], Short(), InformationGain(BARE)
-    )
+    (settled,) = settle_belief([without_evidence(play(TURNS))], Short(), InformationGain(BARE))
     assert settled.prior_log_prob is not None
     assert [step.log_prob for step in settled.searches] == [None] * 4
 
 
 def test_unfinished_episodes_are_refused_and_nothing_is_nothing() -> None:
     with pytest.raises(ValueError, match="'peru' has not ended; beliefs are settled for whole"):
-        settle_answer_log_probs([play(TURNS[:2])], FakeScorer(), InformationGain(BARE))
+        settle_belief([play(TURNS[:2])], FakeScorer(), InformationGain(BARE))
     scorer = FakeScorer()
-    assert settle_answer_log_probs([], scorer, InformationGain(BARE)) == []
+    assert settle_belief([], scorer, InformationGain(BARE)) == []
     assert scorer.calls == []

@@ -1,0 +1,188 @@
+"""What a credit method is, and the registry of all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from inspect import isabstract
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.episode import Episode
+
+
+class CreditAssignment(ABC):
+    """Base of every credit method: a function from finished episodes to token-level advantages.
+
+    A method is a frozen dataclass: its fields are its options, which a settings file or command
+    line sets by name. Only :meth:`__call__` must be written. The other names have defaults: a
+    method sets those that save work or ask for more.
+
+    Attributes:
+        uses_information_gain: Set it to False if the method does not read
+            ``step.information_gain``: nothing is scored then, and no counterfactuals are drawn.
+        uses_belief: Set it to True if the method reads ``episode.prior_log_prob`` and
+            ``step.log_prob``, the policy's belief in the gold answer before the first search and
+            after each one.
+        uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
+            looks for silver evidence in the corpus before it starts.
+
+    Raises:
+        TypeError: When a class is defined that misspells one of these names, or that has a public
+            constant without an annotation.
+
+    >>> from dataclasses import dataclass
+    >>> from igsearch_env.credit import group_advantages
+    >>> @dataclass(frozen=True)
+    ... class LastTurn(CreditAssignment):
+    ...     "GRPO's advantage, on the tokens of the last turn alone."
+    ...     uses_information_gain = False
+    ...     scale: float = 1.0
+    ...     def __call__(self, episodes):
+    ...         advantages = [np.zeros(episode.policy_tokens) for episode in episodes]
+    ...         for i, value in enumerate(group_advantages(episodes)):  # 0 where a search failed
+    ...             advantages[i][episodes[i].steps[-1].policy_tokens] = self.scale * value
+    ...         return advantages
+    >>> LastTurn(scale=0.5)
+    LastTurn(scale=0.5)
+    """
+
+    uses_information_gain: ClassVar[bool] = True
+    uses_belief: ClassVar[bool] = False
+    uses_silver: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+        """Assign credit.
+
+        Args:
+            episodes: Finished episodes of several groups, with the gains and beliefs that the
+                method uses. A value that could not be computed is None.
+
+        Returns:
+            The advantage of each policy token: one finite array per episode, shape
+            (policy tokens,). It is all 0 where a search failed.
+        """
+
+    def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
+        """Which searches need their information gain computed; all of them by default.
+
+        Args:
+            episodes: Finished episodes, before their gains are computed.
+
+        Returns:
+            One truth value for each search of each episode.
+        """
+        return [[True] * len(episode.searches) for episode in episodes]
+
+    def at(self, progress: float) -> Self:
+        """The method at a point of training; itself by default.
+
+        Override it if an option changes over training. Trainers call it in every step.
+
+        Args:
+            progress: From 0.0 (the first step) to 1.0 (the last).
+        """
+        return self
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _check_names(cls)
+
+
+CONTRACT = ("uses_information_gain", "uses_belief", "uses_silver", "needs_gain", "at")
+"""What a credit method may set beside its options."""
+
+CREDIT: dict[str, type[CreditAssignment]] = {}
+"""The methods by name; :func:`register_credit` adds to it."""
+
+
+def _check_names(cls: type[CreditAssignment]) -> None:
+    """Refuse what can only be a mistake: it would be ignored, and the default would hold.
+
+    A misspelt name costs hours of scoring or drops the signal, and nothing in a run shows it.
+    """
+    annotated = vars(cls).get("__annotations__", {})
+    for name, value in {**dict.fromkeys(annotated), **vars(cls)}.items():
+        if name.startswith("_") or name in CONTRACT:
+            continue
+        # "at" is too short to compare with: "bat" would be taken for it.
+        close = get_close_matches(name, CONTRACT[:-1], n=1, cutoff=0.8)
+        if close or name.startswith(("uses_", "needs_")):
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise TypeError(
+                f"{cls.__name__}.{name} is not among the names that a credit method may set beside "
+                f"its options: {_listed()}{hint}"
+            )
+        constant = not callable(value) and not hasattr(value, "__get__")
+        if name not in annotated and constant:
+            raise TypeError(
+                f"{cls.__name__}.{name} is not among the names that a credit method may set beside "
+                f"its options: {_listed()}; write '{name}: {type(value).__name__} = {value!r}' to "
+                "make it an option, or annotate it as ClassVar"
+            )
+
+
+def _listed() -> str:
+    return ", ".join(CONTRACT)
+
+
+T = TypeVar("T", bound=type[CreditAssignment])
+
+
+def register_credit(name: str) -> Callable[[T], T]:
+    """Class decorator that makes a method known by ``name``.
+
+    It stands above ``@dataclass(frozen=True)``.
+
+    Raises:
+        ValueError: If the name is taken.
+        TypeError: If the class is no credit method.
+    """
+
+    def register(method: T) -> T:
+        if name in CREDIT:
+            raise ValueError(f"a credit method named {name!r} exists already; choose another name")
+        if not (isinstance(method, type) and issubclass(method, CreditAssignment)):
+            raise TypeError(
+                f"a credit method must derive from igsearch_env.credit.CreditAssignment, which "
+                f"holds the defaults of {_listed()}; got {method!r}"
+            )
+        if isabstract(method):
+            raise TypeError(
+                f"{method.__name__} has no __call__(episodes), which assigns the credit"
+            )
+        if not (is_dataclass(method) and "__dataclass_params__" in vars(method)):
+            raise TypeError(
+                f"{method.__name__} is no dataclass, so its options cannot be set; write "
+                "@dataclass(frozen=True) between @register_credit and the class"
+            )
+        for flag in CONTRACT[:3]:
+            if not isinstance(getattr(method, flag), bool | property):
+                raise TypeError(
+                    f"{method.__name__}.{flag} must be True or False, got {getattr(method, flag)!r}"
+                )
+        CREDIT[name] = method
+        return method
+
+    return register
+
+
+def make_credit(name: str, **options: Any) -> CreditAssignment:
+    """Build a method by name.
+
+    Args:
+        name: A name in :data:`CREDIT`.
+        **options: The fields of the method's dataclass.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If an option is unknown.
+    """
+    if name not in CREDIT:
+        raise ValueError(f"unknown credit method {name!r}; known are {', '.join(sorted(CREDIT))}")
+    return CREDIT[name](**options)

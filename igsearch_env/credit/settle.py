@@ -1,0 +1,41 @@
+"""Computing what a credit method reads, before it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from igsearch_env.credit.base import CreditAssignment
+from igsearch_env.episode import Episode
+from igsearch_env.gain.belief import settle_belief
+from igsearch_env.gain.information_gain import InformationGain
+from igsearch_env.gain.scorer import AnswerScorer
+
+
+def settle_for(
+    credit: CreditAssignment,
+    episodes: Sequence[Episode],
+    information_gain: InformationGain,
+    scorer: AnswerScorer,
+) -> list[Episode]:
+    """Compute what a credit method reads: gains, beliefs, both or nothing.
+
+    Call it with the weights that sampled, before they change: gain and belief are defined under
+    the policy that acted.
+
+    Args:
+        credit: The method, as it is at this point of training.
+        episodes: Finished episodes.
+        information_gain: How gain and belief are computed.
+        scorer: Scores answers with the policy's weights.
+
+    Returns:
+        The episodes in the same order. Searches that the method does not need stay as they are.
+    """
+    settled = list(episodes)
+    # The gain comes first: it leaves the log-prob under the real context behind, which is the
+    # belief after that search, so that no context is scored twice.
+    if credit.uses_information_gain:
+        settled = information_gain.settle(settled, scorer, credit.needs_gain(settled))
+    if credit.uses_belief:
+        settled = settle_belief(settled, scorer, information_gain)
+    return settled
