@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import dacite
 
+from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.gain.information_gain import AliasOperator, Counterfactual
+from igsearch_env.gain.shaping import Shaping
 
 T = TypeVar("T")
 
@@ -142,6 +145,12 @@ class RunSettings:
             first and the last step included; 0 for none.
         threads: Torch threads; 0 for as many as there are free cores. Sums round differently with
             another number: give one for a run that is to repeat, or resume, bit by bit.
+        max_failed_searches: Largest share of a step's searches that may fail. With more, nothing is
+            learned from the step, since rollouts that did not search would be most of what is left;
+            it is tried again.
+        failed_tries: Such tries in a row after which the run ends with a checkpoint.
+        imports: Python modules, or files, that are imported first: they register credit methods,
+            retrievers and policies.
     """
 
     seed: int = 0
@@ -151,6 +160,20 @@ class RunSettings:
     keep_checkpoints: int = 2
     save_rollouts_every: int = 20
     threads: int = 0
+    max_failed_searches: float = 0.2
+    failed_tries: int = 3
+    imports: tuple[str, ...] = ()
+
+
+RESUMABLE = (
+    "optimization.steps",
+    "optimization.micro_batch_size",
+    "policy.device",
+    *(f"run.{name}" for name in ("eval_every", "eval_limit", "checkpoint_every", "imports")),
+    *(f"run.{name}" for name in ("keep_checkpoints", "save_rollouts_every", "threads")),
+    *(f"run.{name}" for name in ("max_failed_searches", "failed_tries")),
+)
+"""Settings that a resumed run may change: they leave the steps that were done as they are."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +202,9 @@ class TrainSettings:
         check_range("policy", self.policy, ("temperature",), above=0)
         none = ("eval_every", "save_rollouts_every")
         check_range("run", run, ("seed", "threads", *none), least=0)
-        check_range("run", run, ("eval_limit", "checkpoint_every", "keep_checkpoints"), least=1)
+        counts = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
+        check_range("run", run, counts, least=1)
+        check_range("run", run, ("max_failed_searches",), least=0)
         floor = self.environment.floor
         if not isinstance(floor, str) and not floor < 0:
             raise ValueError(
@@ -226,6 +251,35 @@ def from_dict(data: dict[str, Any]) -> TrainSettings:
     return build(TrainSettings, data)
 
 
+def make_credit_from(settings: dict[str, Any]) -> CreditAssignment:
+    """The credit method of a run: ``{"method": name, option: value, ...}``.
+
+    The options of shaping stand beside the others; ``clip = "none"`` is None, which TOML lacks.
+
+    Raises:
+        ValueError: If the method or an option is unknown, or a value does not fit.
+    """
+    options = {key: value for key, value in settings.items() if key != "method"}
+    if options.get("clip") == "none":
+        options["clip"] = None
+    name = str(settings["method"])
+    if name not in CREDIT:
+        make_credit(name)  # says which names are known
+    method: Any = CREDIT[name]
+    known = {f.name for f in fields(method)}
+    shaping = {f.name for f in fields(Shaping)} if "shaping" in known else set[str]()
+    known = known - {"shaping"} | shaping
+    if unknown := set(options) - known:
+        raise ValueError(
+            f"the credit method {name!r} does not take {', '.join(sorted(unknown))}; "
+            f"its options are {', '.join(sorted(known)) or 'none'}"
+        )
+    if chosen := shaping & set(options):
+        options["shaping"] = {key: options.pop(key) for key in chosen}
+    credit: CreditAssignment = build(method, options, "credit.")
+    return credit
+
+
 def _change(data: dict[str, Any], change: str) -> None:
     key, separator, text = change.partition("=")
     if not separator or not key.strip():
@@ -252,8 +306,10 @@ def build(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
         prefix: What stands before the names of fields in messages.
 
     Raises:
-        ValueError: If a key is missing, unknown or of the wrong type.
+        ValueError: If a key is missing, unknown or of the wrong type, or a number is not finite.
     """
+    _check_names(kind, data, prefix)
+    _check_finite(data, prefix)
     try:
         return dacite.from_dict(kind, data, _RULES)
     except dacite.WrongTypeError as error:
@@ -262,8 +318,46 @@ def build(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
         ) from error
     except dacite.MissingValueError as error:
         raise ValueError(f"{prefix}{error.field_path} is missing") from error
-    except dacite.UnexpectedDataError as error:
-        raise ValueError(f"unknown settings: {', '.join(sorted(error.keys))}") from error
+
+
+def _check_names(kind: Any, data: dict[str, Any], prefix: str) -> None:
+    """Refuse names that are no settings, with the nearest one that is."""
+    known = [*_names(kind, prefix)]
+    for name in _names_of(kind, data, prefix):
+        if name in known:
+            continue
+        last = name.rpartition(".")[2]
+        elsewhere = [one for one in known if one.rpartition(".")[2] == last]  # right, but not there
+        near = elsewhere or difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown setting {name}; {hint}")
+
+
+def _names(kind: Any, prefix: str) -> Iterator[str]:
+    """The names of all settings and sections."""
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        yield prefix + one.name
+        if is_dataclass(hints[one.name]):
+            yield from _names(hints[one.name], f"{prefix}{one.name}.")
+
+
+def _names_of(kind: Any, data: dict[str, Any], prefix: str) -> Iterator[str]:
+    """The names that stand in nested dictionaries, as far down as there are sections."""
+    hints = get_type_hints(kind)
+    for name, value in data.items():
+        yield prefix + name
+        if is_dataclass(hints.get(name)) and isinstance(value, dict):
+            yield from _names_of(hints[name], value, f"{prefix}{name}.")
+
+
+def _check_finite(data: dict[str, Any], prefix: str) -> None:
+    """Refuse infinity and NaN, which TOML knows: no setting has a use for them."""
+    for name, value in data.items():
+        if isinstance(value, dict):
+            _check_finite(value, f"{prefix}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{prefix}{name} must be a finite number, got {value}")
 
 
 def check_range(

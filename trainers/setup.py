@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +12,6 @@ from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import TrainedIn
-from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.silver import with_silver
@@ -22,12 +20,17 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
-from igsearch_env.gain.shaping import Shaping
 from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine, resolve_retriever
-from trainers.config import EnvironmentSettings, PolicySettings, TrainSettings, WorldSettings, build
+from trainers.config import (
+    EnvironmentSettings,
+    PolicySettings,
+    TrainSettings,
+    WorldSettings,
+    make_credit_from,
+)
 
 
 @lru_cache(maxsize=2)
@@ -119,35 +122,6 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         batch_size=config.batch_size,
         **options,
     )
-
-
-def make_credit_from(settings: dict[str, Any]) -> CreditAssignment:
-    """The credit method of a run: ``{"method": name, option: value, ...}``.
-
-    The options of shaping stand beside the others; ``clip = "none"`` is None, which TOML lacks.
-
-    Raises:
-        ValueError: If the method or an option is unknown, or a value does not fit.
-    """
-    options = {key: value for key, value in settings.items() if key != "method"}
-    if options.get("clip") == "none":
-        options["clip"] = None
-    name = str(settings["method"])
-    if name not in CREDIT:
-        make_credit(name)  # says which names are known
-    method: Any = CREDIT[name]
-    known = {f.name for f in fields(method)}
-    shaping = {f.name for f in fields(Shaping)} if "shaping" in known else set[str]()
-    known = known - {"shaping"} | shaping
-    if unknown := set(options) - known:
-        raise ValueError(
-            f"the credit method {name!r} does not take {', '.join(sorted(unknown))}; "
-            f"its options are {', '.join(sorted(known)) or 'none'}"
-        )
-    if chosen := shaping & set(options):
-        options["shaping"] = {key: options.pop(key) for key in chosen}
-    credit: CreditAssignment = build(method, options, "credit.")
-    return credit
 
 
 def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:

@@ -46,7 +46,7 @@ from igsearch_env.files import write_json
 from igsearch_env.retrieval.words import query_words
 from igsearch_env.threads import set_threads
 from scripts.benchmarks.timed_parts import TimedRetriever, TimedScorer
-from trainers.machine import keep_freed_memory, lasting_objects
+from trainers.memory import keep_freed_memory, lasting_objects
 
 Kind = Literal["single", "sync", "async", "ours"]
 SEARCHES = 3

@@ -35,7 +35,7 @@ from igsearch_env.files import write_json
 from igsearch_env.turn import TurnRules
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
-from trainers.machine import keep_freed_memory
+from trainers.memory import keep_freed_memory
 from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokenizer
 
 GROUPS, GROUP, LENGTH = 16, 5, 48

@@ -19,9 +19,8 @@ from igsearch_env.viewer.saved_rollouts import (
     save_rollouts,
     saved_steps,
 )
-from trainers.config import load_config
+from trainers.config import load_config, make_credit_from
 from trainers.local.grpo import GRPOTrainer
-from trainers.setup import make_credit_from
 
 Settings = Callable[..., list[str]]
 QUESTION = Question("q", "Where?", ("Lima",))

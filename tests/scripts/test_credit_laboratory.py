@@ -37,7 +37,7 @@ from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown
 from scripts.laboratory.runs import held_out, run_job
 from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
 from scripts.laboratory.store import RunStore
-from trainers.setup import make_credit_from
+from trainers.config import make_credit_from
 
 ENDLESS = """
 import multiprocessing, os, sys, time

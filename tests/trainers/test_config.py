@@ -49,9 +49,21 @@ def test_a_floor_is_a_word_or_a_number(text: str, expected: object) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optimization.stpes=1", "unknown settings: stpes"),
-        ("optimizer.steps=1", "unknown settings: optimizer"),
-        ("steps=1", "unknown settings: steps"),
+        (
+            "optimization.stpes=1",
+            "unknown setting optimization.stpes; did you mean optim",
+        ),
+        ("run.steps=1", "unknown setting run.steps; did you mean optimization.steps"),
+        ("optimizer.steps=1", "unknown setting optimizer; did you mean optimization"),
+        ("steps=1", "unknown setting steps; did you mean optimization.steps"),
+        ("run.zzzz=1", "unknown setting run.zzzz; known are world, world.seed, "),
+        (
+            "optimization.learning_rate=nan",
+            "optimization.learning_rate must be a finite number, got",
+        ),
+        ("optimization.learning_rate=inf", "learning_rate must be a finite number, got inf"),
+        ("environment.floor=nan", "environment.floor must be a finite number, got nan"),
+        ("credit.alpha=inf", "credit.alpha must be a finite number, got inf"),
         ("optimization.steps=1.5", "optimization.steps must be int, got 1.5"),
         ("optimization.steps=true", "optimization.steps must be int, got True"),
         ("optimization.steps=many", "optimization.steps must be int, got 'many'"),
@@ -88,7 +100,6 @@ def test_what_does_not_fit_is_refused(override: str, message: str) -> None:
         ),
         ("optimization.micro_batch_size=0", "micro_batch_size must be at least 1"),
         ("optimization.learning_rate=0", "learning_rate must be above 0"),
-        ("optimization.learning_rate=nan", "learning_rate must be above 0, got nan"),
         ("optimization.clip=0", "clip must be above 0"),
         ("optimization.max_grad_norm=-1", "max_grad_norm must be above 0"),
         ("optimization.kl=-0.1", "kl must be at least 0"),
@@ -100,8 +111,9 @@ def test_what_does_not_fit_is_refused(override: str, message: str) -> None:
         ("run.eval_limit=0", "run.eval_limit must be at least 1"),
         ("run.threads=-1", "run.threads must be at least 0"),
         ("run.seed=-1", "run.seed must be at least 0"),
+        ("run.max_failed_searches=-0.1", "run.max_failed_searches must be at least 0"),
+        ("run.failed_tries=0", "run.failed_tries must be at least 1"),
         ("environment.floor=0", "floor must be 'uniform', 'none' or a number below 0, got 0.0"),
-        ("environment.floor=nan", "floor must be 'uniform', 'none' or a number below 0, got nan"),
     ],
 )
 def test_ranges(override: str, message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from igsearch_env.threads import free_cores, set_threads
-from trainers.machine import keep_freed_memory, lasting_objects
+from trainers.memory import keep_freed_memory, lasting_objects
 
 
 @pytest.fixture(autouse=True)

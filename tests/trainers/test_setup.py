@@ -19,11 +19,11 @@ from trainers.config import (
     TrainSettings,
     WorldSettings,
     load_config,
+    make_credit_from,
 )
 from trainers.setup import (
     group_ids,
     make_agent,
-    make_credit_from,
     make_policy,
     make_questions,
     make_retriever,

@@ -26,7 +26,7 @@ from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
 from trainers.local.metrics import evaluation_results, rollout_metrics
 from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
-from trainers.machine import keep_freed_memory, lasting_objects
+from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
 
 Report = Callable[[dict[str, Any]], None]

@@ -17,9 +17,9 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from igsearch_env.credit import GRPO, CreditAssignment
 from igsearch_env.episode import Episode
+from trainers.config import make_credit_from
 from trainers.local.metrics import rollout_metrics
 from trainers.local.update import sign_flips
-from trainers.setup import make_credit_from
 
 
 class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]

@@ -12,9 +12,8 @@ from typing import Any
 
 from agents.loading import CHECKOUT
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
-from trainers.config import build, override
+from trainers.config import build, make_credit_from, override
 from trainers.openrlhf.rollout_settings import RolloutSettings
-from trainers.setup import make_credit_from
 
 AGENT = "trainers/openrlhf/agent_function.py"
 METHOD = "ig_search"
