@@ -18,20 +18,27 @@ from agents.transformers_policy import TransformersPolicy
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def load_policy(path: str, protocol: str | None = None, **options: Any) -> TransformersPolicy:
+def load_policy(
+    path: str, protocol: str | None = None, *, device: str = "cpu", **options: Any
+) -> TransformersPolicy:
     """Load a policy; a relative path is looked up in the checkout too.
 
     Args:
         path: A checkpoint folder, or the name of a model on the Hugging Face hub.
         protocol: Name of the tag grammar; None for the checkpoint's own.
+        device: Where it is to run.
         **options: See :meth:`TransformersPolicy.from_pretrained`.
 
     Raises:
-        ValueError: If there is no such checkpoint, or it cannot be read.
+        ValueError: If there is no such checkpoint, it cannot be read, or this machine has no such
+            device.
     """
+    check_device(device)
     folder = checkpoint_folder(path)
     try:
-        return TransformersPolicy.from_pretrained(folder or path, protocol, **options)
+        return TransformersPolicy.from_pretrained(
+            folder or path, protocol, device=device, **options
+        )
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         raise ValueError(

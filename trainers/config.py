@@ -202,8 +202,8 @@ class TrainSettings:
         check_range("policy", self.policy, ("temperature",), above=0)
         none = ("eval_every", "save_rollouts_every")
         check_range("run", run, ("seed", "threads", *none), least=0)
-        counts = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
-        check_range("run", run, counts, least=1)
+        least_1 = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
+        check_range("run", run, least_1, least=1)
         check_range("run", run, ("max_failed_searches",), least=0)
         floor = self.environment.floor
         if not isinstance(floor, str) and not floor < 0:

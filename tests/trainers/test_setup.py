@@ -250,3 +250,9 @@ def test_silver_chains_need_a_corpus() -> None:
     settings = ["credit.method=silver_chain", "environment.index=http://127.0.0.1:9/retrieve"]
     with pytest.raises(ValueError, match="HTTPRetriever does not hold one; give an index"):
         make_training_engine(load_config(overrides=settings), seed=0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="cannot use the device 'cuda'"):
+        make_policy(PolicySettings(device="cuda"), "refine-bare")
