@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from itertools import islice
 from os import PathLike
 from typing import Any
 
+from igsearch_env.data.containers import BrokenContainerError, opened, strings
 from igsearch_env.data.rows import Row, read_rows, source_stem
 from igsearch_env.episode import Question
 
@@ -79,7 +81,7 @@ def load_questions(
     seen: dict[str, str] = {}
     questions = []
     for row in islice(read_rows(source, "question set", BUILTIN_QUESTIONS, split), limit):
-        question = _question(row, stem)
+        question = _question(row, stem, answers_needed=True)
         if question.id in seen:
             raise ValueError(
                 f"{row.where}: the question id {question.id!r} was used before, "
@@ -90,101 +92,159 @@ def load_questions(
     return questions
 
 
-def _question(row: Row, stem: str) -> Question:
+_IDS = ("id", "_id", "qid", "query_id", "question_id")
+_TEXTS = ("question", "query")
+_ANSWERS = ("golden_answers", "answers", "possible_answers", "answer", "ground_truth")
+_REWARDS = ("reward_model", "reward_spec")
+_OBJECTS = ("metadata", "extra_info", *_REWARDS)
+_SHOT = re.compile(r"^[ \t]*Question:", re.MULTILINE)
+
+
+def _question(row: Row, stem: str, answers_needed: bool) -> Question:
+    row = _opened(row)
     columns = row.columns
     hops = columns.get("hops")
     if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
         raise row.error(f"'hops' must be a whole number, got {hops!r}")
-    dataset = columns.get("dataset") or columns.get("data_source") or ""
-    id_, text, answers, titles = _id(row, stem), _text(row), _answers(row), _titles(row)
-    ids = _strings(row, "gold_ids", _first(columns, "gold_ids", "supporting_ids"))
+    dataset = str(_first(columns, "dataset", "data_source") or "")
+    text, answers = _text(row), _answers(row, answers_needed)
+    ids = _strings(row, *_found(columns, "gold_ids", "supporting_ids"))
+    titles = _strings(row, *_found(columns, "gold_titles", "supporting_titles"))
     try:
-        found = columns.get("silver_ids")
-        silver = None if found is None else _strings(row, "silver_ids", found)
-        return Question(id_, text, answers, str(dataset), hops, ids, titles, silver)
+        titles = titles or tuple(_evidence_titles(columns))
+    except ValueError as error:
+        raise row.error(f"the titles of the gold documents: {error}") from error
+    try:
+        return Question(_id(row, stem), text, answers, dataset, hops, ids, titles)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from error
 
 
+def _opened(row: Row) -> Row:
+    """The row with the objects and messages that it holds as text."""
+    columns = dict(row.columns)
+    for name in {*_OBJECTS, "prompt", "output"} & set(columns):
+        try:
+            columns[name] = opened(columns[name])
+        except BrokenContainerError as error:
+            if name != "prompt" or str(columns[name]).lstrip().startswith("[{"):
+                raise row.error(f"{name!r}: {error}") from error
+    for name in _OBJECTS:
+        if not isinstance(columns.get(name), dict):  # a remark in words
+            columns.pop(name, None)
+    return row._replace(columns=columns)
+
+
+def _found(columns: Mapping[str, Any], *names: str) -> tuple[str, Any]:
+    """Name and value of the first column of these names that is there and not null."""
+    name = next((name for name in names if columns.get(name) is not None), names[0])
+    return name, columns.get(name)
+
+
 def _first(columns: Mapping[str, Any], *names: str) -> Any:
     """The value of the first column of these names that is there and not null."""
-    return next((columns[name] for name in names if columns.get(name) is not None), None)
+    return _found(columns, *names)[1]
 
 
 def _id(row: Row, stem: str) -> str:
-    value = row.columns.get("id")
+    name, value = _found(row.columns, *_IDS)
     if value is None:
         return f"{stem}-{row.number}"
     if not isinstance(value, str | int):
-        raise row.error(f"'id' must be a string or a whole number, got {value!r}")
+        raise row.error(f"{name!r} must be a string or a whole number, got {value!r}")
     source = row.columns.get("data_source")
     return f"{source}-{value}" if source else str(value)
 
 
 def _text(row: Row) -> str:
-    text = row.columns.get("question")
-    if text is None and row.columns.get("prompt") is not None:
+    columns = row.columns
+    name, text = _found(columns, *_TEXTS)
+    if isinstance(text, dict):
+        text = text.get("text")
+    if text is None:
+        text = (columns.get("extra_info") or {}).get("question")
+    if text is None and columns.get("prompt") is not None:
         text = _prompted_question(row)
     if text is None:
-        raise row.error("no column 'question' (nor 'prompt')")
+        name, text = _found(columns, "input", "text")  # KILT, BEIR
+    if text is None:
+        raise row.error("no column 'question' (nor 'query', 'prompt', 'input' or 'text')")
     if not isinstance(text, str):
-        raise row.error(f"'question' must be a string, got {text!r}")
+        raise row.error(f"{name!r} must be a string, got {text!r}")
     return text
 
 
 def _prompted_question(row: Row) -> str:
+    """What a prompt asks: all that follows its own ``Question:``, not one inside the question.
+
+    That is the last one that begins a line, since examples may stand above it, or else the first.
+    """
     prompt = row.columns["prompt"]
     if isinstance(prompt, list):
         said = [m.get("content") for m in prompt if isinstance(m, dict) and m.get("role") == "user"]
         prompt = said[-1] if said else None
+    if isinstance(prompt, list):  # parts of a message
+        prompt = "".join(part.get("text") or "" for part in prompt if isinstance(part, dict))
     if not isinstance(prompt, str):
         raise row.error("'prompt' must be a string or a list of messages, one of them the user's")
-    return prompt.rpartition("Question:")[2].strip()
+    lines = list(_SHOT.finditer(prompt))
+    if lines:
+        return prompt[lines[-1].end() :].strip()
+    _, mark, asked = prompt.partition("Question:")
+    return (asked if mark else prompt).strip()
 
 
-def _answers(row: Row) -> tuple[str, ...]:
-    answers = row.columns.get("golden_answers")
-    reward_model = row.columns.get("reward_model")
-    if answers is None and isinstance(reward_model, dict):
-        answers = reward_model.get("ground_truth")
-        answers = answers.get("target") if isinstance(answers, dict) else answers
-    if answers is None:
-        raise row.error("no column 'golden_answers' (nor reward_model['ground_truth'])")
-    return _strings(row, "golden_answers", answers)
+def _answers(row: Row, needed: bool) -> tuple[str, ...]:
+    columns = row.columns
+    name, value = _found(columns, *_ANSWERS)
+    if value is not None:
+        aliases = _first(columns, "answer_aliases", "aliases") if name == "answer" else None
+        value = value if aliases is None else [value, aliases]
+    for holder in (*_REWARDS, "extra_info", "metadata"):
+        if value is None and columns.get(holder) is not None:
+            inner, value = _found(columns[holder], *_ANSWERS)
+            name = f"{holder}.{inner}"
+    if value is None and isinstance(columns.get("output"), list):  # KILT
+        name = "output"
+        value = [item.get("answer") for item in columns["output"] if isinstance(item, dict)]
+    if value is None and needed:
+        raise row.error(
+            f"no column 'golden_answers' (nor {', '.join(map(repr, _ANSWERS[1:]))}, "
+            "reward_model['ground_truth'] or reward_spec['ground_truth'])"
+        )
+    return tuple(dict.fromkeys(_strings(row, name, value)))
 
 
-def _titles(row: Row) -> tuple[str, ...]:
-    titles = _first(row.columns, "gold_titles", "supporting_titles")
-    metadata = row.columns.get("metadata")
-    if titles is None and isinstance(metadata, dict):
-        titles = _metadata_titles(metadata)
-    return _strings(row, "gold_titles", titles)
-
-
-def _metadata_titles(metadata: dict[str, Any]) -> list[Any]:
+def _evidence_titles(columns: Mapping[str, Any]) -> list[Any]:
     """Titles of the gold pages, each once, though its facts may be several sentences."""
-    facts = metadata.get("supporting_facts")
-    if isinstance(facts, dict):  # {"title": [one per sentence], "sent_id": [...]}
-        titles = facts.get("title") or []
-    elif isinstance(facts, list):  # [[title, sentence number], ...]
-        titles = [fact[0] for fact in facts if isinstance(fact, list) and fact]
-    else:
-        hops = metadata.get("question_decomposition") or []
-        titles = [title for title in map(_paragraph_title, hops) if title is not None]
-        if metadata.get("s_wiki_title"):  # the page of PopQA's subject
-            titles.append(metadata["s_wiki_title"])
-    return list(dict.fromkeys(titles))
+    for holder in (columns.get("metadata") or {}, columns):
+        facts = opened(holder.get("supporting_facts"))
+        titles: list[Any] = []
+        if isinstance(facts, dict):  # {"title": [one per sentence], "sent_id": [...]}
+            titles = [facts.get("title")]
+        elif isinstance(facts, list):  # [[title, sentence number], ...]
+            titles = [fact[0] for fact in map(opened, facts) if isinstance(fact, list) and fact]
+        else:
+            hops = _objects(holder, "question_decomposition")
+            pages = [hop["support_paragraph"] for hop in hops if "support_paragraph" in hop]
+            pages += [one for one in _objects(holder, "paragraphs") if one.get("is_supporting")]
+            pages += _objects(holder, "positive_ctxs")  # DPR
+            for item in _objects(holder, "output"):  # KILT
+                pages += _objects(item, "provenance")
+            titles = [page.get("title") for page in map(opened, pages) if isinstance(page, dict)]
+            titles.append(holder.get("s_wiki_title"))  # the page of PopQA's subject
+        if known := strings(titles):
+            return list(dict.fromkeys(known))
+    return []
 
 
-def _paragraph_title(hop: Any) -> str | None:
-    paragraph = hop.get("support_paragraph") if isinstance(hop, dict) else None
-    return paragraph.get("title") if isinstance(paragraph, dict) else None
+def _objects(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = opened(holder.get(name))
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _strings(row: Row, column: str, value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
-        raise row.error(f"{column!r} must be a string or a list of strings, got {value!r}")
-    return tuple(strings)
+    try:
+        return strings(value)
+    except ValueError as error:
+        raise row.error(f"{column!r}: {error}") from error

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from igsearch_env.data.questions import BUILTIN_QUESTIONS, load_questions
@@ -142,15 +143,27 @@ def test_plain_prompts_and_ground_truths(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"golden_answers": ["x"], "qs": 1}, r"no column 'question' .* are 'golden_answers', 'qs'"),
-        ({"question": "?", "answer": 1}, r"no column 'golden_answers' .* 'question', 'answer'"),
+        ({"question": "?", "reply": 1}, r"no column 'golden_answers' .* 'question', 'reply'"),
         ({"question": "?", "golden_answers": []}, "has no golden answers"),
         ({"question": "?", "golden_answers": [" "]}, "non-blank string"),
-        ({"question": "?", "golden_answers": [1990]}, "list of strings"),
+        ({"question": "?", "golden_answers": [None]}, "has no golden answers"),
+        ({"question": "?", "golden_answers": '["a", "b"'}, "'golden_answers': expected text that"),
+        ({"question": "?", "golden_answers": "['a' 'b']"}, "'golden_answers': expected text that"),
+        ({"question": "?", "golden_answers": {"n": "x"}}, "an object with one of the keys target"),
+        (
+            {"question": "?", "reward_model": '{"ground_truth": "x"'},
+            "'reward_model': expected",
+        ),
+        ({**LIMA, "gold_ids": "['a', 'b'"}, "'gold_ids': expected text that is a whole list"),
+        (
+            {**LIMA, "metadata": {"supporting_facts": '["a", 0'}},
+            "titles of the gold documents: ",
+        ),
         ({"question": " ", "golden_answers": ["x"]}, "text must not be blank"),
         ({"question": 3, "golden_answers": ["x"]}, "'question' must be a string"),
         ({**LIMA, "hops": "two"}, "'hops' must be a whole number, got 'two'"),
         ({**LIMA, "id": 1.5}, "'id' must be a string or a whole number"),
-        ({**LIMA, "gold_ids": {"a": 1}}, "'gold_ids' must be"),
+        ({**LIMA, "gold_ids": {"a": 1}}, "'gold_ids': expected an object"),
         ({"prompt": [{"role": "system", "content": "x"}]}, "one of them the user's"),
         ("{'question': 1}\n", "expected a JSON object in UTF-8"),
         ('["question"]\n', "expected a JSON object, got list"),
@@ -183,6 +196,104 @@ def test_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
         load_questions("mine", split="test")
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("journalist<|answer_split|>journo", ["journalist", "journo"]),
+        ('["politician", "pol"]', ["politician", "pol"]),
+        ("['a', 'b']", ["a", "b"]),
+        ("('a', 'b')", ["a", "b"]),
+        (' {"target": ["a", "b"]} ', ["a", "b"]),
+        ({"target": "['a', 'b']"}, ["a", "b"]),
+        ({"target": ["a", ["b", "c"]]}, ["a", "b", "c"]),
+        ({"text": ["a", "b"], "answer_start": [3, 9]}, ["a", "b"]),
+        ({"value": "a", "aliases": ["a", "b"], "type": "x"}, ["a", "b"]),
+        (['["a", "b"]'], ["a", "b"]),
+        (["a", None, 7, 7.0, 0.5], ["a", "7", "0.5"]),
+        ("[None, 'a']", ["a"]),
+        (1990, ["1990"]),
+        (1990.0, ["1990"]),
+        (True, ["yes", "true"]),
+        (False, ["no", "false"]),
+        ("[REC]", ["[REC]"]),
+        ("{Proof}", ["{Proof}"]),
+        ("[1, 2]", ["[1, 2]"]),
+        ('["Heroes"] (song)', ['["Heroes"] (song)']),
+        ("(I Can't Get No) Satisfaction", ["(I Can't Get No) Satisfaction"]),
+        ("array", ["array"]),
+        ("[\"['a', 'b\"]", ["['a', 'b"]),  # the text of a list holds plain text, as errors say
+    ],
+)
+@pytest.mark.parametrize(
+    "holder", ["golden_answers", "answers", "answer", "possible_answers", "reward", "spec", "text"]
+)
+def test_answers_in_containers(
+    tmp_path: Path, value: Any, expected: list[str], holder: str
+) -> None:
+    columns: dict[str, Any] = {holder: value}
+    if holder == "reward":
+        columns = {"reward_model": {"style": "rule", "ground_truth": value}}
+    elif holder == "spec":
+        columns = {"reward_spec": {"method": "rule", "ground_truth": value}}
+    elif holder == "text":
+        columns = {"reward_model": json.dumps({"style": "rule", "ground_truth": value})}
+    (question,) = load_questions(write(tmp_path / "set.jsonl", {"question": "?", **columns}))
+    assert list(question.golden_answers) == expected
+
+
+def test_ids_and_titles_in_text(tmp_path: Path) -> None:
+    row = {**LIMA, "gold_ids": "[7, 'd2']", "gold_titles": '["[REC]", "T"]'}
+    (question,) = load_questions(write(tmp_path / "set.jsonl", row))
+    assert (question.gold_ids, question.gold_titles) == (("7", "d2"), ("[REC]", "T"))
+    facts = {"supporting_facts": "[['Film', 0], ['Director', 1]]"}
+    for metadata in (facts, json.dumps(facts), repr(facts)):
+        path = write(tmp_path / "set.jsonl", {**LIMA, "metadata": metadata})
+        assert load_questions(path)[0].gold_titles == ("Film", "Director")
+    path = write(tmp_path / "set.jsonl", {**LIMA, "metadata": "a remark"})
+    assert load_questions(path)[0].gold_titles == ()
+
+
+def test_arrays_of_parquet_and_of_data_sets() -> None:
+    from igsearch_env.data.containers import strings
+
+    assert strings(np.array(["a", "b"], dtype=object)) == ("a", "b")
+    assert strings({"target": np.array(["a"], dtype=object)}) == ("a",)
+    assert strings((np.int64(3), np.float64("nan"), float("nan"))) == ("3",)
+    with pytest.raises(ValueError, match="finite number, got inf"):
+        strings(float("inf"))
+    with pytest.raises(ValueError, match="got b'a'"):
+        strings(b"a")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("For example <answer> x </answer>. Question: Who wrote Question: Time?\n", "whole"),
+        ("Question: one?\nAnswer: 1\n\nQuestion: Who wrote Question: Time?", "whole"),
+        ("You get a Question: and answer it.\nQuestion: Who wrote Question: Time?", "whole"),
+        ("Who is it?", "Who is it?"),
+        ('["a", "b"] hold what?', '["a", "b"] hold what?'),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "messages", "parts", "JSON", "Python"])
+def test_the_question_of_a_prompt(tmp_path: Path, prompt: str, asked: str, kind: str) -> None:
+    messages: Any = [{"role": "system", "content": "Question: x"}]
+    parts = [{"type": "text", "text": prompt}]
+    messages += [{"role": "user", "content": parts if kind == "parts" else prompt}]
+    made = {"JSON": json.dumps(messages), "Python": repr(messages), "text": prompt}
+    row = {"prompt": made.get(kind, messages), "answer": "x"}
+    (question,) = load_questions(write(tmp_path / "set.jsonl", row))
+    assert question.text == ("Who wrote Question: Time?" if asked == "whole" else asked)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_question_of_extra_info_comes_before_the_prompt(tmp_path: Path, as_text: bool) -> None:
+    extra: Any = {"question": "Is Question: Time live?", "index": 3}
+    row = search_r1_row("nq", 0, extra_info=json.dumps(extra) if as_text else extra)
+    (question,) = load_questions(write(tmp_path / "train.jsonl", row))
+    assert question.text == "Is Question: Time live?"
+
+
 @pytest.mark.parametrize("name", ["world-train", "world-test"])
 def test_the_embedded_world(name: str) -> None:
     questions = load_questions(name)
@@ -196,6 +307,6 @@ def test_the_embedded_world(name: str) -> None:
 def test_real_question_sets(name: str) -> None:
     path = Path(os.environ["IGSEARCH_DATA"]) / f"{name}.questions.jsonl"
     questions = load_questions(path)
-    assert len(questions) == len(path.read_text(encoding="utf-8").splitlines())
+    assert len(questions) == len(path.read_bytes().splitlines())
     assert {q.dataset for q in questions} == {name}
     assert load_questions(path, split="dev", limit=5) == questions[:5]
