@@ -1,1 +1,1 @@
-"""The credit laboratory: credit methods compared by a written protocol."""
+"""The credit laboratory: credit methods compared by a written study."""

@@ -7,7 +7,7 @@ python -m scripts.laboratory.compare_credit report --out runs/credit --report do
 
 `develop` runs arms on development seeds, with changed settings if --try says so. `qualify` decides
 on development seeds which regimes can tell arms apart. `compare` runs the qualified regimes on
-fresh seeds, and refuses to go on once the protocol has been changed. `report` makes tables, file
+fresh seeds, and refuses to go on once the study has been changed. `report` makes tables, file
 and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
 while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
 ever made, so that another machine can go on from it.
@@ -27,60 +27,64 @@ from rich.table import Table
 from agents.loading import CHECKOUT
 from igsearch_env.cli.console import console, positive, print_table, run
 from igsearch_env.files import write_json, write_whole
-from scripts.laboratory.protocol import (
-    Job,
-    Protocol,
-    is_run_of,
-    load_protocol,
+from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
+from scripts.laboratory.store import ResultStore
+from scripts.laboratory.study import (
+    Study,
+    Trial,
+    is_result_of,
+    load_study,
     rests_on,
     settings_hash,
     shortened,
 )
-from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
-from scripts.laboratory.runs import held_out, look_at_start
-from scripts.laboratory.store import RunStore
+from scripts.laboratory.trial import held_out, look_at_start
 
-PROTOCOL = CHECKOUT / "scripts/laboratory/protocol.toml"
+STUDY = CHECKOUT / "scripts/laboratory/study.toml"
 LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
 FIRST_HOP_LIMIT = 0.8
 
 
-def main() -> None:
-    """Run what is missing of a stage, then print and save what came out."""
-    arguments = _parser().parse_args()
-    protocol = load_protocol(arguments.protocol)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing of a stage, then print and save what came out.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    study = load_study(arguments.study)
     if arguments.smoke:
-        protocol = shortened(protocol)
+        study = shortened(study)
         arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
         arguments.report = arguments.report and arguments.report / "smoke"
     folder = arguments.report or arguments.out
-    store = RunStore(arguments.out, folder / "credit_runs.jsonl")
-    unknown = set(arguments.regimes or ()) - protocol.regimes.keys()
-    unknown |= set(arguments.arms or ()) - protocol.arms.keys()
+    store = ResultStore(arguments.out, folder / "credit_runs.jsonl")
+    unknown = set(arguments.regimes or ()) - study.regimes.keys()
+    unknown |= set(arguments.arms or ()) - study.arms.keys()
     if unknown:
-        raise ValueError(f"the protocol has no {', '.join(sorted(unknown))}")
+        raise ValueError(f"the study has no {', '.join(sorted(unknown))}")
     stages = {"develop": develop, "qualify": qualify, "compare": compare, "report": report}
-    stages[arguments.stage](protocol, store, arguments)
+    stages[arguments.stage](study, store, arguments)
 
 
-def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+def develop(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Arms on development seeds, once for each value that --try lists."""
-    regimes = arguments.regimes or list(protocol.regimes)
+    regimes = arguments.regimes or list(study.regimes)
     arms = arguments.arms or ["grpo", "oracle"]
-    jobs = [
-        Job("develop", regime, arm, seed, changes)
+    trials = [
+        Trial("develop", regime, arm, seed, changes)
         for regime in regimes
         for changes in _grid(arguments.tries)
-        for seed in _development_seeds(protocol, arguments)
+        for seed in _development_seeds(study, arguments)
         for arm in arms
     ]
     table = Table(title="development seeds: mean EM over the budget, by seed")
     for heading in ("regime", "arm", "changed", "mean", "by seed", "last EM", "first hop at half"):
         table.add_column(heading)
-    runs = store.run(protocol, jobs, arguments.workers)
+    runs = store.run(study, trials, arguments.workers)
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for one in runs:
-        key = (one["job"]["regime"], one["job"]["arm"], " ".join(one["changes"]))
+        key = (one["trial"]["regime"], one["trial"]["arm"], " ".join(one["changes"]))
         groups.setdefault(key, []).append(one)
     for key, found in groups.items():
         values = [endpoint(one) for one in found]
@@ -92,27 +96,27 @@ def develop(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
     store.record()
 
 
-def _development_seeds(protocol: Protocol, arguments: argparse.Namespace) -> Sequence[int]:
-    if fresh := set(arguments.seeds or ()) & set(protocol.seeds):
+def _development_seeds(study: Study, arguments: argparse.Namespace) -> Sequence[int]:
+    if fresh := set(arguments.seeds or ()) & set(study.seeds):
         raise ValueError(f"--seeds: development must not see the fresh seeds {sorted(fresh)}")
-    seeds: Sequence[int] = arguments.seeds or protocol.development_seeds
+    seeds: Sequence[int] = arguments.seeds or study.development_seeds
     return seeds
 
 
-def qualify(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Decide which regimes can tell arms apart, on development seeds alone."""
-    regimes = arguments.regimes or list(protocol.regimes)
-    seeds = protocol.development_seeds
+    regimes = arguments.regimes or list(study.regimes)
+    seeds = study.development_seeds
     arms = ("grpo", "oracle")
-    jobs = [Job("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
-    runs = store.run(protocol, jobs, arguments.workers)
+    trials = [Trial("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
+    runs = store.run(study, trials, arguments.workers)
     path = _verdicts(arguments)
     verdicts = _read_if_there(path)
     for regime in regimes:
-        looks = [look_at_start(protocol, regime, seed) for seed in seeds]
-        trained = [one for one in runs if one["job"]["regime"] == regime]
+        looks = [look_at_start(study, regime, seed) for seed in seeds]
+        trained = [one for one in runs if one["trial"]["regime"] == regime]
         verdicts[regime] = verdict_of(looks, trained)
-        verdicts[regime]["settings"] = settings_hash(protocol, regime)
+        verdicts[regime]["settings"] = settings_hash(study, regime)
         passes, figures = verdicts[regime]["passes"], verdicts[regime]["figures"]
         failed = ", ".join(name for name, passed in passes.items() if not passed)
         verdict = f"dropped: {failed}" if failed else "qualified"
@@ -131,7 +135,7 @@ def verdict_of(
         looks: What it is like before training, by development seed.
         runs: Runs of ``grpo`` and ``oracle`` on these seeds, in the same order.
     """
-    grpo, oracle = ([o for o in runs if o["job"]["arm"] == arm] for arm in ("grpo", "oracle"))
+    grpo, oracle = ([o for o in runs if o["trial"]["arm"] == arm] for arm in ("grpo", "oracle"))
     gains = [endpoint(best) - endpoint(plain) for best, plain in zip(oracle, grpo, strict=True)]
     hits = [one["evaluations"][2]["hop_hits"][0] for one in grpo]
     figures = {name: float(np.mean([look[name] for look in looks])) for name in LIMITS}
@@ -150,7 +154,7 @@ def verdict_of(
     }
 
 
-def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+def compare(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
     path = _verdicts(arguments)
     if not path.is_file():
@@ -158,31 +162,31 @@ def compare(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) 
     qualified = json.loads(path.read_text(encoding="utf-8"))
     regimes = [
         regime
-        for regime in arguments.regimes or protocol.regimes
+        for regime in arguments.regimes or study.regimes
         if qualified.get(regime, {}).get("qualified")
     ]
     if not regimes:
         raise ValueError(f"no regime has qualified ({path}); there is nothing to compare")
     for regime in regimes:
-        if qualified[regime].get("settings") != settings_hash(protocol, regime):
+        if qualified[regime].get("settings") != settings_hash(study, regime):
             raise ValueError(
                 f"{regime} has qualified with other settings than it has now; run `qualify` again"
             )
-        for seed in protocol.seeds:
-            held_out(protocol, Job("compare", regime, "grpo", seed))
-    _fix_protocol(protocol, arguments)
-    jobs = [
-        Job("compare", regime, name, seed)
+        for seed in study.seeds:
+            held_out(study, Trial("compare", regime, "grpo", seed))
+    _fix_study(study, arguments)
+    trials = [
+        Trial("compare", regime, name, seed)
         for regime in regimes
-        for seed in protocol.seeds
-        for name in arguments.arms or protocol.arms
-        if seed in protocol.seeds_of(regime, name)
+        for seed in study.seeds
+        for name in arguments.arms or study.arms
+        if seed in study.seeds_of(regime, name)
     ]
-    store.run(protocol, jobs, arguments.workers)
-    report(protocol, store, arguments)
+    store.run(study, trials, arguments.workers)
+    report(study, store, arguments)
 
 
-def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -> None:
+def report(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Tables, file and plots of all that has been run, whatever part of it was asked for now.
 
     Verdicts on regimes that this folder of runs has none of stay as the last report has them.
@@ -191,11 +195,11 @@ def report(protocol: Protocol, store: RunStore, arguments: argparse.Namespace) -
     last = _read_if_there(folder / "credit.json").get("verdicts", {})
     qualified = last | _read_if_there(_verdicts(arguments))
     rows = store.record()
-    fresh = [row for row in rows if row["job"]["stage"] == "compare"]
-    counted = [row for row in fresh if _counts(protocol, row)]
-    tried = [row for row in rows if row["job"]["stage"] == "develop"]
-    summary = summarise(protocol, counted, qualified, tried)
-    summary["rests_on"] = rests_on(protocol, arguments.protocol)
+    fresh = [row for row in rows if row["trial"]["stage"] == "compare"]
+    counted = [row for row in fresh if _counts(study, row)]
+    tried = [row for row in rows if row["trial"]["stage"] == "develop"]
+    summary = summarise(study, counted, qualified, tried)
+    summary["rests_on"] = rests_on(study)
     summary["verdicts"] = qualified
     write_json(folder / "credit.json", summary)
     write_whole(folder / "credit.md", markdown(summary))
@@ -214,26 +218,26 @@ def _read_if_there(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _counts(protocol: Protocol, row: Mapping[str, Any]) -> bool:
-    """Whether a run on a fresh seed is one of the protocol as it is now."""
-    job = Job(**row["job"])
-    known = job.regime in protocol.regimes and job.arm in protocol.arms
+def _counts(study: Study, row: Mapping[str, Any]) -> bool:
+    """Whether a run on a fresh seed is one of the study as it is now."""
+    trial = Trial(**row["trial"])
+    known = trial.regime in study.regimes and trial.arm in study.arms
     return (
         known
-        and job.seed in protocol.seeds_of(job.regime, job.arm)
-        and is_run_of(row, protocol, job)
+        and trial.seed in study.seeds_of(trial.regime, trial.arm)
+        and is_result_of(row, study, trial)
     )
 
 
-def _fix_protocol(protocol: Protocol, arguments: argparse.Namespace) -> None:
+def _fix_study(study: Study, arguments: argparse.Namespace) -> None:
     """Write down what the fresh seeds are run under, and hold on to it."""
-    path, hashes = arguments.out / "protocol.json", rests_on(protocol, arguments.protocol)
+    path, hashes = arguments.out / "study.json", rests_on(study)
     if path.is_file():
         fixed = json.loads(path.read_text(encoding="utf-8"))["sha256"]
         if fixed != hashes:
             changed = [name for name in hashes if fixed.get(name) != hashes[name]]
             raise ValueError(
-                f"{', '.join(changed)} has changed since fresh seeds were run in {arguments.out}; "
+                f"{', '.join(changed)} changed since fresh seeds were run in {arguments.out}; "
                 "start again in another folder"
             )
     write_json(path, {"sha256": hashes})
@@ -257,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
-    parser.add_argument("--protocol", type=Path, default=PROTOCOL, help="the protocol's file")
+    parser.add_argument("--study", type=Path, default=STUDY, help="the study's file")
     parser.add_argument("--regimes", nargs="+", help="these regimes only")
     parser.add_argument("--arms", nargs="+", help="these arms only")
     parser.add_argument(
@@ -269,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         help="develop: settings to try, all combinations",
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the protocol's)"
+        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the study's)"
     )
     parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
     parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")

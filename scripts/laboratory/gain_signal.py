@@ -10,7 +10,6 @@ new. Where gold passages do not gain clearly more than the others, IG-Search has
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,19 +24,22 @@ from igsearch_env.credit.ig_search import found_anew
 from igsearch_env.files import write_json
 from igsearch_env.render import is_gold
 from igsearch_env.rollout import collect
-from trainers.config import load_config
-from trainers.local.grpo import GRPOTrainer
-from trainers.setup import group_ids
+from igsearch_env.threads import set_threads
+from trainers.config import TrainSettings, load_config
+from trainers.setup import group_ids, make_agent, make_training_engine
 
 NOTICEABLE = Shaping().dead_zone  # nats
 
 
-def main() -> None:
-    """Play, print the table and write results.json."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Play, print the table and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     config = load_config(arguments.config, arguments.set)
-    with tempfile.TemporaryDirectory() as folder:
-        episodes = rollouts(GRPOTrainer(config, folder), arguments.questions)
+    episodes = rollouts(config, arguments.questions)
     rows = signal(episodes)
     table = Table(title=f"information gain by what was found; {len(episodes)} rollouts")
     numbers = ("searches", "mean", "SD", f"above {NOTICEABLE}")
@@ -57,9 +59,11 @@ def main() -> None:
     write_json(arguments.out / "results.json", {"config": config.to_dict(), "rows": rows})
 
 
-def rollouts(trainer: GRPOTrainer, questions: int) -> list[Episode]:
+def rollouts(config: TrainSettings, questions: int) -> list[Episode]:
     """Settled rollouts of the first questions, G of each, in the batches of training."""
-    o, engine = trainer.config.optimization, trainer.engine
+    set_threads(config.run.threads)
+    o, engine = config.optimization, make_training_engine(config, config.run.seed)
+    agent = make_agent(config, engine)
     if len(engine.questions) < questions:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"
@@ -70,9 +74,9 @@ def rollouts(trainer: GRPOTrainer, questions: int) -> list[Episode]:
         batch = asked[start : start + o.questions_per_step]
         groups = group_ids(batch, step, o.group_size)
         repeated = [question for question in batch for _ in range(o.group_size)]
-        played = collect(engine, trainer.agent, repeated, groups)
-        episodes += engine.information_gain.settle(played, trainer.policy.scorer())
-        trainer.policy.memory.clear()
+        played = collect(engine, agent, repeated, groups)
+        episodes += engine.information_gain.settle(played, agent.policy.scorer())
+        agent.policy.memory.clear()
     if all(gain is None for episode in episodes for gain in episode.information_gains):
         raise ValueError(
             "no search has a gain; set environment.num_counterfactuals to at least 1, and "

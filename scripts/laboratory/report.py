@@ -13,23 +13,23 @@ import matplotlib
 import numpy as np
 from rich.table import Table
 
-from scripts.laboratory.protocol import Protocol
 from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+from scripts.laboratory.study import Study
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 CAVEAT = "tiny world, 0.7 M-parameter policy: no claim for 3B"
 NOT_BEHIND = -0.02
-Run = Mapping[str, Any]
+Result = Mapping[str, Any]
 
 
-def endpoint(run: Run) -> float:
+def endpoint(run: Result) -> float:
     """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %."""
     return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
 
 
-def endpoint_at(run: Run, costs: Sequence[float], budget: Sequence[float]) -> float:
+def endpoint_at(run: Result, costs: Sequence[float], budget: Sequence[float]) -> float:
     """The endpoint where training has cost what a budget allows.
 
     Args:
@@ -43,43 +43,43 @@ def endpoint_at(run: Run, costs: Sequence[float], budget: Sequence[float]) -> fl
     return float(np.mean(np.interp(budget, costs, ems)))
 
 
-def collapsed(run: Run) -> bool:
+def collapsed(run: Result) -> bool:
     """Whether the last EM is below half of the best one, or below the first one."""
     ems = [one["em"] for one in run["evaluations"]]
     return bool(ems[-1] < 0.5 * max(ems) or ems[-1] < ems[0])
 
 
 def summarise(
-    protocol: Protocol,
-    runs: Sequence[Run],
+    study: Study,
+    runs: Sequence[Result],
     qualified: Mapping[str, Mapping[str, Any]],
-    tried: Sequence[Run] = (),
+    tried: Sequence[Result] = (),
 ) -> dict[str, Any]:
     """Every regime's table, as JSON-ready data.
 
     Args:
-        protocol: The protocol.
+        study: The study.
         runs: Runs on fresh seeds.
         qualified: What each regime qualified by.
         tried: Runs on development seeds.
     """
     regimes: dict[str, Any] = {}
-    for name, regime in protocol.regimes.items():
-        by_arm: defaultdict[str, dict[int, Run]] = defaultdict(dict)
+    for name, regime in study.regimes.items():
+        by_arm: defaultdict[str, dict[int, Result]] = defaultdict(dict)
         for run in runs:
-            if run["job"]["regime"] == name:
-                by_arm[run["job"]["arm"]][run["job"]["seed"]] = run
+            if run["trial"]["regime"] == name:
+                by_arm[run["trial"]["arm"]][run["trial"]["seed"]] = run
         if by_arm:
             regimes[name] = {
                 "why": regime.why,
                 "primary": regime.primary,
                 "primaries_before": list(regime.primaries_before),
                 "qualified": qualified.get(name, {}),
-                "arms": {arm: _arm(by_arm, arm) for arm in protocol.arms if arm in by_arm},
+                "arms": {arm: _arm(by_arm, arm) for arm in study.arms if arm in by_arm},
             }
     kept = [  # a regime without a verdict yet may still be one
         regime
-        for name, regime in protocol.regimes.items()
+        for name, regime in study.regimes.items()
         if qualified.get(name, {}).get("qualified", True)
     ]
     _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept))
@@ -91,16 +91,15 @@ def summarise(
     }
 
 
-def _settings_tried(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _settings_tried(runs: Sequence[Result]) -> list[dict[str, Any]]:
     """What was run on development seeds: each setting with its endpoints by seed."""
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for run in runs:
-        job, config = run["job"], dict(run["config"])
+        trial, config = run["trial"], dict(run["config"])
         config["world"] = {**config["world"], "seed": None}
         config["run"] = {**config["run"], "seed": None}
-        config["policy"] = {**config["policy"], "path": None}
-        setting = [job["regime"], job["arm"], list(run["changes"]), config]
-        found[json.dumps(setting, sort_keys=True)][str(job["seed"])] = round(endpoint(run), 4)
+        setting = [trial["regime"], trial["arm"], list(run["changes"]), config]
+        found[json.dumps(setting, sort_keys=True)][str(trial["seed"])] = round(endpoint(run), 4)
     tried = [(*json.loads(setting)[:3], endpoints) for setting, endpoints in found.items()]
     return [
         {"regime": regime, "arm": arm, "changes": changes, "em_by_seed": endpoints}
@@ -108,7 +107,7 @@ def _settings_tried(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
+def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]:
     runs, baseline = by_arm[arm], by_arm.get("grpo", {})
     paired = sorted(runs.keys() & baseline.keys())
     row: dict[str, Any] = {
@@ -134,14 +133,14 @@ def _arm(by_arm: Mapping[str, Mapping[int, Run]], arm: str) -> dict[str, Any]:
     return row
 
 
-def _cpu(runs: Sequence[Run]) -> list[float]:
+def _cpu(runs: Sequence[Result]) -> list[float]:
     """Median CPU seconds that training has cost at each evaluation, shape (evaluations,)."""
     costs = [[one["cpu_seconds"] for one in run["evaluations"]] for run in runs]
     medians: list[float] = np.median(costs, axis=0).tolist()
     return medians
 
 
-def _details(runs: Sequence[Run]) -> dict[str, Any]:
+def _details(runs: Sequence[Result]) -> dict[str, Any]:
     """Means over runs of what the last evaluation and the training log tell."""
     last = [run["evaluations"][-1] for run in runs]
     curves = [[one["em"] for one in run["evaluations"]] for run in runs]

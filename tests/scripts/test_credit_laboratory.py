@@ -1,4 +1,4 @@
-"""The credit laboratory: statistics by hand and by brute force, the protocol, small real runs."""
+"""The credit laboratory: statistics by hand and by brute force, the study, small real runs."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ from hypothesis import strategies as st
 
 from agents.loading import CHECKOUT
 from igsearch_env.credit import IGSearch
-from scripts.laboratory.compare_credit import PROTOCOL, verdict_of
-from scripts.laboratory.hashes import checkpoint_hash
-from scripts.laboratory.protocol import (
-    Job,
-    Protocol,
+from scripts.laboratory import compare_credit
+from scripts.laboratory.compare_credit import STUDY, verdict_of
+from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
+from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+from scripts.laboratory.store import ResultStore
+from scripts.laboratory.study import (
     Span,
+    Study,
+    Trial,
+    checkpoint_hash,
     evaluation_size,
-    is_run_of,
-    job_config,
-    load_protocol,
+    is_result_of,
+    load_study,
     rests_on,
     settings_hash,
+    settings_record,
     shortened,
+    trial_settings,
 )
-from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
-from scripts.laboratory.runs import held_out, run_job
-from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
-from scripts.laboratory.store import RunStore
+from scripts.laboratory.trial import held_out, run_trial
 from trainers.config import make_credit_from
 
 ENDLESS = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from scripts.laboratory.store import end_with_parent
+from scripts.laboratory.workers import end_with_parent
 
 def work(path):
     Path(path).write_text(str(os.getpid()))
@@ -80,7 +82,9 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
-def a_run(arm: str, seed: int, ems: list[float], cpu: float = 100.0, **job: Any) -> dict[str, Any]:
+def a_run(
+    arm: str, seed: int, ems: list[float], cpu: float = 100.0, stage: str = "compare"
+) -> dict[str, Any]:
     """A run of 8 steps whose EM is known."""
     evaluations = [
         {
@@ -96,9 +100,9 @@ def a_run(arm: str, seed: int, ems: list[float], cpu: float = 100.0, **job: Any)
         }
         for number, em in enumerate(ems)
     ]
-    told = {"stage": "compare", "regime": "no_second_try", "arm": arm, "seed": seed, **job}
+    trial = {"stage": stage, "regime": "no_second_try", "arm": arm, "seed": seed}
     training = [{"entropy": 1.0}] * 4
-    return {"job": told, "changes": [], "evaluations": evaluations, "training": training}
+    return {"trial": trial, "changes": [], "evaluations": evaluations, "training": training}
 
 
 def test_t_interval_by_hand() -> None:
@@ -157,23 +161,23 @@ def test_collapses(ems: list[float], expected: bool) -> None:
     assert collapsed(a_run("grpo", 0, ems)) is expected
 
 
-def with_one_primary() -> Protocol:
-    """The protocol, as if no_second_try had never had another primary arm."""
-    protocol = load_protocol(PROTOCOL)
-    regime = replace(protocol.regimes["no_second_try"], primaries_before=())
-    return replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+def with_one_primary() -> Study:
+    """The study, as if no_second_try had never had another primary arm."""
+    study = load_study(STUDY)
+    regime = replace(study.regimes["no_second_try"], primaries_before=())
+    return replace(study, regimes={**study.regimes, "no_second_try": regime})
 
 
 def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
-    protocol = with_one_primary()
-    primary = protocol.regimes["no_second_try"].primary
+    study = with_one_primary()
+    primary = study.regimes["no_second_try"].primary
     runs = []
     for seed in range(3):
         runs.append(a_run("grpo", seed, [0.0] + [0.1 * seed] * 4))
         runs.append(a_run(primary, seed, [0.0] + [0.1 * seed + 0.05 + 0.01 * seed] * 4, cpu=200.0))
     runs.append(a_run("oracle", 2, [0.0] + [0.9] * 4))
-    verdicts = {name: {"qualified": name == "no_second_try"} for name in protocol.regimes}
-    summary = summarise(protocol, runs, verdicts)
+    verdicts = {name: {"qualified": name == "no_second_try"} for name in study.regimes}
+    summary = summarise(study, runs, verdicts)
     regime = summary["regimes"]["no_second_try"]
     ig, oracle = regime["arms"][primary], regime["arms"]["oracle"]
     assert ig["delta_em"][0] == pytest.approx(0.06)
@@ -196,27 +200,27 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
 
 
 def test_a_regime_that_is_not_run_yet_still_counts_as_a_test() -> None:
-    protocol = with_one_primary()
-    primary = protocol.regimes["no_second_try"].primary
+    study = with_one_primary()
+    primary = study.regimes["no_second_try"].primary
     runs = [a_run(arm, seed, [0.1] * 4 + [0.2]) for arm in ("grpo", primary) for seed in range(3)]
     runs += [a_run(primary, seed, [0.1] * 4 + [0.3 + 0.01 * seed]) for seed in range(3)]
     verdicts = {
         name: {"qualified": name != "single_hop"} for name in ("no_second_try", "random_facts")
     }
     verdicts["single_hop"] = {"qualified": False}
-    ig = summarise(protocol, runs, verdicts)["regimes"]["no_second_try"]["arms"][primary]
+    ig = summarise(study, runs, verdicts)["regimes"]["no_second_try"]["arms"][primary]
     assert (ig["sign_flip_p"], ig["sign_flip_p_holm"]) == (0.25, 0.75)  # of 4 regimes, 1 is dropped
 
 
 def test_former_primary_arms_count_as_tests() -> None:
-    protocol = with_one_primary()
-    regime = replace(protocol.regimes["no_second_try"], primaries_before=("ig_new", "ig_lean"))
-    protocol = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    study = with_one_primary()
+    regime = replace(study.regimes["no_second_try"], primaries_before=("ig_new", "ig_lean"))
+    study = replace(study, regimes={**study.regimes, "no_second_try": regime})
     runs = [a_run("grpo", seed, [0.1] * 5) for seed in range(10)]
     runs += [a_run(regime.primary, seed, [0.1] * 4 + [0.2]) for seed in range(10)]
     runs += [a_run("ig_new", seed, [0.1] * 4 + [0.3]) for seed in range(9)]
-    verdicts = {name: {"qualified": name == "no_second_try"} for name in protocol.regimes}
-    arms = summarise(protocol, runs, verdicts)["regimes"]["no_second_try"]["arms"]
+    verdicts = {name: {"qualified": name == "no_second_try"} for name in study.regimes}
+    arms = summarise(study, runs, verdicts)["regimes"]["no_second_try"]["arms"]
     assert arms[regime.primary]["sign_flip_p"] == 2 / 2**10
     assert arms[regime.primary]["sign_flip_p_holm"] == 3 * 2 / 2**10
     assert arms["ig_new"]["sign_flip_p_holm"] == 2 * 2 / 2**9
@@ -224,20 +228,20 @@ def test_former_primary_arms_count_as_tests() -> None:
 
 
 def test_the_summary_lists_every_setting_that_was_tried() -> None:
-    protocol = load_protocol(PROTOCOL)
+    study = load_study(STUDY)
     tried = []
     for seed, em, changes in (
         (100, 0.1, ()),
         (101, 0.2, ()),
         (100, 0.3, ("optimization.kl=0.01",)),
     ):
-        job = Job("develop", "no_second_try", "ig", seed, changes)
+        trial = Trial("develop", "no_second_try", "ig", seed, changes)
         run = a_run("ig", seed, [0.0] + [em] * 4, stage="develop")
-        config = job_config(protocol, job).to_dict()
+        config = settings_record(trial_settings(study, trial))
         tried.append({**run, "changes": list(changes), "config": config})
     other = json.loads(json.dumps(tried[0]))  # the regime itself was another one at first
     other["config"]["world"]["people"] = 100
-    found = summarise(protocol, [], {}, [*tried, other])["settings_tried"]
+    found = summarise(study, [], {}, [*tried, other])["settings_tried"]
     assert [(row["changes"], row["em_by_seed"]) for row in found] == [
         ([], {"100": 0.1, "101": 0.2}),
         (["optimization.kl=0.01"], {"100": 0.3}),
@@ -249,7 +253,7 @@ def test_a_quarter_without_a_value_does_not_shift_the_others() -> None:
     one, other = a_run("grpo", 0, [0.1] * 5), a_run("grpo", 1, [0.1] * 5)
     one["training"] = [{}, {"entropy": 2.0}, {"entropy": 3.0}, {}]
     other["training"] = [{}, {"entropy": 4.0}, {}, {}]
-    summary = summarise(load_protocol(PROTOCOL), [one, other], {})
+    summary = summarise(load_study(STUDY), [one, other], {})
     trained = summary["regimes"]["no_second_try"]["arms"]["grpo"]["training"]
     assert trained == {"entropy": [None, 3.0, 3.0, None]}
 
@@ -269,64 +273,66 @@ def test_a_regime_must_pass_every_limit() -> None:
 
 
 def test_settings_are_laid_over_one_another() -> None:
-    protocol = load_protocol(PROTOCOL)
-    config = job_config(protocol, Job("compare", "no_second_try", "ig_return", 3))
+    study = load_study(STUDY)
+    config = trial_settings(study, Trial("compare", "no_second_try", "ig_return", 3))
     assert config.world.seed == config.run.seed == 3
     assert config.world.people == 320
     assert config.credit == {"method": "ig_search", "alpha": 1.0, "gamma": 0.9}
     tuned = {"gain": {"optimization": {"learning_rate": 0.5}}}
-    regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
-    other = replace(protocol, regimes={"no_second_try": regime})
+    regime = replace(study.regimes["no_second_try"], tuned=tuned)
+    other = replace(study, regimes={"no_second_try": regime})
     assert (
-        job_config(other, Job("compare", "no_second_try", "ig", 0)).optimization.learning_rate
+        trial_settings(other, Trial("compare", "no_second_try", "ig", 0)).optimization.learning_rate
         == 0.5
     )
-    plain = job_config(other, Job("compare", "no_second_try", "grpo", 0))
+    plain = trial_settings(other, Trial("compare", "no_second_try", "grpo", 0))
     assert plain.optimization.learning_rate != 0.5
-    changed = Job("develop", "no_second_try", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01"))
-    assert job_config(protocol, changed).credit["alpha"] == 0.5
-    assert job_config(protocol, changed).optimization.kl == 0.01
+    changed = Trial(
+        "develop", "no_second_try", "ig", 0, ("credit.alpha=0.5", "optimization.kl=0.01")
+    )
+    assert trial_settings(study, changed).credit["alpha"] == 0.5
+    assert trial_settings(study, changed).optimization.kl == 0.01
     assert changed.name == "no_second_try-ig-0-credit.alpha_0.5-optimization.kl_0.01"
 
 
 def test_a_regime_may_have_starting_policies_of_its_own(tmp_path: Path) -> None:
-    protocol = load_protocol(PROTOCOL)
+    study = load_study(STUDY)
     own = tmp_path / "policy"
     own.mkdir()
-    regime = replace(protocol.regimes["no_second_try"], checkpoints=(str(own),))
-    other = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    regime = replace(study.regimes["no_second_try"], checkpoints=(str(own),))
+    other = replace(study, regimes={**study.regimes, "no_second_try": regime})
     for seed in (8, 9):
         for regime_name, expected in (("no_second_try", str(own)), ("single_hop", None)):
-            job = Job("compare", regime_name, "grpo", seed)
-            common = protocol.checkpoints[seed % len(protocol.checkpoints)]
-            assert job_config(other, job).policy.path == (expected or common)
-    before = rests_on(other, PROTOCOL)
+            trial = Trial("compare", regime_name, "grpo", seed)
+            common = study.checkpoints[seed % len(study.checkpoints)]
+            assert trial_settings(other, trial).policy.path == (expected or common)
+    before = rests_on(other)
     (own / "config.json").write_text("{}")
-    changed = {name for name, told in rests_on(other, PROTOCOL).items() if told != before[name]}
-    assert changed == {str(own)}
+    changed = {name for name, part in rests_on(other).items() if part != before[name]}
+    assert changed == {"checkpoints", "regimes"}
 
 
 def test_a_regime_may_say_on_which_seeds_an_arm_runs() -> None:
-    protocol = load_protocol(PROTOCOL)
-    regime = replace(protocol.regimes["no_second_try"], seeds={"ig": Span(10, 12)})
-    other = replace(protocol, regimes={**protocol.regimes, "no_second_try": regime})
+    study = load_study(STUDY)
+    regime = replace(study.regimes["no_second_try"], seeds={"ig": Span(10, 12)})
+    other = replace(study, regimes={**study.regimes, "no_second_try": regime})
     assert other.seeds_of("no_second_try", "ig") == [10, 11, 12]
     assert other.seeds_of("no_second_try", "rloo") == [8, 9, 10]
     assert other.seeds_of("single_hop", "ig") == [8, 9, 10]
     assert other.seeds_of("single_hop", "paper") == list(range(8, 16))
     for seeds in ({"ig": Span(7, 10)}, {"no_such_arm": Span(8, 9)}, {"ig": Span(12, 10)}):
         with pytest.raises(ValueError, match="gives Span"):
-            replace(protocol, regimes={"no_second_try": replace(regime, seeds=seeds)})
+            replace(study, regimes={"no_second_try": replace(regime, seeds=seeds)})
     alone = replace(regime, seeds={"grpo": Span(8, 20), "ig": Span(20, 22)})
     with pytest.raises(ValueError, match=r"has 'ig' run on the seeds \[21, 22\]"):
-        replace(protocol, regimes={"no_second_try": alone})
+        replace(study, regimes={"no_second_try": alone})
 
 
-def test_every_arm_of_the_protocol_can_be_built() -> None:
-    protocol = load_protocol(PROTOCOL)
-    for arm in protocol.arms:
-        make_credit_from(job_config(protocol, Job("compare", "no_second_try", arm, 0)).credit)
-    paper = job_config(protocol, Job("compare", "no_second_try", "paper", 0))
+def test_every_arm_of_the_study_can_be_built() -> None:
+    study = load_study(STUDY)
+    for arm in study.arms:
+        make_credit_from(trial_settings(study, Trial("compare", "no_second_try", arm, 0)).credit)
+    paper = trial_settings(study, Trial("compare", "no_second_try", "paper", 0))
     assert isinstance(make_credit_from(paper.credit), IGSearch)
     assert paper.environment.floor == "none"
     assert paper.environment.counterfactual == "documents+refinement"
@@ -340,20 +346,18 @@ def test_every_arm_of_the_protocol_can_be_built() -> None:
         ({"seeds": (0,)}, "asks for 8 seeds"),
     ],
 )
-def test_a_protocol_that_contradicts_itself_is_refused(
-    change: dict[str, Any], message: str
-) -> None:
-    protocol: Protocol = load_protocol(PROTOCOL)
+def test_a_study_that_contradicts_itself_is_refused(change: dict[str, Any], message: str) -> None:
+    study: Study = load_study(STUDY)
     with pytest.raises(ValueError, match=message):
-        replace(protocol, **change)
+        replace(study, **change)
 
 
-def kept_run(protocol: Protocol, job: Job) -> dict[str, Any]:
+def kept_run(study: Study, trial: Trial) -> dict[str, Any]:
     """What is kept of a run, without its figures."""
-    config = job_config(protocol, job)
-    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(5)]
+    config = trial_settings(study, trial)
+    sizes = [evaluation_size(study, trial, quarter) for quarter in range(5)]
     run = {
-        "config": config.to_dict(),
+        "config": settings_record(config),
         "checkpoint": checkpoint_hash(config.policy.path),
         "evaluations": [{"questions": asked, "samples": samples} for asked, samples in sizes],
     }
@@ -362,38 +366,50 @@ def kept_run(protocol: Protocol, job: Job) -> dict[str, Any]:
 
 
 def test_a_kept_run_counts_only_for_the_settings_that_it_was_made_with() -> None:
-    protocol = load_protocol(PROTOCOL)
-    jobs = [Job("develop", "no_second_try", "ig", 100), Job("compare", "no_second_try", "paper", 0)]
-    for job in jobs:
-        run = kept_run(protocol, job)
-        assert is_run_of(run, protocol, job)
+    study = load_study(STUDY)
+    trials = [
+        Trial("develop", "no_second_try", "ig", 100),
+        Trial("compare", "no_second_try", "paper", 0),
+    ]
+    for trial in trials:
+        run = kept_run(study, trial)
+        assert is_result_of(run, study, trial)
         tuned = {"gain": {"optimization": {"kl": 0.01}}}
-        regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
-        assert not is_run_of(run, replace(protocol, regimes={"no_second_try": regime}), job)
-        assert not is_run_of(run, protocol, replace(job, changes=("optimization.kl=0.01",)))
-        assert not is_run_of(run, protocol, replace(job, arm="grpo"))
-        assert not is_run_of(run, shortened(protocol), job)
-        assert not is_run_of({**run, "checkpoint": "other weights"}, protocol, job)
-        assert not is_run_of({**run, "config": {"no": "such settings"}}, protocol, job)
-    one, other = (replace(protocol, questions=n) for n in (1000, 900))
-    assert is_run_of(kept_run(one, jobs[0]), other, jobs[0])  # development asks fewer anyway
-    assert not is_run_of(kept_run(one, jobs[1]), other, jobs[1])
+        regime = replace(study.regimes["no_second_try"], tuned=tuned)
+        assert not is_result_of(run, replace(study, regimes={"no_second_try": regime}), trial)
+        assert not is_result_of(run, study, replace(trial, changes=("optimization.kl=0.01",)))
+        assert not is_result_of(run, study, replace(trial, arm="grpo"))
+        assert not is_result_of(run, shortened(study), trial)
+        assert not is_result_of({**run, "checkpoint": "other weights"}, study, trial)
+        assert not is_result_of({**run, "config": {"no": "such settings"}}, study, trial)
+    one, other = (replace(study, questions=n) for n in (1000, 900))
+    assert is_result_of(kept_run(one, trials[0]), other, trials[0])  # development asks fewer anyway
+    assert not is_result_of(kept_run(one, trials[1]), other, trials[1])
 
 
-def test_the_lock_holds_on_to_base_and_checkpoints(tmp_path: Path) -> None:
+def test_what_a_comparison_rests_on_is_contents_not_places(tmp_path: Path) -> None:
     folder = tmp_path / "policy"
     folder.mkdir()
     (folder / "weights").write_bytes(b"one")
-    protocol = load_protocol(PROTOCOL)
-    regimes = {name: replace(r, checkpoints=()) for name, r in protocol.regimes.items()}
-    protocol = replace(protocol, regimes=regimes, checkpoints=(str(folder),))
-    before = rests_on(protocol, PROTOCOL)
-    assert before.keys() == {"protocol", "trainers/configs/demo.toml", str(folder)}
-    told = settings_hash(protocol, "no_second_try")
-    (folder / "weights").write_bytes(b"two")
-    after = rests_on(protocol, PROTOCOL)
-    assert [name for name in before if before[name] != after[name]] == [str(folder)]
-    assert settings_hash(protocol, "no_second_try") != told != settings_hash(protocol, "single_hop")
+    study = load_study(STUDY)
+    regimes = {name: replace(r, checkpoints=()) for name, r in study.regimes.items()}
+    study = replace(study, regimes=regimes, checkpoints=(str(folder),))
+    before, hashed = rests_on(study), settings_hash(study, "no_second_try")
+    trial = Trial("develop", "no_second_try", "ig", 100)
+    run = kept_run(study, trial)
+    moved = replace(study, checkpoints=(str(folder.rename(tmp_path / "elsewhere")),))
+    assert rests_on(moved) == before
+    assert settings_hash(moved, "no_second_try") == hashed != settings_hash(moved, "single_hop")
+    assert is_result_of(run, moved, trial)
+    (tmp_path / "elsewhere/weights").write_bytes(b"two")
+    after = rests_on(moved)
+    assert [name for name in before if before[name] != after[name]] == ["checkpoints"]
+    assert settings_hash(moved, "no_second_try") != hashed
+    assert not is_result_of(run, moved, trial)
+    base = tmp_path / "base.toml"
+    base.write_text((CHECKOUT / study.base).read_text().replace("group_size = 5", "group_size = 6"))
+    after = rests_on(replace(moved, base=str(base)))
+    assert [name for name in before if before[name] != after[name]] == ["base", "checkpoints"]
 
 
 @pytest.mark.parametrize(
@@ -407,75 +423,80 @@ def test_the_lock_holds_on_to_base_and_checkpoints(tmp_path: Path) -> None:
 def test_settings_that_would_not_reach_training_are_refused(
     change: dict[str, Any], message: str
 ) -> None:
-    protocol = load_protocol(PROTOCOL)
-    regime = replace(protocol.regimes["no_second_try"], **change)
+    study = load_study(STUDY)
+    regime = replace(study.regimes["no_second_try"], **change)
     with pytest.raises(ValueError, match=message):
-        replace(protocol, regimes={"no_second_try": regime})
+        replace(study, regimes={"no_second_try": regime})
 
 
 def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
-    protocol = load_protocol(PROTOCOL)
-    for regime, seed in itertools.product(protocol.regimes, protocol.seeds):
-        asked = held_out(protocol, Job("compare", regime, "grpo", seed))
-        assert len(asked) >= protocol.questions == 1000
-    greedy = replace(protocol, questions=100_000)
+    study = load_study(STUDY)
+    for regime, seed in itertools.product(study.regimes, study.seeds[::24]):  # compare asks all
+        asked = held_out(study, Trial("compare", regime, "grpo", seed))
+        assert len(asked) >= study.questions == 1000
+    greedy = replace(study, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
-        run_job(greedy, Job("compare", "no_second_try", "grpo", 0))
+        run_trial(greedy, Trial("compare", "no_second_try", "grpo", 0))
 
 
 def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
     tmp_path: Path,
 ) -> None:
-    protocol = shortened(load_protocol(PROTOCOL))
-    tried = Job("develop", "no_second_try", "grpo", 100, ("optimization.learning_rate=0.5",))
-    run = {**a_run("grpo", 100, [0.1] * 5, stage="develop"), **kept_run(protocol, tried)}
+    study = shortened(load_study(STUDY))
+    tried = Trial("develop", "no_second_try", "grpo", 100, ("optimization.learning_rate=0.5",))
+    run = {**a_run("grpo", 100, [0.1] * 5, stage="develop"), **kept_run(study, tried)}
     run["changes"] = list(tried.changes)
     (tmp_path / "record").write_text(json.dumps(run) + "\n")
     tuned = {"outcome": {"optimization": {"learning_rate": 0.5}}}
-    regime = replace(protocol.regimes["no_second_try"], tuned=tuned)
-    protocol = replace(protocol, regimes={"no_second_try": regime})
-    store = RunStore(tmp_path / "out", tmp_path / "record")
-    assert store.run(protocol, [replace(tried, changes=())], workers=1) == [run]
+    regime = replace(study.regimes["no_second_try"], tuned=tuned)
+    study = replace(study, regimes={"no_second_try": regime})
+    store = ResultStore(tmp_path / "out", tmp_path / "record")
+    assert store.run(study, [replace(tried, changes=())], workers=1) == [run]
     assert store.record() == [run]
 
 
-def test_the_report_that_is_shipped_is_of_the_protocol_that_is_shipped() -> None:
-    told = json.loads((CHECKOUT / "docs/results/credit.json").read_text(encoding="utf-8"))
-    protocol = load_protocol(PROTOCOL)
-    assert told["rests_on"] == rests_on(protocol, PROTOCOL)
-    assert told["verdicts"].keys() == protocol.regimes.keys()
+def test_the_shipped_report_is_what_the_shipped_record_gives(tmp_path: Path) -> None:
+    """Also: no kept run is lost, wherever checkpoints lie and whatever settings are called."""
+    shipped = CHECKOUT / "docs/results"
+    for name in ("credit.json", "credit_runs.jsonl"):
+        (tmp_path / name).write_bytes((shipped / name).read_bytes())
+    compare_credit.main(["report", "--out", str(tmp_path / "none"), "--report", str(tmp_path)])
+    for name in ("credit.json", "credit.md", "credit_runs.jsonl"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text(), name
+    report = json.loads((tmp_path / "credit.json").read_text(encoding="utf-8"))
+    study = load_study(STUDY)
+    assert report["rests_on"] == rests_on(study)
+    assert {name: verdict["settings"] for name, verdict in report["verdicts"].items()} == {
+        name: settings_hash(study, name) for name in study.regimes
+    }
 
 
-def laboratory(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.laboratory.compare_credit", *map(str, arguments)]
-    command += ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=900)
+def laboratory(*arguments: str | Path) -> None:
+    size = ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
+    compare_credit.main([*map(str, arguments), *size])
 
 
 def test_development_does_not_see_fresh_seeds(tmp_path: Path) -> None:
-    refused = laboratory("develop", "--out", tmp_path, "--seeds", "100", "8")
-    assert refused.returncode == 2
-    assert "development must not see the fresh seeds [8]" in refused.stderr
+    with pytest.raises(ValueError, match=r"development must not see the fresh seeds \[8\]"):
+        laboratory("develop", "--out", tmp_path, "--seeds", "100", "8")
 
 
 @pytest.mark.timeout(1200)
 def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
-    early = laboratory("compare", "--out", tmp_path)
-    assert early.returncode == 2
-    assert "run `qualify` before" in early.stderr
-    assert laboratory("qualify", "--out", tmp_path).returncode == 0
+    with pytest.raises(ValueError, match="run `qualify` before"):
+        laboratory("compare", "--out", tmp_path)
+    laboratory("qualify", "--out", tmp_path)
     verdicts = json.loads((tmp_path / "smoke/qualified.json").read_text())
     assert not (tmp_path / "qualified.json").exists()  # a tiny run says nothing about a real one
     assert set(verdicts["no_second_try"]["passes"]) == set(verdicts["no_second_try"]["figures"])
     verdicts["no_second_try"]["qualified"] = True  # tiny runs qualify for nothing
     (tmp_path / "smoke/qualified.json").write_text(json.dumps(verdicts))
-    protocol = tmp_path / "protocol.toml"
-    protocol.write_text(PROTOCOL.read_text())
-    call = ("compare", "--out", tmp_path, "--protocol", protocol, "--arms", "grpo", "ig")
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.read_text())
+    call = ("compare", "--out", tmp_path, "--study", study, "--arms", "grpo", "ig")
     call = (*call, "--report", tmp_path / "report")
     report = tmp_path / "report/smoke"
-    first = laboratory(*call)
-    assert first.returncode == 0, first.stderr
+    laboratory(*call)
     arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
     assert {arm: row["seeds"] for arm, row in arms.items()} == {"grpo": 2, "ig": 2}
     assert (report / "credit.png").stat().st_size > 10_000
@@ -486,25 +507,22 @@ def test_stages_in_order_and_nothing_twice(tmp_path: Path) -> None:
     record = report / "credit_runs.jsonl"
     rows = record.read_text()
     runs[0].unlink()  # as on another machine
-    part = laboratory(*(word for word in call if word != "ig"))
-    assert part.returncode == 0, part.stderr
+    laboratory(*(word for word in call if word != "ig"))
     again = sorted((tmp_path / "smoke/runs/compare").iterdir())
     assert [path.name for path in again] == [name for name, _ in kept]
     assert [path.stat().st_mtime_ns for path in again[1:]] == [time for _, time in kept[1:]]
     assert record.read_text() == rows
     assert json.loads(runs[0].read_text()) in [json.loads(row) for row in rows.splitlines()]
-    arms = json.loads((report / "credit.json").read_text())["regimes"]["no_second_try"]["arms"]
-    assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still told
-    told = json.loads((report / "credit.json").read_text())
-    assert told["verdicts"] == verdicts
+    last = json.loads((report / "credit.json").read_text())
+    arms = last["regimes"]["no_second_try"]["arms"]
+    assert arms.keys() == {"grpo", "ig"}  # what was not asked for again is still reported
+    assert last["verdicts"] == verdicts
     elsewhere = ("--out", tmp_path / "other", "--report", tmp_path / "report")
-    assert laboratory("report", *elsewhere, "--protocol", protocol).returncode == 0
-    assert json.loads((report / "credit.json").read_text()) == told  # the record is enough
-    protocol.write_text(PROTOCOL.read_text() + "\n# changed\n")
-    late = laboratory(*call)
-    assert late.returncode == 2
-    assert "protocol has changed since fresh seeds were run" in late.stderr
-    protocol.write_text(PROTOCOL.read_text().replace("people = 320", "people = 300"))
-    other = laboratory(*call)
-    assert other.returncode == 2
-    assert "no_second_try has qualified with other settings" in other.stderr
+    laboratory("report", *elsewhere, "--study", study)
+    assert json.loads((report / "credit.json").read_text()) == last  # the record is enough
+    study.write_text(STUDY.read_text().replace('method = "rloo"', 'method = "reinforce"'))
+    with pytest.raises(ValueError, match="arms changed since fresh seeds were run"):
+        laboratory(*call)
+    study.write_text(STUDY.read_text().replace("people = 320", "people = 300"))
+    with pytest.raises(ValueError, match="no_second_try has qualified with other settings"):
+        laboratory(*call)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agents.loading import CHECKOUT
 from igsearch_env import Document, Episode
+from scripts.laboratory import gain_signal
 from scripts.laboratory.gain_signal import signal
 from tests.igsearch_env.credit.test_ig_search import episode_of
 
@@ -46,31 +43,35 @@ def test_gains_are_sorted_by_what_was_found() -> None:
     ]
 
 
-def play(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.laboratory.gain_signal", "--out", str(out), *flags]
-    command += ["--config", "trainers/configs/demo.toml", "--set", "optimization.group_size=2"]
-    command += ["--set", "world.people=40", "--set", "optimization.questions_per_step=4"]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+def play(out: Path, *flags: str) -> None:
+    sizes = ("world.people=40", "optimization.group_size=2", "optimization.questions_per_step=4")
+    settings = [word for size in sizes for word in ("--set", size)]
+    gain_signal.main(
+        ["--config", "trainers/configs/demo.toml", "--out", str(out), *settings, *flags]
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--set", 'credit={method = "outcome"}'), "no search has a gain; set environment."),
+        (
+            ("--questions", "2", "--set", 'credit={method = "outcome"}'),
+            "no search has a gain; set environment.",
+        ),
         (("--questions", "100000"), "--questions asks for 100000, but there are "),
     ],
 )
-def test_what_cannot_be_told_is_refused(tmp_path: Path, flags: Any, message: str) -> None:
-    told = play(tmp_path, *(flags if "--questions" in flags else ("--questions", "2", *flags)))
-    assert told.returncode == 2
-    assert f"error: {message}" in told.stderr
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        play(tmp_path, *flags)
     assert not (tmp_path / "results.json").exists()
 
 
-def test_real_rollouts(tmp_path: Path) -> None:
-    told = play(tmp_path, "--questions", "6")
-    assert told.returncode == 0, told.stderr
-    assert "12 rollouts" in told.stdout
+def test_real_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    play(tmp_path, "--questions", "6")
+    assert "12 rollouts" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert sum(row["searches"] for row in results["rows"]) > 12
     assert results["config"]["world"]["people"] == 40

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate
 from igsearch_env.files import write_json
-from scripts.laboratory.hashes import checkpoint_hash
-from scripts.laboratory.protocol import (
+from igsearch_env.threads import set_threads
+from scripts.laboratory.study import (
     QUARTERS,
-    Job,
-    Protocol,
+    Study,
+    Trial,
+    checkpoint_hash,
     evaluation_size,
-    job_config,
+    settings_record,
+    trial_settings,
 )
 from trainers.local.grpo import GRPOTrainer
-from trainers.setup import make_questions
+from trainers.setup import make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
 EVAL_BATCH = 512
@@ -46,12 +49,12 @@ COLUMNS = (
 """What is kept of the training log, averaged over each quarter."""
 
 
-def run_and_keep(protocol: Protocol, job: Job, path: Path) -> None:
-    """Write what :func:`run_job` returns, so that it is kept even if other runs are cut short."""
-    write_json(path, run_job(protocol, job))
+def run_and_keep(study: Study, trial: Trial, path: Path) -> None:
+    """Write what :func:`run_trial` returns, so that it is kept even if other runs are cut short."""
+    write_json(path, run_trial(study, trial))
 
 
-def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
+def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
     """Train and evaluate; development makes do with the smaller evaluation at the end, too.
 
     Returns:
@@ -59,9 +62,9 @@ def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
         what training had cost by then, evaluations apart), ``training`` (means by quarter) and
         ``seconds`` of CPU by part.
     """
-    config = job_config(protocol, job)
-    questions = held_out(protocol, job)
-    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(QUARTERS + 1)]
+    config = trial_settings(study, trial)
+    questions = held_out(study, trial)
+    sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(config, folder)
         steps = config.optimization.steps
@@ -80,9 +83,14 @@ def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
                 evaluations.append(found)
     parts = {part for row in log for part in row["seconds"]}
     return {
-        "job": {"stage": job.stage, "regime": job.regime, "arm": job.arm, "seed": job.seed},
-        "changes": list(job.changes),
-        "config": config.to_dict(),
+        "trial": {
+            "stage": trial.stage,
+            "regime": trial.regime,
+            "arm": trial.arm,
+            "seed": trial.seed,
+        },
+        "changes": list(trial.changes),
+        "config": settings_record(config),
         "checkpoint": checkpoint_hash(config.policy.path),
         "evaluations": evaluations,
         "training": [
@@ -96,28 +104,28 @@ def run_job(protocol: Protocol, job: Job) -> dict[str, Any]:
     }
 
 
-def held_out(protocol: Protocol, job: Job) -> list[Question]:
+def held_out(study: Study, trial: Trial) -> list[Question]:
     """The questions that a run is evaluated with.
 
     Raises:
-        ValueError: If its world has fewer than the protocol asks.
+        ValueError: If its world has fewer than the study asks.
     """
-    config = job_config(protocol, job)
+    config = trial_settings(study, trial)
     questions = make_questions(config.environment.eval_questions, config.world)
-    asked, _ = evaluation_size(protocol, job, QUARTERS)
+    asked, _ = evaluation_size(study, trial, QUARTERS)
     if len(questions) < asked:
         raise ValueError(
-            f"{job.name} is to be asked {asked} held-out questions, but its world has "
+            f"{trial.name} is to be asked {asked} held-out questions, but its world has "
             f"{len(questions)}; ask fewer"
         )
     return questions
 
 
-def look_at_start(protocol: Protocol, regime: str, seed: int) -> dict[str, float]:
+def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
     """What a regime is like before training: the figures that it has to qualify by.
 
     Args:
-        protocol: The protocol.
+        study: The study.
         regime: Name of the regime.
         seed: A development seed.
 
@@ -126,13 +134,18 @@ def look_at_start(protocol: Protocol, regime: str, seed: int) -> dict[str, float
         those in which a rollout found a supporting passage of any hop; ``reads``, the share of
         rollouts that are right among those that found the last gold passage.
     """
-    config = job_config(protocol, Job("qualify", regime, "grpo", seed))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = GRPOTrainer(config, folder)
-        asked = trainer.engine.questions[: protocol.qualifying_groups]
-        size = config.optimization.group_size
-        repeated = [question for question in asked for _ in range(size)]
-        episodes = _play(trainer, repeated, seed)
+    config = trial_settings(study, Trial("qualify", regime, "grpo", seed))
+    set_threads(config.run.threads)
+    engine = make_training_engine(config, config.run.seed)
+    policy = make_policy(
+        replace(config.policy, batch_size=EVAL_BATCH),
+        config.environment.protocol,
+        temperature=config.policy.temperature,
+    )
+    asked = engine.questions[: study.qualifying_groups]
+    size = config.optimization.group_size
+    repeated = [question for question in asked for _ in range(size)]
+    episodes = play_questions(engine, policy, repeated, seed=seed)
     fails: list[bool] = []
     supported: list[bool] = []
     read: list[bool] = []
@@ -149,23 +162,15 @@ def look_at_start(protocol: Protocol, regime: str, seed: int) -> dict[str, float
     }
 
 
-def _play(trainer: GRPOTrainer, questions: Sequence[Question], seed: int) -> list[Episode]:
-    policy = trainer.policy
-    before = policy.batch_size
-    policy.batch_size = EVAL_BATCH
-    try:
-        return play_questions(trainer.engine, policy, questions, seed=seed)
-    finally:
-        policy.batch_size = before
-
-
 def _evaluate(
     trainer: GRPOTrainer, questions: Sequence[Question], samples: int, step: int, cpu: float
 ) -> dict[str, Any]:
     """Sampled figures on held-out questions, ``samples`` times each."""
+    policy = trainer.policy.fresh(0)  # the weights as they are now, in larger batches
+    policy.batch_size = EVAL_BATCH
     episodes: list[Episode] = []
     for number in range(samples):
-        episodes += _play(trainer, questions, EVAL_SEED + number)
+        episodes += play_questions(trainer.engine, policy, questions, seed=EVAL_SEED + number)
     right = np.array([e.em or 0.0 for e in episodes]).reshape(samples, -1)  # (samples, questions)
     hits = np.array([_hop_hits(episode) for episode in episodes], dtype=np.float64)
     by_search: defaultdict[int, list[float]] = defaultdict(list)

@@ -1,6 +1,6 @@
-"""The written protocol of the credit laboratory: regimes, arms, seeds, and what was fixed before.
+"""The study that the laboratory carries out: regimes, arms, seeds, and what was fixed before.
 
-It is a TOML file (``scripts/laboratory/protocol.toml``). A run's settings are those of ``base``,
+It is a TOML file (``scripts/laboratory/study.toml``). A run's settings are those of ``base``,
 then the regime's, then the arm's, then what the regime has tuned for the arm's family.
 """
 
@@ -10,12 +10,11 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.loading import CHECKOUT
-from scripts.laboratory.hashes import checkpoint_hash, sha256_of
+from agents.loading import CHECKOUT, checkpoint_folder
 from trainers.config import TrainSettings, build, from_dict
 
 Stage = Literal["develop", "qualify", "compare"]
@@ -56,7 +55,7 @@ class Regime:
         settings: Sections of a training configuration.
         primary: The one arm that is tested against GRPO.
         primaries_before: Those that were it before, in order; they count as tests, too.
-        checkpoints: Warm-started policies in the place of the protocol's, if it needs its own.
+        checkpoints: Warm-started policies in the place of the study's, if it needs its own.
         seeds: The fresh seeds of some arms, by name: one that was chosen when some of them had
             been looked at leaves those out.
         tuned: For each family, what tuning on development seeds settled.
@@ -73,7 +72,7 @@ class Regime:
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Study:
     """Everything that is settled before fresh worlds are looked at.
 
     Args:
@@ -107,13 +106,13 @@ class Protocol:
         primaries = [arm for r in regimes for arm in (r.primary, *r.primaries_before)]
         for name in ("grpo", "oracle", *primaries):
             if name not in self.arms:
-                raise ValueError(f"the protocol needs an arm {name!r}; it has {sorted(self.arms)}")
+                raise ValueError(f"the study needs an arm {name!r}; it has {sorted(self.arms)}")
         for name, regime in self.regimes.items():
             _check_regime(name, regime)
         for name, arm in self.arms.items():
             if not 1 <= arm.seeds <= len(self.seeds):
                 raise ValueError(
-                    f"arm {name!r} asks for {arm.seeds} seeds; the protocol has {len(self.seeds)}"
+                    f"arm {name!r} asks for {arm.seeds} seeds; the study has {len(self.seeds)}"
                 )
         for name in self.regimes:
             self._check_seeds(name)
@@ -125,7 +124,7 @@ class Protocol:
             if not known or span.first > span.last:
                 raise ValueError(
                     f"regime {name!r} gives {span} to arm {arm!r}; expected an arm of the "
-                    "protocol, and the first and the last of its fresh seeds"
+                    "study, and the first and the last of its fresh seeds"
                 )
         for arm in self.arms:
             if alone := set(self.seeds_of(name, arm)) - set(self.seeds_of(name, "grpo")):
@@ -156,7 +155,7 @@ def _check_regime(name: str, regime: Regime) -> None:
 
 
 @dataclass(frozen=True)
-class Job:
+class Trial:
     """One run.
 
     Args:
@@ -180,8 +179,8 @@ class Job:
         return f"{self.regime}-{self.arm}-{self.seed}{tail}"
 
 
-def load_protocol(path: Path) -> Protocol:
-    """Read a protocol.
+def load_study(path: Path) -> Study:
+    """Read a study.
 
     Raises:
         ValueError: If the file is not TOML, or a key is unknown or of the wrong type.
@@ -189,69 +188,98 @@ def load_protocol(path: Path) -> Protocol:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"cannot read the protocol {path}: {error}") from error
-    return build(Protocol, data)
+        raise ValueError(f"cannot read the study {path}: {error}") from error
+    return build(Study, data)
 
 
-def rests_on(protocol: Protocol, path: Path) -> dict[str, str]:
-    """Hashes of everything that a comparison rests on, by name.
+def checkpoint_hash(path: str) -> str:
+    """Hash of all files of a checkpoint's folder; the name itself of one on the hub."""
+    folder = checkpoint_folder(path)
+    if folder is None:
+        return path
+    parts = [
+        f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    Args:
-        protocol: The protocol.
-        path: Its file.
+
+def rests_on(study: Study) -> dict[str, Any]:
+    """What a comparison rests on: a hash of each part of the study, and those of its checkpoints.
+
+    Contents count, not where they lie: a file or a folder may be moved.
     """
-    hashes = {"protocol": sha256_of(path), protocol.base: sha256_of(CHECKOUT / protocol.base)}
-    own = [name for regime in protocol.regimes.values() for name in regime.checkpoints]
-    return hashes | {name: checkpoint_hash(name) for name in (*protocol.checkpoints, *own)}
+    paths = dict.fromkeys(study.checkpoints)
+    for regime in study.regimes.values():
+        paths |= dict.fromkeys(regime.checkpoints)
+    hashes = {path: checkpoint_hash(path) for path in paths}
+    parts = asdict(study) | {"base": _base_settings(study)}
+    del parts["checkpoints"]
+    for regime in parts["regimes"].values():
+        regime["checkpoints"] = [hashes[path] for path in regime["checkpoints"]]
+    return {name: _hash_of(part) for name, part in parts.items()} | {
+        "checkpoints": list(hashes.values())
+    }
 
 
-def evaluation_size(protocol: Protocol, job: Job, quarter: int) -> tuple[int, int]:
+def _hash_of(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def evaluation_size(study: Study, trial: Trial, quarter: int) -> tuple[int, int]:
     """Questions of an evaluation, and how often each is asked."""
-    if quarter == QUARTERS and job.stage == "compare":
-        return protocol.questions, protocol.samples
-    return protocol.interim_questions, 1
+    if quarter == QUARTERS and trial.stage == "compare":
+        return study.questions, study.samples
+    return study.interim_questions, 1
 
 
-def is_run_of(run: Mapping[str, Any], protocol: Protocol, job: Job) -> bool:
-    """Whether a kept run is what the protocol asks for now: settings, checkpoint, evaluations."""
-    config = job_config(protocol, job)
-    sizes = [evaluation_size(protocol, job, quarter) for quarter in range(QUARTERS + 1)]
+def settings_record(config: TrainSettings) -> dict[str, Any]:
+    """Settings as they are kept: without the checkpoint's path, which its hash stands for."""
+    record = config.to_dict()
+    del record["policy"]["path"]
+    return record
+
+
+def is_result_of(run: Mapping[str, Any], study: Study, trial: Trial) -> bool:
+    """Whether a kept run is what the study asks for now: settings, checkpoint, evaluations."""
+    config = trial_settings(study, trial)
+    sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
     try:
-        same = from_dict(run["config"]) == config
+        kept = settings_record(from_dict(run["config"]))
     except ValueError:  # it has settings that there are no more
         return False
     return (
-        same
+        kept == settings_record(config)
         and run.get("checkpoint") == checkpoint_hash(config.policy.path)
         and [(one["questions"], one["samples"]) for one in run["evaluations"]] == sizes
     )
 
 
-def settings_hash(protocol: Protocol, regime: str) -> str:
+def settings_hash(study: Study, regime: str) -> str:
     """Hash of what the verdict on a regime rests on: its runs' settings on development seeds."""
-    jobs = [
-        Job("develop", regime, arm, seed)
+    trials = [
+        Trial("develop", regime, arm, seed)
         for arm in ("grpo", "oracle")
-        for seed in protocol.development_seeds
+        for seed in study.development_seeds
     ]
-    configs = [job_config(protocol, job) for job in jobs]
-    told = [(one.to_dict(), checkpoint_hash(one.policy.path)) for one in configs]
-    text = json.dumps([told, protocol.interim_questions], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    configs = [trial_settings(study, trial) for trial in trials]
+    told = [(settings_record(one), checkpoint_hash(one.policy.path)) for one in configs]
+    return _hash_of([told, study.interim_questions])
 
 
-def shortened(protocol: Protocol) -> Protocol:
-    """The same protocol at a size that shows that it works, and nothing else."""
-    arms = {name: replace(arm, seeds=min(arm.seeds, 2)) for name, arm in protocol.arms.items()}
+def shortened(study: Study) -> Study:
+    """The same study at a size that shows that it works, and nothing else."""
+    arms = {name: replace(arm, seeds=min(arm.seeds, 2)) for name, arm in study.arms.items()}
     tiny: Settings = {"optimization": {"steps": QUARTERS, "questions_per_step": 2, "group_size": 2}}
     regimes = {
         name: replace(regime, settings=merged(regime.settings, tiny), seeds={})
-        for name, regime in protocol.regimes.items()
+        for name, regime in study.regimes.items()
     }
     return replace(
-        protocol,
-        seeds=protocol.seeds[:2],
-        development_seeds=protocol.development_seeds[:2],
+        study,
+        seeds=study.seeds[:2],
+        development_seeds=study.development_seeds[:2],
         questions=6,
         samples=2,
         interim_questions=4,
@@ -261,28 +289,31 @@ def shortened(protocol: Protocol) -> Protocol:
     )
 
 
-def job_config(protocol: Protocol, job: Job) -> TrainSettings:
+def trial_settings(study: Study, trial: Trial) -> TrainSettings:
     """The training settings of a run."""
-    regime, arm = protocol.regimes[job.regime], protocol.arms[job.arm]
-    base = tomllib.loads((CHECKOUT / protocol.base).read_text(encoding="utf-8"))
-    checkpoints = regime.checkpoints or protocol.checkpoints
-    checkpoint = checkpoints[job.seed % len(checkpoints)]
+    regime, arm = study.regimes[trial.regime], study.arms[trial.arm]
+    checkpoints = regime.checkpoints or study.checkpoints
+    checkpoint = checkpoints[trial.seed % len(checkpoints)]
     fixed: Settings = {
-        "world": {"seed": job.seed},
-        "run": {"seed": job.seed, "threads": 1},
+        "world": {"seed": trial.seed},
+        "run": {"seed": trial.seed, "threads": 1},
         "policy": {"path": checkpoint},
     }
     parts = (regime.settings, arm.settings, regime.tuned.get(arm.family, {}), fixed)
-    data: dict[str, Any] = base
+    data = _base_settings(study)
     for part in parts:
         data = merged(data, part)
     if "credit" in arm.settings:  # an arm says all of it: nothing is left over from the base
         data["credit"] = dict(arm.settings["credit"])
-    for change in job.changes:
+    for change in trial.changes:
         section, rest = change.split(".", 1)
         key, value = rest.split("=", 1)
         data = merged(data, {section: {key: tomllib.loads(f"v = {value}")["v"]}})
     return from_dict(data)
+
+
+def _base_settings(study: Study) -> dict[str, Any]:
+    return tomllib.loads((CHECKOUT / study.base).read_text(encoding="utf-8"))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
