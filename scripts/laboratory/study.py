@@ -263,9 +263,11 @@ def settings_hash(study: Study, regime: str) -> str:
         for arm in ("grpo", "oracle")
         for seed in study.development_seeds
     ]
-    configs = [trial_settings(study, trial) for trial in trials]
-    told = [(settings_record(one), checkpoint_hash(one.policy.path)) for one in configs]
-    return _hash_of([told, study.interim_questions])
+    rests: list[Any] = [study.interim_questions]
+    for trial in trials:
+        data = _settings_of(study, trial)  # as written: a setting added later changes no hash
+        rests += [checkpoint_hash(data["policy"].pop("path")), data]
+    return _hash_of(rests)
 
 
 def shortened(study: Study) -> Study:
@@ -291,6 +293,11 @@ def shortened(study: Study) -> Study:
 
 def trial_settings(study: Study, trial: Trial) -> TrainSettings:
     """The training settings of a run."""
+    return from_dict(_settings_of(study, trial))
+
+
+def _settings_of(study: Study, trial: Trial) -> dict[str, Any]:
+    """The settings that base, regime, arm and trial write down; defaults are not among them."""
     regime, arm = study.regimes[trial.regime], study.arms[trial.arm]
     checkpoints = regime.checkpoints or study.checkpoints
     checkpoint = checkpoints[trial.seed % len(checkpoints)]
@@ -309,7 +316,7 @@ def trial_settings(study: Study, trial: Trial) -> TrainSettings:
         section, rest = change.split(".", 1)
         key, value = rest.split("=", 1)
         data = merged(data, {section: {key: tomllib.loads(f"v = {value}")["v"]}})
-    return from_dict(data)
+    return data
 
 
 def _base_settings(study: Study) -> dict[str, Any]:
