@@ -12,17 +12,42 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Run without dropout and without gradients; every module gets its mode back afterwards."""
+def evaluating(model: PreTrainedModel, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Run without dropout and without gradients; every module gets its mode back afterwards.
+
+    Args:
+        model: The model.
+        autocast: As for :func:`computing_in`.
+    """
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(model, autocast):
             yield
     finally:
         for module in training:
             module.training = True
+
+
+def computing_in(model: PreTrainedModel, autocast: torch.dtype | None) -> torch.autocast:
+    """A context in which matrices are multiplied in another type than that of the weights.
+
+    The weights stay as they are (float32 master weights with bfloat16 arithmetic, say). Each is
+    rounded once per context and the rounded copy is used until the context ends.
+
+    Args:
+        model: The model.
+        autocast: The type, as for :class:`torch.autocast`; None for the type of the weights.
+    """
+    return torch.autocast(model.device.type, autocast, enabled=autocast is not None)
+
+
+def compute_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The type that attention computes in now: that of autocast, or else of the weights."""
+    device = model.device.type
+    enabled = torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if enabled else model.dtype
 
 
 def decoder_config(model: PreTrainedModel) -> Any:

@@ -46,6 +46,7 @@ class TransformersPolicy:
         seed: Seeds this policy's own random generator.
         batch_size: Largest number of episodes that run together.
         trained_in: The environment that it was, or will be, trained in; saved with it.
+        autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Attributes:
         memory: The keys and values kept for the next call; ``memory.clear()`` frees them.
@@ -68,6 +69,7 @@ class TransformersPolicy:
         seed: int = 0,
         batch_size: int = 128,
         trained_in: TrainedIn | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}; try greedy=True")
@@ -85,6 +87,7 @@ class TransformersPolicy:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.trained_in = trained_in or TrainedIn()
+        self.autocast = autocast
         self.overflows = 0
         self.memory = PrefixMemory(model)
         self._generator = torch.Generator(device=model.device).manual_seed(seed)
@@ -145,7 +148,7 @@ class TransformersPolicy:
 
         It starts from the keys and values that :attr:`memory` holds.
         """
-        return TrieScorer(self.model, self.tokenizer, memory=self.memory)
+        return TrieScorer(self.model, self.tokenizer, memory=self.memory, autocast=self.autocast)
 
     def fresh(self, seed: int, *, greedy: bool = False) -> TransformersPolicy:
         """A policy with the same weights and settings, and a generator and a memory of its own.
@@ -163,6 +166,7 @@ class TransformersPolicy:
             max_new_tokens=self.max_new_tokens,
             seed=seed,
             batch_size=self.batch_size,
+            autocast=self.autocast,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,7 +199,7 @@ class TransformersPolicy:
         samples = [Sample() for _ in contexts]
         fitting = [row for row, limit in enumerate(limits) if limit > 0]
         self.overflows += len(contexts) - len(fitting)
-        with evaluating(self.model):
+        with evaluating(self.model, self.autocast):
             for first in range(0, len(fitting), self.batch_size):
                 rows = fitting[first : first + self.batch_size]
                 requests = [SampleRequest(contexts[row], known[row], limits[row]) for row in rows]

@@ -27,10 +27,17 @@ from igsearch_env.settings import make_engine, resolve_retriever
 from trainers.config import (
     EnvironmentSettings,
     PolicySettings,
+    Precision,
     TrainSettings,
     WorldSettings,
     make_credit_from,
 )
+
+AUTOCAST: dict[Precision, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16-autocast": torch.bfloat16,
+}
+"""What matrices are multiplied in at each precision; None for the type of the weights."""
 
 
 @lru_cache(maxsize=2)
@@ -118,6 +125,7 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         protocol,
         device=config.device,
         dtype=torch.float32,
+        autocast=AUTOCAST[config.precision],
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         **options,

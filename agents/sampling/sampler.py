@@ -237,6 +237,9 @@ class _GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        # Under autocast rotary positions leave keys in float32, which attention would round anew at
+        # each token; they are kept as attention reads them, in the type of the values.
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.allocate(len(key_states), key_states, 0)
         assert self.keys is not None

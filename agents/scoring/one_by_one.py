@@ -24,17 +24,23 @@ class OneByOneScorer:
     Args:
         model: A causal language model; its weights at the time of the call are used.
         tokenizer: Its tokenizer.
+        autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Raises:
         ValueError: If the tokenizer is not a fast one or does not fit the model.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | SegmentTokenizer
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast | SegmentTokenizer,
+        *,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = as_segment_tokenizer(tokenizer)
         self.tokenizer.check_fits(model)
+        self.autocast = autocast
         self.vocabulary_size = len(self.tokenizer)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -63,7 +69,7 @@ class OneByOneScorer:
         """
         pairs, longest = self.tokenizer.encode_all_scored(contexts, answers)
         check_length(self.model, longest)
-        with evaluating(self.model):
+        with evaluating(self.model, self.autocast):
             return [self._score(ids, count) for ids, count in pairs]
 
     def _score(self, ids: list[int], count: int) -> NDArray[np.float64]:

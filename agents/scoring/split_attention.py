@@ -77,6 +77,7 @@ def attend(
             f"{type(module).__name__} adds {', '.join(extra)} to its attention; "
             "score with OneByOneScorer"
         )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # float32 under autocast
     # The CPU kernel wants as many key-value heads as heads; expanding copies nothing until flatten.
     groups = query.shape[1] // key.shape[1]
     if groups > 1:

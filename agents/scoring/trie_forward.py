@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from agents.inference import decoder, decoder_config, output_embeddings
+from agents.inference import compute_dtype, decoder, decoder_config, output_embeddings
 from agents.sampling.sampler import Prefix
 from agents.scoring.trie import Ints, Trie
 
@@ -164,7 +164,7 @@ class TrieForward:
     def _past_mask(self, depths: Ints) -> Tensor:
         """What is added to scores of the past, (B, 1, 1, P); one row if the depths are equal."""
         padding = depths.max() - (depths if np.ptp(depths) else depths[:1])
-        device, dtype = self.model.device, self.model.dtype
+        device, dtype = self.model.device, compute_dtype(self.model)
         past = torch.arange(int(depths.max()), device=device)
         hidden = past < self._tensor(padding)[:, None, None, None]
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
@@ -296,6 +296,7 @@ class _PoolLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        key_states = key_states.to(value_states.dtype)  # float32 after rotation under autocast
         stored = self.pool.layer(self.number, key_states)
         keys = self._extend(stored[0], key_states)
         return keys, self._extend(stored[1], value_states)

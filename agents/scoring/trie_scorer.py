@@ -46,6 +46,7 @@ class TrieScorer:
             batches costs more than they save, and 32,768 elsewhere.
         memory: Keys and values that the policy kept when it sampled under the same weights; what
             they cover of the contexts is not run again.
+        autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Attributes:
         vocabulary_size: Number of tokens that the tokenizer knows.
@@ -64,6 +65,7 @@ class TrieScorer:
         *,
         max_batch_tokens: int | None = None,
         memory: PrefixMemory | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if max_batch_tokens is None:
             max_batch_tokens = 4_096 if model.device.type == "cpu" else 32_768
@@ -81,6 +83,7 @@ class TrieScorer:
         self.vocabulary_size = len(self.tokenizer)
         self.max_batch_tokens = max_batch_tokens
         self.memory = memory
+        self.autocast = autocast
         limits = (max_positions(model), sliding_window(model))
         self._longest = min((limit for limit in limits if limit is not None), default=math.inf)
         self.tokens_processed = 0
@@ -123,7 +126,7 @@ class TrieScorer:
         wanted = np.zeros(len(trie.ids), np.bool_)
         for tokens in scored:
             wanted[tokens] = True
-        with evaluating(self.model), split_attention(self.model):
+        with evaluating(self.model, self.autocast), split_attention(self.model):
             forward = TrieForward(self.model, trie, prefixes, wanted, self.max_batch_tokens)
             values = forward.log_probs()
         self.tokens_processed = int(trie.lengths[trie.run].sum())

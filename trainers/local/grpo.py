@@ -67,6 +67,7 @@ class GRPOTrainer:
             config.optimization,
             config.policy.temperature,
             copy.deepcopy(self.policy.model).eval() if config.optimization.kl > 0 else None,
+            self.policy.autocast,
         )
         self.step = 0
         if saved is not None:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from agents.inference import decoder, output_embeddings
+from agents.inference import decoder, decoder_config, output_embeddings
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
+
+LOGITS_AT_ONCE = 1 << 24
+"""Numbers; 64 MiB in float32, of which several copies exist while log-probs are computed."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def policy_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each policy token, and the entropy where it was chosen.
 
-    Logits are computed at the positions before policy tokens only.
+    Logits are computed at the positions before policy tokens only, and no more than
+    ``LOGITS_AT_ONCE`` numbers of them exist at a time: where there are more, they are computed in
+    parts, and again in the backward pass.
 
     Args:
         model: A causal language model.
@@ -87,10 +93,26 @@ def policy_log_probs(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state  # (B, T, H)
     chosen = batch.policy_mask[:, 1:]
-    logits = output_embeddings(model)(hidden[:, :-1][chosen]).float() / temperature  # (P, V)
+    states, targets = hidden[:, :-1][chosen], batch.input_ids[:, 1:][chosen]  # (P, H), (P,)
+    head = output_embeddings(model)
+    size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
+    if len(states) <= size:
+        return _read_off(head, states, targets, temperature)
+    parts = [
+        checkpoint(_read_off, head, *part, temperature, use_reentrant=False)
+        for part in zip(states.split(size), targets.split(size), strict=True)
+    ]
+    log_probs, entropies = zip(*parts, strict=True)
+    return torch.cat(log_probs), torch.cat(entropies)
+
+
+def _read_off(
+    head: nn.Module, states: Tensor, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of targets, shape (P,), after hidden states, shape (P, H), and the entropies."""
+    logits = head(states).float() / temperature  # (P, V)
     log_probs = torch.log_softmax(logits, dim=-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
-    targets = batch.input_ids[:, 1:][chosen]
     return log_probs.gather(1, targets[:, None])[:, 0], entropy
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.inference import evaluating
+from agents.inference import computing_in, evaluating
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
-from trainers.local.token_batch import TokenBatch, policy_log_probs
+from trainers.local.token_batch import TokenBatch, episode_tokens, policy_log_probs
+
+
+@dataclass
+class _Row:
+    """An episode to learn from.
+
+    Args:
+        episode: The episode.
+        advantages: Shape (policy tokens,).
+        old_log_probs: Under the policy that sampled, in nats, shape (policy tokens,).
+    """
+
+    episode: Episode
+    advantages: NDArray[np.float64]
+    old_log_probs: NDArray[np.float64]
 
 
 class Updater:
@@ -28,6 +44,10 @@ class Updater:
         config: Settings of the optimisation.
         temperature: Temperature that turns are sampled at.
         reference: The frozen initial policy, if there is a KL penalty.
+        autocast: Type that matrices are multiplied in; None for that of the weights.
+
+    Raises:
+        ValueError: If gradient checkpointing is asked of a model that does not know it.
     """
 
     def __init__(
@@ -37,9 +57,12 @@ class Updater:
         config: OptimizationSettings,
         temperature: float = 1.0,
         reference: PreTrainedModel | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.temperature, self.reference = temperature, reference
+        self.temperature, self.reference, self.autocast = temperature, reference, autocast
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -64,39 +87,48 @@ class Updater:
         Returns:
             Means over the batch's policy tokens: ``loss``, ``kl``, ``clipped``, ``entropy`` (left
             out if no episode can be learned from); ``grad_norm``, the mean over updates, before
-            clipping; and ``learning_rate``, that of the last update.
+            clipping; ``learning_rate``, that of the last update; and, over the tokens before the
+            first update, ``sampling_gap``, the mean difference in nats between the log-probs that
+            they were sampled with and those that the update computes, and ``recomputed``, the share
+            of tokens where the latter were taken (see ``max_sampling_gap``).
         """
         usable = [
-            (episode, advantage)
+            _Row(episode, advantage, _sampled_log_probs(episode))
             for episode, advantage in zip(episodes, advantages, strict=True)
             if not episode.retrieval_failed and episode.policy_tokens
         ]
         sums: defaultdict[str, float] = defaultdict(float)
-        norms, rates = [], [0.0]
+        norms: list[float] = []
+        rates = [0.0]
         for _ in range(self.config.epochs):
             order = rng.permutation(len(usable))
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     rates.append(float(self.schedule.get_last_lr()[0]))
-                    norms.append(self._update([usable[i] for i in part], sums))
-        tokens = sums.pop("tokens", 0.0)
-        means = {name: value / tokens for name, value in sums.items()}
+                    norms.append(self._update([usable[i] for i in part], sums, first=not norms))
+        tokens, fresh = sums.pop("tokens", 0.0), sums.pop("fresh_tokens", 0.0)
+        of_fresh = ("sampling_gap", "recomputed")
+        means = {n: value / (fresh if n in of_fresh else tokens) for n, value in sums.items()}
         return {**means, "grad_norm": float(np.mean(norms or [0.0])), "learning_rate": rates[-1]}
 
-    def _update(
-        self, pairs: list[tuple[Episode, NDArray[np.float64]]], sums: defaultdict[str, float]
-    ) -> float:
-        """One optimizer step on a minibatch; returns the norm of the gradient."""
+    def _update(self, rows: list[_Row], sums: defaultdict[str, float], *, first: bool) -> float:
+        """One optimizer step on a minibatch; returns the norm of the gradient.
+
+        ``first`` says that the weights are still those that sampled.
+        """
         # The loss is one mean over the tokens of the whole minibatch: each micro-batch divides by
         # this total, so that accumulated gradients do not depend on how it is cut.
-        total = sum(episode.policy_tokens for episode, _ in pairs)
-        pairs = sorted(pairs, key=lambda pair: len(pair[0].steps))  # less padding
-        size = self.config.micro_batch_size
+        total = sum(row.episode.policy_tokens for row in rows)
         # No dropout, as when the turns were sampled: ratios to the sampling policy start at 1.
         self.model.eval()
+        for module in self.model.modules():
+            # A layer looks at its own mode to see whether to keep its activations; the modules in
+            # it, which would drop out, stay as they are.
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = self.config.gradient_checkpointing
         self.optimizer.zero_grad(set_to_none=True)
-        for start in range(0, len(pairs), size):
-            self._accumulate(pairs[start : start + size], total, sums)
+        for part in self._micro_batches(rows):
+            self._accumulate(part, total, sums, first=first)
         # A gradient that is not finite would spoil every weight for good: stop before the step.
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True
@@ -106,23 +138,40 @@ class Updater:
         sums["tokens"] += total
         return float(norm)
 
+    def _micro_batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
+        """Parts of a minibatch that fit into memory, episodes of similar length together."""
+        size, budget = self.config.micro_batch_size, self.config.micro_batch_tokens
+        if not budget:
+            rows = sorted(rows, key=lambda row: len(row.episode.steps))
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+            return
+        lengths = [len(episode_tokens(row.episode, self.tokenizer)[0]) for row in rows]
+        part: list[_Row] = []
+        for index in np.argsort(lengths, kind="stable"):
+            # Lengths rise: this episode's is the width that all of the part are padded to.
+            if part and (len(part) == size or (len(part) + 1) * lengths[index] > budget):
+                yield part
+                part = []
+            part.append(rows[index])
+        yield part
+
     def _accumulate(
-        self,
-        pairs: list[tuple[Episode, NDArray[np.float64]]],
-        total: int,
-        sums: defaultdict[str, float],
+        self, rows: list[_Row], total: int, sums: defaultdict[str, float], *, first: bool
     ) -> None:
-        episodes = [episode for episode, _ in pairs]
+        episodes = [row.episode for row in rows]
         batch = TokenBatch.from_episodes(episodes, self.tokenizer, self.model.device)
-        log_probs, entropy = policy_log_probs(self.model, batch, self.temperature)
+        with computing_in(self.model, self.autocast):
+            log_probs, entropy = policy_log_probs(self.model, batch, self.temperature)
+        if first:
+            self._compare(rows, log_probs, sums)
         reference = None
         if self.reference is not None:
-            with evaluating(self.reference):
+            with evaluating(self.reference, self.autocast):
                 reference, _ = policy_log_probs(self.reference, batch, self.temperature)
         result = policy_loss(
             log_probs,
-            batch.spread([_sampled_log_probs(episode) for episode in episodes]),
-            batch.spread([advantage for _, advantage in pairs]),
+            batch.spread([row.old_log_probs for row in rows]),
+            batch.spread([row.advantages for row in rows]),
             total,
             clip=self.config.clip,
             kl=self.config.kl,
@@ -133,6 +182,25 @@ class Updater:
         sums["clipped"] += result.clipped
         sums["kl"] += result.kl
         sums["entropy"] += float(entropy.sum())
+
+    def _compare(self, rows: list[_Row], log_probs: Tensor, sums: defaultdict[str, float]) -> None:
+        """Measure how far sampling and update differ under the same weights.
+
+        Both compute the same numbers in another order (with a cache, or all at once), and in
+        bfloat16 the order matters. Where it matters too much for the ratio of the two, the old
+        log-probs become those that the update computes.
+        """
+        ends = np.cumsum([len(row.old_log_probs) for row in rows])
+        updated = log_probs.detach().double().cpu().numpy()
+        gap = np.abs(updated - np.concatenate([row.old_log_probs for row in rows]))
+        sums["sampling_gap"] += float(gap.sum())
+        sums["fresh_tokens"] += len(gap)
+        bound = self.config.max_sampling_gap
+        replaced = not isinstance(bound, str) and float(gap.mean()) > bound
+        sums["recomputed"] += replaced * len(gap)
+        if replaced:
+            for row, end in zip(rows, ends, strict=True):
+                row.old_log_probs = updated[end - len(row.old_log_probs) : end]
 
 
 def sign_flips(
