@@ -1,19 +1,21 @@
-"""Loading policies: checkpoint folders, here or in the checkout, and models of the hub.
+"""Loading policies: checkpoint folders, here or in the checkout, GGUF files, models of the hub.
 
 ``igsearch evaluate`` imports this module where it finds it.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.extras import import_extra
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +26,8 @@ def load_policy(
     """Load a policy; a relative path is looked up in the checkout too.
 
     Args:
-        path: A checkpoint folder, or the name of a model on the Hugging Face hub.
+        path: A checkpoint folder, a GGUF file (llama.cpp's), or the name of a model on the Hugging
+            Face hub.
         protocol: Name of the tag grammar; None for the checkpoint's own.
         device: Where it is to run.
         **options: See :meth:`TransformersPolicy.from_pretrained`.
@@ -32,8 +35,11 @@ def load_policy(
     Raises:
         ValueError: If there is no such checkpoint, it cannot be read, or this machine has no such
             device.
+        ImportError: If it is a GGUF file and the ``gguf`` extra is not installed.
     """
     check_device(device)
+    if path.endswith(".gguf"):
+        return _load_gguf(path, protocol, device, **options)
     folder = checkpoint_folder(path)
     try:
         return TransformersPolicy.from_pretrained(
@@ -45,6 +51,45 @@ def load_policy(
             f"cannot load a policy from {path!r}: expected a checkpoint folder or the name "
             f"of a model on the Hugging Face hub ({reason})"
         ) from error
+
+
+def _load_gguf(path: str, protocol: str | None, device: str, **options: Any) -> TransformersPolicy:
+    """A policy from a GGUF file, which says nothing of its grammar: ``refine`` if none is given."""
+    file = next((f for f in (Path(path), CHECKOUT / path) if f.is_file()), None)
+    if file is None:
+        raise ValueError(f"there is no file {path!r}; give the path of a .gguf file")
+    dtype = options.pop("dtype", torch.float32)
+    model, tokenizer = read_gguf(file)
+    model = model.to(device, torch.float32 if dtype == "auto" else dtype)
+    if options.get("max_new_tokens") is None:
+        options.pop("max_new_tokens", None)
+    return TransformersPolicy(model, tokenizer, protocol or "refine", **options)
+
+
+def read_gguf(file: Path) -> tuple[Any, Any]:
+    """The model of a GGUF file, dequantised to float32, and its tokenizer.
+
+    Raises:
+        ValueError: If transformers cannot read it.
+        ImportError: If the ``gguf`` extra is not installed.
+    """
+    import_extra("gguf", "gguf")
+    options: Any = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**options)
+        read = AutoModelForCausalLM.from_pretrained(**options, dtype=torch.float32)
+    except Exception as error:  # whatever transformers and gguf raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"transformers cannot read the GGUF file {file} ({reason})") from error
+    # What was read counts as quantised, which transformers does not save: the same weights go into
+    # a model of their own.
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    return model.eval(), tokenizer
 
 
 def checkpoint_folder(path: str) -> Path | None:

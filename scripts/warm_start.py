@@ -1,5 +1,10 @@
-"""Rebuild the shipped policy: train a fresh one on demonstrations of mixed query quality.
+r"""Teach a policy to search and answer, on demonstrations of mixed query quality.
 
+With --policy, a pretrained model learns the tags on real questions whose gold titles are known:
+python -m scripts.warm_start --out runs/warm --policy models/SmolLM2-135M-Instruct.Q4_1.gguf \
+    --questions data/train.questions.jsonl --index indexes/wiki
+
+Without, the shipped policy of the embedded world is rebuilt from random weights:
 python -m scripts.warm_start --out runs/warm_start
 python -m scripts.warm_start --out runs/reader --random-facts --steps 3200
 """
@@ -10,30 +15,31 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import TrainedIn
 from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_json
+from igsearch_env.settings import make_engine
 from igsearch_env.threads import set_threads
 from trainers.local.metrics import evaluation_results
+from trainers.setup import AUTOCAST
+from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
 from trainers.warm_start.tiny_policy import PROTOCOL
 from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 
 
 def main() -> None:
-    """Train, save and evaluate."""
+    """Train and save."""
     arguments = _parser().parse_args()
-    if arguments.steps < 1:
+    if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
-    config = WarmStartSettings(
-        steps=arguments.steps,
-        seed=arguments.seed,
-        informative_bridges=not arguments.random_facts,
-    )
-    if arguments.smoke:
-        config = replace(config, steps=3, spoiling_steps=2, people=60, episodes_per_world=64)
     policy_folder, checkpoint = arguments.out / "policy", arguments.out / "warm_start.pt"
     if policy_folder.exists():
         raise ValueError(f"{policy_folder} exists already; choose another folder or remove it")
@@ -43,6 +49,69 @@ def main() -> None:
             "or remove it"
         )
     set_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.policy:
+        _on_real_questions(arguments, policy_folder, checkpoint)
+    else:
+        _on_the_embedded_world(arguments, policy_folder, checkpoint)
+
+
+def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
+    if not arguments.questions or not arguments.index:
+        raise ValueError("--policy needs --questions and --index, the questions and the index")
+    given: dict[str, Any] = {"seed": arguments.seed, "steps": arguments.steps}
+    given |= {"batch_size": arguments.batch_size, "learning_rate": arguments.learning_rate}
+    settings = RealWarmStartSettings(**{k: v for k, v in given.items() if v is not None})
+    if arguments.smoke:
+        settings = replace(settings, steps=2, batch_size=2)
+    questions = [q for file in arguments.questions for q in load_questions(file)]
+    known = [question for question in questions if question.gold_titles]
+    if len(known) < len(questions):
+        console.print(f"{len(questions) - len(known)} questions without gold titles are left out")
+    engine = make_engine(
+        known,
+        arguments.index,
+        None,
+        protocol=arguments.protocol,
+        max_searches=arguments.max_searches,
+        top_k=arguments.top_k,
+        num_counterfactuals=0,
+    )
+    policy = load_policy(
+        arguments.policy,
+        arguments.protocol,
+        dtype=torch.float32,
+        device=arguments.device,
+        autocast=AUTOCAST[arguments.precision],
+        max_new_tokens=arguments.max_new_tokens,
+        trained_in=TrainedIn(arguments.top_k, arguments.max_searches, "documents"),
+    )
+    started = time.perf_counter()
+    losses: list[float] = []
+    with progress_bar() as bar:
+        task = bar.add_task("warm start", total=settings.steps, note="")
+
+        def report(number: int, loss: float) -> None:
+            losses.append(round(loss, 4))
+            bar.update(task, completed=number, note=f"loss {loss:.3f}")
+            if not console.is_terminal and number % 10 == 0:
+                console.print(f"update {number}: loss {loss:.3f}")
+
+        RealWarmStart(settings, policy, engine).run(report, checkpoint)
+    policy.save_pretrained(folder)
+    checkpoint.unlink(missing_ok=True)
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(arguments.out / "results.json", {"seconds": seconds, "losses": losses})
+    console.print(f"policy: {folder}")
+
+
+def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
+    given: dict[str, Any] = {"seed": arguments.seed}
+    if arguments.steps is not None:
+        given["steps"] = arguments.steps
+    config = WarmStartSettings(**given, informative_bridges=not arguments.random_facts)
+    if arguments.smoke:
+        config = replace(config, steps=3, spoiling_steps=2, people=60, episodes_per_world=64)
     started = time.perf_counter()
     with progress_bar() as bar:
         total = config.steps + config.spoiling_steps
@@ -58,7 +127,7 @@ def main() -> None:
         max_new_tokens=16,
         trained_in=TrainedIn(1, config.max_searches, "documents"),
     )
-    policy.save_pretrained(policy_folder)
+    policy.save_pretrained(folder)
     checkpoint.unlink(missing_ok=True)
     results: dict[str, object] = {"seconds": round(time.perf_counter() - started, 1)}
     for book in ("open_book", "closed_book"):
@@ -80,11 +149,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for policy and results.json"
     )
-    parser.add_argument("--steps", type=int, default=WarmStartSettings.steps, help="updates")
+    parser.add_argument("--steps", type=int, help="updates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--random-facts", action="store_true", help="in worlds whose names hint at nothing"
     )
+    real = parser.add_argument_group("real questions")
+    real.add_argument("--policy", help="a checkpoint folder, a .gguf file or a name of the hub")
+    real.add_argument("--questions", nargs="+", metavar="FILE", help="with gold titles")
+    real.add_argument("--index", help="folder of a search index, or address of a server")
+    real.add_argument("--protocol", default="refine-bare", help="tag grammar")
+    real.add_argument("--top-k", type=int, default=1, help="documents per search")
+    real.add_argument("--max-searches", type=int, default=3)
+    real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
+    real.add_argument("--batch-size", type=int, help="demonstrations per update")
+    real.add_argument("--learning-rate", type=float)
+    real.add_argument("--precision", choices=AUTOCAST, default="bfloat16-autocast")
+    real.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")

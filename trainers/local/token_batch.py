@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,3 +132,30 @@ def episode_tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[
         mask += [written] * len(piece)
     length = len(mask) - mask[::-1].index(True) if True in mask else len(mask)
     return ids[:length], mask[:length]
+
+
+def micro_batches(
+    lengths: Sequence[int], budget: int, size: int | None = None
+) -> Iterator[list[int]]:
+    """Cut episodes into parts of similar length that fit into memory.
+
+    Args:
+        lengths: Tokens of each episode.
+        budget: Tokens per part, padding included, at most, unless a single episode is longer.
+        size: Episodes per part, at most; None for no limit.
+
+    Returns:
+        Indices of the episodes of each part.
+
+    >>> list(micro_batches([5, 2, 9, 3], budget=8))
+    [[1, 3], [0], [2]]
+    """
+    part: list[int] = []
+    for index in np.argsort(lengths, kind="stable").tolist():
+        # Lengths rise: this one is the width that the whole part is padded to.
+        if part and (len(part) == size or (len(part) + 1) * lengths[index] > budget):
+            yield part
+            part = []
+        part.append(index)
+    if part:
+        yield part

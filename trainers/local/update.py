@@ -17,7 +17,7 @@ from agents.inference import computing_in, evaluating
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
-from trainers.local.token_batch import TokenBatch, episode_tokens, policy_log_probs
+from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
 
 
 @dataclass
@@ -146,14 +146,7 @@ class Updater:
             yield from (rows[start : start + size] for start in range(0, len(rows), size))
             return
         lengths = [len(episode_tokens(row.episode, self.tokenizer)[0]) for row in rows]
-        part: list[_Row] = []
-        for index in np.argsort(lengths, kind="stable"):
-            # Lengths rise: this episode's is the width that all of the part are padded to.
-            if part and (len(part) == size or (len(part) + 1) * lengths[index] > budget):
-                yield part
-                part = []
-            part.append(rows[index])
-        yield part
+        yield from ([rows[i] for i in part] for part in micro_batches(lengths, budget, size))
 
     def _accumulate(
         self, rows: list[_Row], total: int, sums: defaultdict[str, float], *, first: bool
