@@ -39,7 +39,8 @@ class Question:
     Args:
         id: Identifier, unique in its question set.
         text: The question.
-        golden_answers: Accepted answers (aliases), at least one and none of them blank.
+        golden_answers: Accepted answers (aliases), none of them blank. Without any, retrieval can
+            be measured, but no episode played.
         dataset: Name of the data set, used to report metrics apart.
         hops: Number of facts needed, where known.
         gold_ids: Ids of the gold passages, where known, in hop order.
@@ -48,7 +49,7 @@ class Question:
             evidence without any annotation; None if nobody has looked, empty if there are none.
 
     Raises:
-        ValueError: If the text is blank, or an answer is missing or blank.
+        ValueError: If the text or an answer is blank.
     """
 
     id: str
@@ -72,8 +73,6 @@ class Question:
                 object.__setattr__(self, name, tuple(value))
         if not self.text.strip():
             raise ValueError(f"question {self.id!r}: text must not be blank, got {self.text!r}")
-        if not self.golden_answers:
-            raise ValueError(f"question {self.id!r} has no golden answers; give at least one")
         for answer in self.golden_answers:
             if not isinstance(answer, str) or not answer.strip():
                 raise ValueError(

@@ -110,6 +110,9 @@ def _questions(questions: Sequence[Question] | str, num_counterfactuals: int) ->
         )
     if not asked:
         raise ValueError("the question set is empty; give at least one question")
+    unanswered = next((item for item in asked if not item.golden_answers), None)
+    if unanswered is not None:
+        raise ValueError(f"question {unanswered.id!r} has no golden answers; give at least one")
     if num_counterfactuals and len(asked) < 2:
         raise ValueError(
             "counterfactual evidence comes from other questions, and there is only one question; "

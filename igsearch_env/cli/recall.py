@@ -17,7 +17,7 @@ from rich.table import Table
 
 from igsearch_env.answers import bootstrap_interval
 from igsearch_env.cli.console import positive, print_table, run
-from igsearch_env.data.questions import load_questions
+from igsearch_env.data.questions import load_question_set
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.scores import gold_share
@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = _parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sets = {source_stem(name): load_questions(name, split=args.split) for name in args.questions}
+    sets = {
+        source_stem(name): load_question_set(name, split=args.split, answers_needed=False).questions
+        for name in args.questions
+    }
     rows = []
     for index in args.index:
         retriever = load_retriever(index)

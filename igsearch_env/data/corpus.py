@@ -1,11 +1,11 @@
-"""Corpora: passages from a file, a Hugging Face data set or the embedded world."""
+"""Corpora: documents from a file, a Hugging Face data set or the embedded world."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from os import PathLike
 
-from igsearch_env.data.rows import Row, read_rows
+from igsearch_env.data.rows import Row, file_in_folder, read_rows
 from igsearch_env.episode import Document
 
 
@@ -24,25 +24,29 @@ Each is called with the whole name, of which what stands before the first colon 
 
 
 def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
-    r"""Read a corpus one passage after another, which needs no memory for the text.
+    r"""Read a corpus one document after another, which needs no memory for the text.
 
-    A row has an ``id`` and one of
+    A row has an id (``id``, ``_id``, ``docid``, ``doc_id``, ``pid``, ``passage_id``) and one of
 
-    - ``contents``, ``'"Title"\ntext'`` as in Search-R1 and FlashRAG: the first of several lines is
-      the title; where there is a ``title`` column too, that line is dropped only if it repeats it;
-    - ``text``, with an optional ``title``.
+    - ``text`` (or ``passage``), with an optional ``title``: BEIR, DPR's ``psgs_w100.tsv``,
+      MS MARCO; in KILT's knowledge source, ``text`` is a list of paragraphs and the title is
+      ``wikipedia_title``;
+    - ``contents`` (or ``content``), ``'"Title"\ntext'`` as in Search-R1, FlashRAG and Pyserini: the
+      first of several lines is the title; where there is a ``title`` column too, that line is
+      dropped only if it repeats it.
 
     Args:
         name_or_path: A name of :data:`BUILTIN_CORPORA` (``"world:PEOPLE:SEED"`` for a world of
-            another size), the path of a JSONL (``.jsonl``,
-            ``.jsonl.gz``) or Parquet file, or ``hf:REPO[:CONFIG][:SPLIT]``.
+            another size), the path of a file that :func:`igsearch_env.data.rows.read_rows` reads
+            (JSONL, JSON, CSV, TSV or Parquet), a folder in BEIR's layout, which holds
+            ``corpus.jsonl``, or ``hf:REPO[:CONFIG][:SPLIT]``.
 
     Yields:
-        The passages in the order of the source.
+        The documents in the order of the source.
 
     Raises:
         ValueError: If the name is unknown, the corpus is empty, a row cannot be read, a column is
-            missing, or two passages have the same id.
+            missing, or two documents have the same id.
         ImportError: If the source needs the ``data`` extra and it is not installed.
     """
     source = str(name_or_path)
@@ -51,11 +55,12 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
         yield from builtin(source)
         return
     seen: dict[str, str] = {}
+    source = str(file_in_folder(source, "corpus") or source)
     for row in read_rows(source, "corpus", BUILTIN_CORPORA):
         document = _document(row)
         if document.id in seen:
             raise ValueError(
-                f"{row.where}: the passage id {document.id!r} was used before, "
+                f"{row.where}: the document id {document.id!r} was used before, "
                 f"at {seen[document.id]}; ids must be unique"
             )
         seen[document.id] = row.where
@@ -63,7 +68,7 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
 
 
 def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:
-    """Load every passage of a corpus; :func:`read_corpus` says what may be in it."""
+    """Load every document of a corpus; :func:`read_corpus` says what may be in it."""
     return list(read_corpus(name_or_path))
 
 
@@ -91,24 +96,31 @@ def split_contents(contents: str, title: str | None = None) -> tuple[str, str]:
     return title, rest if heading == title else contents
 
 
+_IDS = ("id", "_id", "docid", "doc_id", "pid", "passage_id")
+
+
 def _document(row: Row) -> Document:
     columns = row.columns
-    if columns.get("id") is None:
-        raise row.error("no column 'id'")
-    if not isinstance(columns["id"], str | int):
-        raise row.error(f"'id' must be a string or a whole number, got {columns['id']!r}")
-    title = _text(row, "title")
-    text = _text(row, "text")
+    name = next((name for name in _IDS if columns.get(name) is not None), None)
+    if name is None:
+        raise row.error(f"no column 'id' (nor {', '.join(map(repr, _IDS[1:]))})")
+    if not isinstance(columns[name], str | int):
+        raise row.error(f"{name!r} must be a string or a whole number, got {columns[name]!r}")
+    title = _text(row, "title", "wikipedia_title")
+    text = _text(row, "text", "passage")
     if text is None:
-        contents = _text(row, "contents")
+        contents = _text(row, "contents", "content")
         if contents is None:
             raise row.error("no column 'contents' (nor 'text')")
         title, text = split_contents(contents, title)
-    return Document(id=str(columns["id"]), title=title or "", text=text)
+    return Document(id=str(columns[name]), title=title or "", text=text)
 
 
-def _text(row: Row, column: str) -> str | None:
-    value = row.columns.get(column)
+def _text(row: Row, *names: str) -> str | None:
+    name = next((name for name in names if row.columns.get(name) is not None), names[0])
+    value = row.columns.get(name)
+    if isinstance(value, list) and name == "text" and all(isinstance(one, str) for one in value):
+        return "\n".join(one.strip("\n") for one in value)  # KILT's paragraphs
     if value is None or isinstance(value, str):
         return value
-    raise row.error(f"{column!r} must be a string, got {value!r}")
+    raise row.error(f"{name!r} must be a string, got {value!r}")

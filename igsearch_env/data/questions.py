@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from itertools import islice
+from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from igsearch_env.data.benchmarks import BENCHMARKS, benchmark_source
 from igsearch_env.data.containers import BrokenContainerError, opened, strings
-from igsearch_env.data.rows import Row, read_rows, source_stem
+from igsearch_env.data.rows import Row, file_in_folder, read_rows, source_stem
 from igsearch_env.episode import Question
 
 
@@ -36,33 +38,78 @@ Each is called with the whole name, of which what stands before the first colon 
 """
 
 
-def load_questions(
-    name_or_path: str | PathLike[str], limit: int | None = None, split: str | None = None
-) -> list[Question]:
-    """Load a question set.
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions, and where they are from.
 
-    A row has a ``question`` and ``golden_answers`` (a list, or one string), and may have ``id``,
-    ``dataset``, ``hops``, ``gold_ids``, ``gold_titles`` (or ``supporting_ids``,
-    ``supporting_titles``) and ``split``. Two layouts of
-    others are read as well:
+    Args:
+        name: The name that was asked for.
+        source: What was read.
+        questions: The questions.
+        split: Their split, where it is known.
+        whole: Number of questions of that split as published, where it is known.
+    """
 
-    - FlashRAG: titles from ``metadata`` (``supporting_facts``, ``question_decomposition`` or
-      ``s_wiki_title``);
-    - Search-R1: answers from ``reward_model["ground_truth"]``; where there is no ``question``, what
-      follows the last ``Question:`` of the user's ``prompt``, or all of it if that does not occur.
-      Its ids are unique only within a ``data_source``, so they become ``"{data_source}-{id}"``.
+    name: str
+    source: str
+    questions: tuple[Question, ...]
+    split: str | None = None
+    whole: int | None = None
 
-    A row without an id gets ``"{name of the file}-{row}"``, rows counted from 0.
+    def __str__(self) -> str:
+        """What is asked, in a line: name, split, size and source.
+
+        >>> print(QuestionSet("nq", "nq/test.jsonl", (Question("q", "?", ("a",)),), "test", 3610))
+        nq: 1 question of the test split (3,610 as published), nq/test.jsonl
+        """
+        plural = "" if len(self.questions) == 1 else "s"
+        split = "" if self.split is None else f" of the {self.split} split"
+        whole = "" if self.whole is None else f" ({self.whole:,} as published)"
+        return f"{self.name}: {len(self.questions):,} question{plural}{split}{whole}, {self.source}"
+
+
+def load_question_set(
+    name_or_path: str | PathLike[str],
+    limit: int | None = None,
+    folder: str | PathLike[str] | None = None,
+    split: str | None = None,
+    answers_needed: bool = True,
+) -> QuestionSet:
+    """Load questions, and say where they are from; :func:`load_questions` gives them alone.
+
+    A row has a question and its accepted answers, and may have ``id``, ``dataset``, ``hops``,
+    ``gold_ids``, ``gold_titles`` and ``split``. These layouts are read:
+
+    - plain: ``question`` or ``query``; ``golden_answers``, ``answers``, ``possible_answers``,
+      ``answer`` (with ``answer_aliases``) or ``ground_truth``, each a text, a number or a list;
+      gold titles from ``supporting_facts``, ``paragraphs``, ``positive_ctxs`` or ``s_wiki_title``,
+      as HotpotQA, MuSiQue, DPR and PopQA have them;
+    - FlashRAG: the same titles inside ``metadata``;
+    - Search-R1, DeepResearcher, IGPO: answers from ``reward_model["ground_truth"]``, the question
+      from ``extra_info["question"]`` or from what follows ``Question:`` in the user's ``prompt``;
+      ids are unique only within a ``data_source``, so they become ``"{data_source}-{id}"``;
+    - SkyRL: ``reward_spec`` in place of ``reward_model``;
+    - KILT: ``input``, and ``output`` with answers and the titles of their provenance;
+    - BEIR: a folder with ``queries.jsonl`` and ``qrels/SPLIT.tsv``, or the former's path. Gold ids
+      are the documents with a score above 0, and queries without a line in the qrels are left out.
+
+    A text that is a list or an object (``'["a", "b"]'``) is read as one, see
+    :mod:`igsearch_env.data.containers`. A row without an id gets ``"{name of the file}-{row}"``,
+    rows counted from 0. The questions of a benchmark get its name as their ``dataset``, and in
+    front of their ids, which are unique within one set only.
 
     Args:
         name_or_path: A name of :data:`BUILTIN_QUESTIONS` (``"world-test:PEOPLE:SEED"`` for a world
-            of another size), the path of a JSONL (``.jsonl``,
-            ``.jsonl.gz``) or Parquet file, or ``hf:REPO[:CONFIG][:SPLIT]``.
+            of another size); a name of :data:`~igsearch_env.data.benchmarks.BENCHMARKS`, with
+            ``:SPLIT`` for another split than the one that results are reported on; the path of a
+            file that :func:`igsearch_env.data.rows.read_rows` reads (JSONL, JSON, CSV, TSV or
+            Parquet); a folder in BEIR's layout; or ``hf:REPO[:CONFIG][:SPLIT]``.
         limit: Load only so many questions, the first ones; None for all.
+        folder: Folder of the benchmarks' files, ``NAME/SPLIT.jsonl`` or ``.parquet``; None for the
+            one that the variable ``IGSEARCH_BENCHMARKS`` names or, if it names none, the hub.
         split: Load only this split: of a file, the rows whose ``split`` is that.
-
-    Returns:
-        The questions in the order of the source.
+        answers_needed: Whether a question without answers is an error. Retrieval can be measured
+            without them.
 
     Raises:
         ValueError: If the name is unknown, the set is empty, a row cannot be read, a column is
@@ -71,17 +118,62 @@ def load_questions(
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for all questions, got {limit}")
-    source = str(name_or_path)
-    builtin = BUILTIN_QUESTIONS.get(source.partition(":")[0])
-    if builtin is not None:
+    name = str(name_or_path)
+    key, _, named = name.partition(":")
+    if key in BUILTIN_QUESTIONS:
         if split is not None:
-            raise ValueError(f"{source!r} has no splits, got split={split!r}; leave it out")
-        return builtin(source)[:limit]
+            raise ValueError(f"{name!r} has no splits, got split={split!r}; leave it out")
+        return QuestionSet(name, name, tuple(BUILTIN_QUESTIONS[key](name)[:limit]))
+    if key not in BENCHMARKS:
+        questions = _questions(name, limit, split, answers_needed)
+        return QuestionSet(name, name, tuple(questions), split)
+    benchmark = BENCHMARKS[key]
+    if named and split not in (None, named):
+        raise ValueError(f"the name asks for split {named!r}, the argument for {split!r}")
+    split = named or split or benchmark.split
+    source = benchmark_source(key, split, folder)
+    found = tuple(
+        replace(question, id=f"{key}-{question.id}", dataset=name)
+        for question in _questions(source, limit, None, answers_needed)
+    )
+    whole = benchmark.size if split == benchmark.split else None
+    return QuestionSet(name, source, found, split, whole)
+
+
+def load_questions(
+    name_or_path: str | PathLike[str], limit: int | None = None, split: str | None = None
+) -> list[Question]:
+    """Load the questions of a set, in the order of the source.
+
+    Args:
+        name_or_path: What :func:`load_question_set` reads: a built-in name, a benchmark's name, a
+            file, a folder or a data set of the hub.
+        limit: Load only so many questions, the first ones; None for all.
+        split: Load only this split.
+
+    Raises:
+        ValueError: If the questions cannot be read.
+        ImportError: If the source needs the ``data`` extra and it is not installed.
+    """
+    return list(load_question_set(name_or_path, limit, split=split).questions)
+
+
+def _questions(
+    source: str, limit: int | None, split: str | None, answers_needed: bool
+) -> list[Question]:
     stem = source_stem(source)
+    source = str(file_in_folder(source, "queries") or source)
+    qrels = _qrels(Path(source), split)
+    split = None if qrels is not None else split
     seen: dict[str, str] = {}
     questions = []
-    for row in islice(read_rows(source, "question set", BUILTIN_QUESTIONS, split), limit):
-        question = _question(row, stem, answers_needed=True)
+    for row in read_rows(source, "question set", {*BUILTIN_QUESTIONS, *BENCHMARKS}, split):
+        if qrels is not None:
+            gold = qrels.get(str(_first(row.columns, *_IDS)))
+            if gold is None:
+                continue
+            row.columns["gold_ids"] = gold
+        question = _question(row, stem, answers_needed)
         if question.id in seen:
             raise ValueError(
                 f"{row.where}: the question id {question.id!r} was used before, "
@@ -89,7 +181,46 @@ def load_questions(
             )
         seen[question.id] = row.where
         questions.append(question)
+        if len(questions) == limit:
+            break
+    if qrels is not None and not questions:
+        raise ValueError(f"no query of {source} is in its qrels")
     return questions
+
+
+def _qrels(queries: Path, split: str | None) -> dict[str, list[str]] | None:
+    """The gold ids of each query from ``qrels/SPLIT.tsv`` beside a file of queries.
+
+    The lines are BEIR's (query, document, score) or TREC's (query, 0, document, score).
+    """
+    folder = queries.parent / "qrels"
+    if not queries.name.startswith("queries.") or not folder.is_dir():
+        return None
+    files = {file.stem: file for file in sorted(folder.glob("*.tsv"))}
+    chosen = split or ("test" if "test" in files or len(files) != 1 else next(iter(files)))
+    if chosen not in files:
+        raise ValueError(
+            f"{folder} has no {chosen}.tsv; choose one of its splits: {', '.join(files) or 'none'}"
+        )
+    found: dict[str, list[tuple[float, str]]] = {}
+    with files[chosen].open(encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            cells = line.split("\t") if "\t" in line else line.split()
+            try:
+                query, document, score = (cells[i].strip() for i in (0, -2, -1))
+                value = float(score)
+            except (ValueError, IndexError) as error:
+                if number == 1 or not line.strip():  # the header
+                    continue
+                raise ValueError(
+                    f"{files[chosen]}, line {number}: expected a query's id, a document's id and "
+                    f"a score, got {line!r}"
+                ) from error
+            found.setdefault(query, []).append((value, document))
+    return {
+        query: [document for value, document in sorted(pairs, key=lambda p: -p[0]) if value > 0]
+        for query, pairs in found.items()
+    }
 
 
 _IDS = ("id", "_id", "qid", "query_id", "question_id")
@@ -104,6 +235,7 @@ def _question(row: Row, stem: str, answers_needed: bool) -> Question:
     row = _opened(row)
     columns = row.columns
     hops = columns.get("hops")
+    hops = int(hops) if isinstance(hops, str) and hops.isdecimal() else hops  # of a CSV file
     if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
         raise row.error(f"'hops' must be a whole number, got {hops!r}")
     dataset = str(_first(columns, "dataset", "data_source") or "")
@@ -212,7 +344,10 @@ def _answers(row: Row, needed: bool) -> tuple[str, ...]:
             f"no column 'golden_answers' (nor {', '.join(map(repr, _ANSWERS[1:]))}, "
             "reward_model['ground_truth'] or reward_spec['ground_truth'])"
         )
-    return tuple(dict.fromkeys(_strings(row, name, value)))
+    answers = tuple(dict.fromkeys(_strings(row, name, value)))
+    if needed and not answers:
+        raise row.error(f"the question has no golden answers; {name!r} holds none")
+    return answers
 
 
 def _evidence_titles(columns: Mapping[str, Any]) -> list[Any]:

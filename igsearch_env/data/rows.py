@@ -6,16 +6,28 @@ complain about them in the same words.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from igsearch_env.extras import import_extra
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_TEXTS = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (*_TEXTS, *(f"{suffix}.gz" for suffix in _TEXTS), ".parquet")
+"""How the names of files end that rows are read from."""
+
+_HEADERS = frozenset(
+    {"id", "_id", "qid", "query_id", "question_id", "docid", "doc_id", "pid", "passage_id"}
+    | {"question", "query", "input", "prompt", "text", "contents", "content", "passage", "title"}
+    | {"answer", "answers", "golden_answers", "possible_answers"}
+)
+_WIDEST = 2**31 - 1  # characters of a cell; the csv module stops at 131,072
 
 
 class Row(NamedTuple):
@@ -63,7 +75,8 @@ def source_stem(source: str) -> str:
     if source.startswith("hf:"):
         return Path(HubName.parse(source).repo).name
     name = Path(source).name
-    return next((name.removesuffix(end) for end in _SUFFIXES[::-1] if name.endswith(end)), name)
+    ends = sorted(SUFFIXES, key=len, reverse=True)
+    return next((name.removesuffix(end) for end in ends if name.endswith(end)), name)
 
 
 def read_rows(
@@ -71,8 +84,13 @@ def read_rows(
 ) -> Iterator[Row]:
     """Read rows one by one.
 
+    A CSV or TSV file has a header, quotes as in spreadsheets, and cells that are text; an empty
+    cell is a missing value. Without a header, two or three columns are taken for id, text and title
+    of a corpus (MS MARCO), and two for a question and its list of answers (DPR) or for id and
+    question.
+
     Args:
-        source: Path of a JSONL (``.jsonl``, ``.jsonl.gz``) or Parquet file, or
+        source: Path of a file whose name ends in one of :data:`SUFFIXES`, or
             ``hf:REPO[:CONFIG][:SPLIT]``, where REPO is a data set of the Hugging Face hub or a
             folder of data files, and a single part after it is a configuration if there is one of
             that name, else a split.
@@ -89,7 +107,7 @@ def read_rows(
         rows = _hub_rows(HubName.parse(source), split)
     else:
         path = _existing(source, kind, builtin)
-        rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+        rows = _file_rows(path, kind)
         rows = rows if split is None else _rows_of_split(rows, split, source)
     empty = True
     for row in rows:
@@ -106,26 +124,136 @@ def _existing(source: str, kind: str, builtin: Collection[str]) -> Path:
             f"unknown {kind} {source!r}: the built-in names are {', '.join(sorted(builtin))}, "
             f"and no file was found at that path either"
         )
-    if path.is_dir() or not path.name.endswith(_SUFFIXES):
+    if path.is_dir() or not path.name.endswith(SUFFIXES):
         raise ValueError(
             f"cannot read a {kind} from {source!r}: expected a file that ends in "
-            f"{', '.join(_SUFFIXES)}; for a folder of data files, write hf:{source}"
+            f"{', '.join(SUFFIXES)}; for a folder of data files, write hf:{source}"
         )
     return path
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    number = 0
+def file_in_folder(folder: str | Path, stem: str) -> Path | None:
+    """The only readable file of this name in a folder, whatever its suffix; None if none is there.
+
+    >>> file_in_folder("no such folder", "corpus") is None
+    True
+    """
+    files = [Path(folder) / f"{stem}{suffix}" for suffix in SUFFIXES]
+    found = [file for file in files if file.is_file()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{folder} has {' and '.join(file.name for file in found)}; keep one of them"
+        )
+    return found[0] if found else None
+
+
+def _file_rows(path: Path, kind: str) -> Iterator[Row]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        return _parquet_rows(path)
+    if name.endswith((".csv", ".tsv")):
+        return _table_rows(path, kind)
+    return _json_rows(path) if name.endswith(".jsonl") else _json_or_lines(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
-            for line_number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {line_number}"
-                yield Row(_json_object(line, where), number, where)
-                number += 1
+            yield file  # type: ignore[misc]
         except (gzip.BadGzipFile, EOFError) as error:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from error
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    number = 0
+    with _opened(path) as file:
+        for line_number, line in enumerate(file, start=1):  # ends at \n only, not at U+2028
+            if not line.strip():
+                continue
+            where = f"{path}, line {line_number}"
+            yield Row(_json_object(line, where), number, where)
+            number += 1
+
+
+def _json_or_lines(path: Path) -> Iterator[Row]:
+    """Rows of a file that ends in .json: one list, an object with a list "data", or JSON lines."""
+    with _opened(path) as file:
+        first = next((line for line in file if line.strip()), b"")
+        whole = not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
+        if not whole:
+            try:
+                json.loads(first.decode("utf-8-sig"))
+            except ValueError:
+                whole = True  # an object of several lines
+    if not whole:
+        yield from _json_rows(path)
+        return
+    with _opened(path) as file:
+        try:
+            value = json.loads(file.read().decode("utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from error
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        raise ValueError(f'{path}: expected a list of objects, or an object with a list "data"')
+    for number, columns in enumerate(rows):
+        where = f"{path}, row {number}"
+        if not isinstance(columns, dict):
+            raise ValueError(f"{where}: expected a JSON object, got {type(columns).__name__}")
+        yield Row(columns, number, where)
+
+
+def _table_rows(path: Path, kind: str) -> Iterator[Row]:
+    csv.field_size_limit(_WIDEST)
+    where = str(path)
+    try:
+        with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            delimiter = "\t" if "\t" in text.readline() else ","
+            text.seek(0)
+            lines = csv.reader(text, delimiter=delimiter, strict=True)
+            names: list[str] = []
+            number = 0
+            for cells in lines:
+                where = f"{path}, line {lines.line_num}"
+                if not names:
+                    names, is_header = _column_names(cells, kind, where)
+                    if is_header:
+                        continue
+                if not cells:
+                    continue
+                if len(cells) != len(names):
+                    raise ValueError(
+                        f"{where}: expected {len(names)} columns, {', '.join(map(repr, names))}, "
+                        f"got {len(cells)}; a cell with a line end or quotes must stand in quotes"
+                    )
+                values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                yield Row(values, number, where)
+                number += 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{where} or the row after it: {error}; a cell that begins with a quote must end with "
+            "one, with the quotes inside doubled"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
+
+
+def _column_names(cells: list[str], kind: str, where: str) -> tuple[list[str], bool]:
+    """Names of the columns of a table, and whether its first line is a header."""
+    lower = [cell.strip().lower() for cell in cells]
+    if _HEADERS & set(lower):
+        return [low if low in _HEADERS else cell for low, cell in zip(lower, cells, strict=True)], (
+            True
+        )
+    if kind == "corpus" and len(cells) in (2, 3):
+        return ["id", "text", "title"][: len(cells)], False
+    if kind != "corpus" and len(cells) == 2:
+        listed = cells[1].lstrip().startswith("[")
+        return (["question", "answers"] if listed else ["qid", "query"]), False
+    raise ValueError(
+        f"{where}: expected a header that names the columns, got {', '.join(map(repr, cells))}"
+    )
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
@@ -169,23 +297,62 @@ def _rows_of_split(rows: Iterator[Row], split: str, source: str) -> Iterator[Row
 def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
     datasets = import_extra("datasets", "data")
     repo, config, wanted = name.repo, name.config, name.split
-    try:
-        if config and not wanted and config not in datasets.get_dataset_config_names(repo):
-            config, wanted = "", config
-        splits = datasets.get_dataset_split_names(repo, config or None)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(
-            f"cannot load hf:{repo}: expected a data set of the Hugging Face hub or a folder of "
-            f"data files, and a configuration that it has ({error})"
-        ) from error
     if split is not None and wanted not in ("", split):
         raise ValueError(f"the name asks for split {wanted!r}, the argument for {split!r}")
-    wanted = wanted or split or (splits[0] if len(splits) == 1 else "")
-    if wanted not in splits:
-        raise ValueError(
-            f"hf:{repo} has the splits {', '.join(splits)}, got {wanted!r}; "
-            f"name one of them, as in hf:{repo}:{config}:{splits[0]}"
-        )
-    rows = datasets.load_dataset(repo, config or None, split=wanted)
+    with _without_waiting(repo):
+        try:
+            if config and not wanted and config not in datasets.get_dataset_config_names(repo):
+                config, wanted = "", config
+            splits = datasets.get_dataset_split_names(repo, config or None)
+        except ConnectionError as error:
+            raise ValueError(
+                f"cannot load hf:{repo}: the Hugging Face hub cannot be reached, and this computer "
+                "has no copy; give the path of a local file or, for a benchmark, the folder of its "
+                "files (--benchmarks FOLDER, or the variable IGSEARCH_BENCHMARKS)"
+            ) from error
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"cannot load hf:{repo}: expected a data set of the Hugging Face hub or a folder "
+                f"of data files, and a configuration that it has ({error})"
+            ) from error
+        wanted = wanted or split or (splits[0] if len(splits) == 1 else "")
+        if wanted not in splits:
+            raise ValueError(
+                f"hf:{repo} has the splits {', '.join(splits)}, got {wanted!r}; "
+                f"name one of them, as in hf:{repo}:{config}:{splits[0]}"
+            )
+        rows = datasets.load_dataset(repo, config or None, split=wanted)
     for number, columns in enumerate(rows):
         yield Row(columns, number, f"hf:{repo}, split {wanted}, row {number}")
+
+
+@contextmanager
+def _without_waiting(repo: str) -> Iterator[None]:
+    """Let the libraries of the hub read their cache only, if the hub cannot be reached.
+
+    They would try again for minutes otherwise.
+    """
+    if Path(repo).exists():
+        yield
+        return
+    hub = import_extra("huggingface_hub", "data")
+    datasets = import_extra("datasets", "data")
+    before = (hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+    offline = any(before) or not _reachable(hub)
+    hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
+    try:
+        yield
+    finally:
+        hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
+
+
+def _reachable(hub: Any) -> bool:
+    """Whether the hub answers at all within seconds; what it answers does not matter."""
+    try:
+        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=5)
+    except Exception as error:  # of the HTTP library that the installed hub library uses
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"TransportError", "ConnectionError", "Timeout", "OSError"}:
+            return False
+        raise
+    return True

@@ -17,7 +17,8 @@ from typing import Any
 from igsearch_env.agent import Agent
 from igsearch_env.baselines import SCRIPTED, make_scripted
 from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn, protocol_record
-from igsearch_env.data.benchmarks import BENCHMARKS, QuestionSet, load_question_set
+from igsearch_env.data.benchmarks import BENCHMARKS
+from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks

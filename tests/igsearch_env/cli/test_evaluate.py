@@ -414,7 +414,7 @@ def cut(file: Path) -> None:
         (options("--corpus", "wolrd"), "unknown corpus 'wolrd'"),
         (corpus_of(), "is empty; a corpus needs at least one row"),
         (corpus_of({"id": 1}), "no column 'contents'"),
-        (corpus_of(PASSAGE, PASSAGE), "the passage id 'p' was used before"),
+        (corpus_of(PASSAGE, PASSAGE), "the document id 'p' was used before"),
         (corpus_of({"id": "p", "text": "!"}), "none of the 1 passages has a word"),
         (
             corpus_of(PASSAGE, k=2),

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB, load_question_set
-from igsearch_env.data.questions import load_questions
+from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
+from igsearch_env.data.questions import load_question_set, load_questions
 
 FACTS = {"supporting_facts": {"title": ["Oki", "Oki", "Ama"], "sent_id": [0, 1, 0]}}
 HOPS = {"question_decomposition": [{"support_paragraph": {"title": "Ama"}}, {"question": "?"}]}
@@ -100,7 +100,7 @@ def test_another_split_may_be_named(folder: Path) -> None:
 
 def test_two_files_of_one_split_are_refused(folder: Path) -> None:
     (folder / "hotpotqa" / "dev.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"which has dev.jsonl and dev.parquet"):
+    with pytest.raises(ValueError, match=r"has dev.jsonl and dev.parquet"):
         load_question_set("hotpotqa", folder=folder)
 
 

@@ -61,12 +61,12 @@ def test_split_contents(contents: str, title: str | None, expected: tuple[str, s
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"contents": "x", "docid": 3}, "no column 'id'; the columns are 'contents', 'docid'"),
+        ({"contents": "x", "number": 3}, r"no column 'id' .* columns are 'contents', 'number'"),
         ({"id": "2", "body": "x"}, r"no column 'contents' \(nor 'text'\).* 'id', 'body'"),
         ({"id": "2", "contents": ["x"]}, "'contents' must be a string"),
         ({"id": "2", "text": "x", "title": 7}, "'title' must be a string, got 7"),
         ({"id": [2], "text": "x"}, "'id' must be a string or a whole number"),
-        ({"id": 1, "text": "x"}, "the passage id '1' was used before, at .*line 1"),
+        ({"id": 1, "text": "x"}, "the document id '1' was used before, at .*line 1"),
         ('{"id": "2", "text"\n', "expected a JSON object"),
     ],
 )
