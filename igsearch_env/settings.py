@@ -8,7 +8,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from igsearch_env.data.questions import load_questions
-from igsearch_env.data.world import default_world
+from igsearch_env.data.world import world_of_name
 from igsearch_env.engine import Outcome, SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import Counterfactual, InformationGain
@@ -33,10 +33,10 @@ class QuestionSet(tuple[Question, ...]):
         return self
 
 
-@lru_cache(maxsize=1)
-def world_retriever() -> BM25Retriever:
-    """BM25 over the embedded world."""
-    return BM25Retriever.build(default_world().documents)
+@lru_cache(maxsize=2)
+def world_retriever(name: str) -> BM25Retriever:
+    """BM25 over the embedded world, or over the one that a name such as "world:320:7" asks for."""
+    return BM25Retriever.build(world_of_name(name).documents)
 
 
 def make_engine(
@@ -79,7 +79,11 @@ def make_engine(
             f"information_gain is for the protocol {gain.protocol.name!r}, the environment for "
             f"{rules.protocol.name!r}; build it with InformationGain(protocol=...) of the same"
         )
-    found = resolve_retriever(retriever)
+    if retriever == "bm25" and isinstance(questions, str) and questions.startswith("world-"):
+        _, colon, size = questions.partition(":")  # "world-test:320" is about another world
+        found: Retriever = world_retriever(f"world{colon}{size}")
+    else:
+        found = resolve_retriever(retriever)
     if isinstance(found, Sized) and top_k > len(found):
         raise ValueError(
             f"top_k must be at most {len(found)}, the number of passages of the corpus, got {top_k}"
@@ -137,7 +141,7 @@ def resolve_retriever(retriever: Retriever | str) -> Retriever:
     if not isinstance(retriever, str):
         return retriever
     if retriever == "bm25":
-        return world_retriever()
+        return world_retriever("world")
     if retriever.startswith(("http://", "https://")):
         return _server(retriever)
     if Path(retriever).is_dir():

@@ -72,6 +72,9 @@ def make_retriever(environment: EnvironmentSettings, world: WorldSettings) -> Re
                 f"the questions are {environment.questions!r}, but the corpus is the embedded "
                 "world; set environment.corpus or environment.index"
             )
+        _, colon, size = environment.questions.partition(":")
+        if colon:  # "world-test:320" is about another world than the run's settings
+            return BM25Retriever.build(load_corpus(f"world:{size}"))
         return BM25Retriever.build(make_world(world).documents)
     return BM25Retriever.build(load_corpus(environment.corpus))
 

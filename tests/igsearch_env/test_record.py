@@ -96,7 +96,7 @@ def played(turns: list[str], count: int = 4) -> list[Episode]:
     Turns beyond those given are the oracle's.
     """
     world = default_world()
-    engine = make_engine(world.train_questions, world_retriever(), max_searches=2)
+    engine = make_engine(world.train_questions, world_retriever("world"), max_searches=2)
     oracle = make_scripted("oracle", "refine", world.documents)
     every = [engine.rules.begin(question, "g") for question in world.train_questions[-count:]]
     for number in range(engine.rules.max_turns):

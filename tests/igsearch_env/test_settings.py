@@ -27,7 +27,7 @@ class TestBuiltIns:
     def test_defaults(self) -> None:
         engine = make_engine()
         assert tuple(engine.questions) == default_world().train_questions
-        assert engine.retriever is world_retriever()
+        assert engine.retriever is world_retriever("world")
         assert isinstance(engine.scorer, UnigramScorer)
         assert engine.rules.protocol is PROTOCOLS["refine"]
         assert (engine.rules.max_searches, engine.top_k, engine.num_counterfactuals) == (5, 3, 3)
@@ -49,6 +49,10 @@ class TestBuiltIns:
             '{"question": "What?", "golden_answers": ["B"]}\n'
         )
         assert [question.text for question in make_engine(str(file)).questions] == ["Who?", "What?"]
+
+    def test_questions_of_another_world_are_searched_for_in_it(self) -> None:
+        engine = make_engine("world-test:41:3")
+        assert list(engine.retriever.documents) == list(default_world(41, 3).documents)  # type: ignore[attr-defined]
 
     def test_a_saved_index_by_its_folder(self, tmp_path: Path) -> None:
         BM25Retriever.build(DOCUMENTS.values()).save(tmp_path / "index")

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
+from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Question
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from trainers.config import (
     EnvironmentSettings,
@@ -62,6 +64,12 @@ def test_worlds_differ_by_every_setting() -> None:
     assert base != make_world(WorldSettings(people=40, seed=1)).documents
     assert base != make_world(WorldSettings(people=41)).documents
     assert base != make_world(WorldSettings(people=40, informative_bridges=False)).documents
+
+
+def test_the_documents_of_a_world_that_is_named_with_its_size() -> None:
+    retriever = make_retriever(EnvironmentSettings(questions="world-train:41:3"), WORLD)
+    assert isinstance(retriever, BM25Retriever)
+    assert list(retriever.documents) == load_corpus("world:41:3")
 
 
 def test_questions_and_passages_from_files(tmp_path: Path) -> None:
