@@ -73,6 +73,29 @@ class IndexedRetriever(Retriever, Protocol):
         ...
 
 
+def check_alive(retriever: Retriever, query: str, k: int) -> None:
+    """Search once, before work begins that is worth nothing without a retriever.
+
+    Args:
+        retriever: The retriever. One with a method ``check_ready``, which raises
+            :class:`RetrievalError` if it is not, is asked that first.
+        query: What to search for.
+        k: How many documents are going to be asked for.
+
+    Raises:
+        ValueError: If it does not answer.
+    """
+    try:
+        if hasattr(retriever, "check_ready"):
+            retriever.check_ready()
+        retriever.search([query], k)
+    except RetrievalError as error:
+        raise ValueError(
+            f"the retriever does not answer a search ({error}); start it first (igsearch serve), "
+            "or give another one"
+        ) from error
+
+
 def check_search(queries: Sequence[str], k: int, passages: int) -> None:
     """Check the arguments of a search.
 

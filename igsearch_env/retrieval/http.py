@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any, Self
+from urllib.parse import urljoin
 
 from igsearch_env.episode import Document
 from igsearch_env.extras import extra
@@ -122,6 +123,21 @@ class HTTPRetriever:
             log.warning("%s", message)
             raise HTTPRetrievalError(message, first.kind, answers)
         return [answer for answer in answers if answer is not None]
+
+    def check_ready(self) -> None:
+        """Ask once whether the server is there and has loaded its index, as it says at ``/ready``.
+
+        A server without that page counts as ready.
+
+        Raises:
+            HTTPRetrievalError: If it is not.
+        """
+        line = self._open_line()
+        response = line.run(line.request("GET", urljoin(self.url, "/ready")))
+        if response.status_code == 503:
+            raise HTTPRetrievalError(
+                f"{self.url} still loads its index, as it says at /ready", "status"
+            )
 
     def wait_until_ready(self, seconds: float = 600.0) -> None:
         """Wait until the server answers a search, however long its index takes to load.

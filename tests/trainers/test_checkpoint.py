@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from agents.transformers_policy import TransformersPolicy
-from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
+from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 MakePolicy = Callable[..., TransformersPolicy]
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path / "trainer.pt", weights_only=False)
+    return state
 
 
 def names(folder: Path) -> list[str]:
@@ -35,7 +40,8 @@ def test_a_checkpoint_holds_policy_and_state(tmp_path: Path, make_policy: MakePo
     tensor = torch.arange(5)
     state = {"tensor": tensor, "nested": {"list": [1, None, "x"]}}
     path = save_checkpoint(tmp_path, policy, state, 3, keep=1)
-    loaded = load_state(path)
+    loaded, weights = load_checkpoint(path, make_policy().model)
+    assert all(torch.equal(value, weights[n]) for n, value in policy.model.state_dict().items())
     assert torch.equal(loaded.pop("tensor"), tensor)
     assert loaded == {"nested": {"list": [1, None, "x"]}}
     again = TransformersPolicy.from_pretrained(path, policy.protocol)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from igsearch_env.rollout import collect
 from trainers import setup
 from trainers.config import load_config
 from trainers.local.checkpoint import checkpoints
-from trainers.local.grpo import GRPOTrainer
+from trainers.local.grpo import GRPOTrainer, RetrieverLostError
 from trainers.local.run_log import read_log
 
 MakeTrainer = Callable[..., GRPOTrainer]
@@ -63,14 +65,18 @@ def even(answer: str | None, question: Question) -> float:
     return float(len(answer or "") % 2)
 
 
+class Killed(BaseException):
+    """Ends a process without its consent."""
+
+
 def run_until(trainer: GRPOTrainer, step: int) -> None:
     """Run, and stop as if by a kill after this step's row (and checkpoint, if one is due)."""
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == step:
-            raise KeyboardInterrupt
+            raise Killed
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         trainer.run(stop)
 
 
@@ -79,6 +85,17 @@ class Down:
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Any]]:
         raise RetrievalError("the server is down")
+
+
+def always_search(trainer: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the policy of a trainer write nothing but searches."""
+    tokenizer = trainer.policy.tokenizer
+    ids = tokenizer.encode_answer("", "<search> Allia home </search>")[1]
+
+    def search(episodes: Sequence[Episode]) -> list[Completion]:
+        return [Completion.from_tokens(ids, [-1.0] * len(ids), tokenizer.decode) for _ in episodes]
+
+    monkeypatch.setattr(trainer.policy, "act", search)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -212,7 +229,8 @@ def test_methods_are_asked_the_same_questions(
         ("run.eval_every=1", "run.eval_limit=2"),
     )
     for number, settings in enumerate(options):
-        trainer = make_trainer(*settings, name=str(number))
+        lenient = "run.max_failed_searches=1.0"
+        trainer = make_trainer(*settings, lenient, name=str(number))
         trainer.train_step()
         if number == 1:
             monkeypatch.setattr(trainer.engine, "retriever", Down())
@@ -317,14 +335,8 @@ def test_gains_are_not_settled_for_nothing(
 def test_a_step_whose_searches_all_fail_is_survived(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer("optimization.weight_decay=0.1")
-    tokenizer = trainer.policy.tokenizer
-    ids = tokenizer.encode_answer("", "<search> Allia home </search>")[1]
-
-    def search(episodes: Sequence[Episode]) -> list[Completion]:
-        return [Completion.from_tokens(ids, [-1.0] * len(ids), tokenizer.decode) for _ in episodes]
-
-    monkeypatch.setattr(trainer.policy, "act", search)
+    trainer = make_trainer("optimization.weight_decay=0.1", "run.max_failed_searches=1.0")
+    always_search(trainer, monkeypatch)
     monkeypatch.setattr(trainer.engine, "retriever", Down())
     before = weights(trainer)
     row = trainer.train_step()
@@ -367,10 +379,11 @@ def test_a_folder_in_use_is_left_alone(make_trainer: MakeTrainer) -> None:
     before = times()
     with pytest.raises(ValueError, match="holds a run already; pass --resume"):
         make_trainer("optimization.steps=1")
-    changed = ("optimization.steps=2", "world.seed=1")
+    changed = ("optimization.clip=0.1", "world.seed=1", "credit.alpha=0.5")
     with pytest.raises(
         ValueError,
-        match=r"other settings \(world.seed was 0, got 1; optimization.steps was 1, got 2\)",
+        match=r"other settings \(world.seed was 0, got 1; optimization.clip was 0.2, got 0.1; "
+        r"credit.alpha was None, got 0.5",
     ):
         make_trainer(*changed, resume=True)
     assert times() == before
@@ -407,3 +420,181 @@ def test_the_policy_of_a_run_can_be_trained_on(
     settings = tiny_settings(f"policy.path={tmp_path / 'first' / 'policy'}")
     second = GRPOTrainer(load_config(None, settings), tmp_path / "second")
     assert equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("moment", ["rollouts", "update", "evaluation"])
+def test_ctrl_c_writes_a_checkpoint_from_which_the_run_ends_alike(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    settings = (*RICH, "optimization.steps=4", "run.checkpoint_every=100")
+    whole = make_trainer(*settings, name="whole")
+    whole.run()
+    cut = make_trainer(*settings, name="cut")
+
+    def press(part: str, done: int, total: int) -> None:
+        if part == moment and cut.step >= 1 and done:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(watch=press)
+    done = 1 if moment == "rollouts" else 2  # an update is made to its end
+    assert cut.step == done == len(rows(cut))
+    again = make_trainer(*settings, name="cut", resume=True)
+    assert again.step == done
+    again.run()
+    assert equal(weights(whole), weights(again))
+    unevaluated = [{**row, "eval": None} for row in rows(again)]
+    assert unevaluated == [{**row, "eval": None} for row in rows(whole)]
+
+
+@pytest.mark.parametrize(
+    ("file", "size"), [("trainer.pt", 100), ("model.safetensors", 5000), ("config.json", 0)]
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, file: str, size: int
+) -> None:
+    settings = ("optimization.steps=4", "run.checkpoint_every=1", "run.keep_checkpoints=2")
+    trainer = make_trainer(*settings)
+    trainer.run()
+    for step in (4, 3):
+        os.truncate(trainer.out / "checkpoints" / f"step-00000{step}" / file, size)
+        if step == 4:
+            resumed = make_trainer(*settings, resume=True)
+            assert resumed.step == 3
+            assert "step-000004 is damaged" in caplog.text
+            again = resumed.run()
+            assert {**again, "seconds": None} == {**rows(trainer)[-1], "seconds": None}
+            assert equal(weights(resumed), weights(trainer))
+            assert make_trainer(*settings, resume=True).step == 4  # it has been written anew
+            os.truncate(trainer.out / "checkpoints" / "step-000004" / file, size)
+    with pytest.raises(ValueError, match=r"no checkpoint in .*checkpoints can be read; remove"):
+        make_trainer(*settings, resume=True)
+
+
+def test_what_comes_after_a_damaged_checkpoint_is_kept(make_trainer: MakeTrainer) -> None:
+    settings = ("optimization.steps=5", "run.checkpoint_every=2", "run.keep_checkpoints=1")
+    run_until(make_trainer(*settings, "run.keep_checkpoints=3"), 4)
+    folder = make_trainer(*settings, resume=True).out / "checkpoints"
+    os.truncate(folder / "step-000004" / "trainer.pt", 0)
+    resumed = make_trainer(*settings, "run.checkpoint_every=3", resume=True)
+    assert resumed.step == 2
+    run_until(resumed, 3)
+    assert [path.name for path in checkpoints(folder)] == ["step-000003"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"world": 3}'])
+def test_damaged_settings_are_named(make_trainer: MakeTrainer, text: str) -> None:
+    trainer = make_trainer("optimization.steps=1")
+    trainer.run()
+    (trainer.out / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run.config\.json is damaged"):
+        make_trainer("optimization.steps=1", resume=True)
+
+
+def test_a_full_disk_ends_with_the_name_of_the_checkpoint(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stands for the disk; it is the system that refuses."""
+    resource = pytest.importorskip("resource")
+    settings = ("optimization.steps=3", "run.checkpoint_every=1")
+    trainer = make_trainer(*settings)
+    run_until(trainer, 1)
+    trainer = make_trainer(*settings, resume=True)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(trainer.config.run.__class__, "save_rollouts_every", 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*step-000002.*is the disk full"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    names = [path.name for path in (trainer.out / "checkpoints").iterdir()]
+    assert names == ["step-000001"]
+    assert make_trainer(*settings, resume=True).run()["step"] == 3
+
+
+def test_a_resumed_run_may_go_on_for_longer(make_trainer: MakeTrainer) -> None:
+    long = make_trainer("optimization.steps=4", "run.eval_every=2", "run.eval_limit=3", name="l")
+    long.run()
+    make_trainer("optimization.steps=2").run()
+    more = ("optimization.steps=4", "run.eval_every=2", "run.eval_limit=3", "run.threads=1")
+    longer = make_trainer(*more, resume=True)
+    assert longer.step == 2
+    longer.run()
+    assert equal(weights(long), weights(longer))
+    assert [row["step"] for row in rows(longer) if "eval" in row] == [4]
+    assert make_trainer(*more, resume=True).step == 4  # its settings are the new ones now
+
+
+def test_a_dead_retriever_is_refused_at_the_start(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("trainers.setup.make_retriever", lambda *settings: Down())
+    with pytest.raises(
+        ValueError, match=r"the retriever does not answer a search .*server is down"
+    ):
+        make_trainer()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_retriever_that_dies_ends_the_run_with_a_checkpoint(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ("optimization.steps=3", "run.checkpoint_every=100", "run.failed_tries=2")
+    trainer = make_trainer(*settings)
+    learned: list[Weights] = []
+
+    def lose(row: dict[str, Any]) -> None:
+        learned.append(weights(trainer))
+        trainer.engine.retriever = Down()
+        always_search(trainer, monkeypatch)
+
+    with pytest.raises(
+        RetrieverLostError, match=r"100% of the searches of step 2 failed .* 2 tries"
+    ):
+        trainer.run(lose)
+    assert caplog.text.count("nothing is learned from it") == 2
+    assert equal(weights(trainer), learned[0])
+    assert len(learned) == len(rows(trainer)) == 1
+    resumed = make_trainer(*settings, resume=True)
+    assert resumed.step == 1
+    assert resumed.run()["step"] == 3
+
+
+def test_a_few_failures_are_left_out_and_the_rest_teaches(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer("run.max_failed_searches=0.5")
+    real = trainer.engine.retriever
+
+    class Flaky:
+        calls = 0
+
+        def search(self, queries: Sequence[str], k: int) -> list[list[Any]]:
+            self.calls += 1
+            if self.calls == 1 and len(queries) > 1:
+                raise RetrievalError("busy", [None, *real.search(queries[1:], k)])
+            return real.search(queries, k)
+
+    trainer.engine.retriever = Flaky()
+    before = weights(trainer)
+    row = trainer.train_step()
+    assert 0 < row["failed_searches"] < 0.5
+    assert not equal(before, weights(trainer))
+
+
+def test_a_step_says_how_far_it_has_come(make_trainer: MakeTrainer) -> None:
+    told: list[tuple[str, int, int]] = []
+    trainer = make_trainer(
+        "optimization.steps=1", "optimization.epochs=2", "run.eval_every=1", "run.eval_limit=5"
+    )
+    trainer.run(watch=lambda *one: told.append(one))
+    o = trainer.config.optimization
+    rollouts = o.questions_per_step * o.group_size
+    parts = list(dict.fromkeys(part for part, _, _ in told))
+    assert parts == ["rollouts", "gains", "update", "evaluation"]
+    for part, total in (("rollouts", rollouts), ("update", 2 * rollouts), ("evaluation", 5)):
+        counts = [done for one, done, whole in told if one == part and whole == total]
+        assert counts == sorted(counts)
+        assert (counts[0], counts[-1]) == (0, total)
+    assert trainer.run()["seconds"]["evaluation"] > 0

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from agents.transformers_policy import TransformersPolicy
 
@@ -18,35 +22,86 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-N`` in one piece, and remove all but the newest ``keep`` checkpoints.
 
-    It is written beside its place and then renamed, so that a kill leaves a whole one or none.
-
     Args:
         folder: Where checkpoints are kept.
         policy: What is saved with ``save_pretrained``.
         state: What else a resumed run needs.
         step: Number of steps done.
         keep: How many checkpoints stay.
+
+    Raises:
+        OSError: If it cannot be written; the checkpoints before it are still there then.
     """
+
+    def write(unfinished: Path) -> None:
+        policy.save_pretrained(unfinished)
+        torch.save(state, unfinished / STATE)
+
     target = folder / f"step-{step:06d}"
-    unfinished = folder / f".unfinished-{step:06d}"
-    for stale in (unfinished, target):
-        if stale.exists():
-            shutil.rmtree(stale)
-    unfinished.mkdir(parents=True)
-    policy.save_pretrained(unfinished)
-    torch.save(state, unfinished / STATE)
-    unfinished.rename(target)
-    for old in checkpoints(folder)[:-keep]:
+    _write_folder(target, write)
+    found = checkpoints(folder)
+    # A later one is of steps that are done again, since it could not be read.
+    found, later = found[: found.index(target) + 1], found[found.index(target) + 1 :]
+    for old in [*found[:-keep], *later]:
         shutil.rmtree(old)
     return target
 
 
+def save_policy(folder: Path, policy: TransformersPolicy) -> None:
+    """Write a policy with ``save_pretrained``, in one piece.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    _write_folder(folder, policy.save_pretrained)
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder that were written to the end, oldest first."""
     return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
 
 
-def load_state(checkpoint: Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint."""
-    state: dict[str, Any] = torch.load(checkpoint / STATE, weights_only=False, map_location="cpu")
-    return state
+def load_checkpoint(
+    checkpoint: Path, model: PreTrainedModel
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read all of a checkpoint, so that nothing changes unless all of it can be read.
+
+    Args:
+        checkpoint: Its folder.
+        model: A model of the same class.
+
+    Returns:
+        The trainer's state, and the weights, in the type of ``model``.
+
+    Raises:
+        ValueError: If a part of it cannot be read.
+    """
+    try:
+        state: dict[str, Any] = torch.load(
+            checkpoint / STATE, weights_only=False, map_location="cpu"
+        )
+        loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+        return state, loaded.state_dict()
+    except Exception as error:  # torch, safetensors and transformers raise whatever they like
+        raise ValueError(
+            f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {_line(error)})"
+        ) from error
+
+
+def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder beside its place and rename it: a kill leaves a whole one or none."""
+    unfinished = target.with_name(f".unfinished-{target.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        write(unfinished)
+    except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say it
+        shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
+        raise OSError(f"cannot write {target} ({_line(error)}); is the disk full?") from error
+    if target.exists():
+        shutil.rmtree(target)
+    unfinished.rename(target)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import random
+import signal
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +19,33 @@ import numpy as np
 import torch
 
 from igsearch_env.credit import GRPO
-from igsearch_env.episode import Question
+from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.play import play_questions
-from igsearch_env.files import write_whole
+from igsearch_env.files import write_json
+from igsearch_env.retrieval.base import check_alive
 from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
-from trainers.config import TrainSettings
-from trainers.local.checkpoint import checkpoints, load_state, save_checkpoint
+from trainers.config import RESUMABLE, TrainSettings
+from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_policy
 from trainers.local.metrics import evaluation_results, rollout_metrics
 from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
 
+logger = logging.getLogger(__name__)
+
 Report = Callable[[dict[str, Any]], None]
+"""Called with the metrics of each step."""
+
+Watch = Callable[[str, int, int], None]
+"""Called while a step is under way with the part it is at (``"rollouts"``, ``"gains"``,
+``"update"`` or ``"evaluation"``), how many episodes of it are done, and of how many."""
+
+
+class RetrieverLostError(OSError):
+    """Too many searches have failed, several times in a row."""
 
 
 class GRPOTrainer:
@@ -42,10 +58,11 @@ class GRPOTrainer:
         config: The settings.
         out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``rollouts/``, ``checkpoints/``
             and, at the end, ``policy/``.
-        resume: Go on from the newest checkpoint in ``out``.
+        resume: Go on from the newest checkpoint in ``out`` that can be read.
 
     Raises:
-        ValueError: If ``out`` holds a run and ``resume`` is not set, or one with other settings.
+        ValueError: If ``out`` holds a run and ``resume`` is not set, or one with other settings
+            than those of :data:`trainers.config.RESUMABLE`; or if the retriever does not answer.
     """
 
     def __init__(self, config: TrainSettings, out: str | Path, *, resume: bool = False) -> None:
@@ -54,6 +71,7 @@ class GRPOTrainer:
         self.threads = set_threads(config.run.threads)
         keep_freed_memory()
         self.engine = make_training_engine(config, config.run.seed)
+        check_alive(self.engine.retriever, self.engine.questions[0].text, self.engine.top_k)
         self.agent = make_agent(config, self.engine)
         self.policy = self.agent.policy
         self._eval_questions: list[Question] = []
@@ -70,54 +88,136 @@ class GRPOTrainer:
             self.policy.autocast,
         )
         self.step = 0
-        if saved is not None:
+        self._watch: Watch = _nobody
+        if saved:
             self._restore(saved)
+        self._state = self._state_now()
 
-    def run(self, report: Report | None = None) -> dict[str, Any]:
+    def run(self, report: Report | None = None, watch: Watch | None = None) -> dict[str, Any]:
         """Train to the end.
+
+        Ctrl-C ends the run with a checkpoint of the last step that was done.
 
         Args:
             report: Called with the metrics of each step.
+            watch: Called while a step is under way.
 
         Returns:
             The metrics of the last step.
+
+        Raises:
+            RetrieverLostError: If too many searches fail; a checkpoint has been written then.
+            OSError: If a file cannot be written.
         """
-        text = json.dumps(self.config.to_dict(), indent=2)
-        write_whole(self.out / "config.json", text + "\n")
+        self._watch = watch or _nobody
+        write_json(self.out / "config.json", self.config.to_dict())
         log = RunLog(self.out, self.step)
-        with lasting_objects():
-            while self.step < self.config.optimization.steps:
-                row = self.train_step()
-                if self._due(self.config.run.eval_every):
-                    row["eval"] = self.evaluate()
-                log.write(row)
-                if self._due(self.config.run.checkpoint_every):
-                    self._save()
-                if report is not None:
-                    report(row)
-        log.close()
-        self.policy.save_pretrained(self.out / "policy")
+        try:
+            with lasting_objects():
+                while self.step < self.config.optimization.steps:
+                    row = self._step_and_log(log)
+                    if self._due(self.config.run.checkpoint_every):
+                        self._save()
+                    if report is not None:
+                        report(row)
+        except (KeyboardInterrupt, RetrieverLostError):
+            self._save()
+            raise
+        finally:
+            log.close()
+        save_policy(self.out / "policy", self.policy)
         return log.last
 
     def train_step(self) -> dict[str, Any]:
-        """One batch of rollouts and its update; returns metrics and ``seconds`` by part."""
-        seconds: defaultdict[str, float] = defaultdict(float)
-        o = self.config.optimization
-        # They follow from seed and step alone: methods that differ are asked the same questions.
-        asking, shuffling = np.random.default_rng([self.config.run.seed, self.step]).spawn(2)
-        picks = asking.integers(len(self.engine.questions), size=o.questions_per_step)
-        asked = [self.engine.questions[int(pick)] for pick in picks]
-        groups = group_ids(asked, self.step, o.group_size)
+        """One batch of rollouts and its update; returns metrics and ``seconds`` by part.
+
+        Raises:
+            RetrieverLostError: If too many searches fail.
+        """
+        seconds = defaultdict[str, float](float)
+        return self._learn(self._play(seconds), seconds)
+
+    def evaluate(self) -> dict[str, Any]:
+        """Sampled metrics on held-out questions; leaves the generators of training alone."""
+        watched = self._watched("evaluation", len(self._eval_questions))
+        episodes = play_questions(
+            self.engine, self.policy, self._eval_questions, seed=10_000, progress=watched
+        )
+        return evaluation_results(episodes)
+
+    def _step_and_log(self, log: RunLog) -> dict[str, Any]:
+        seconds = defaultdict[str, float](float)
+        episodes = self._play(seconds)
+        row: dict[str, Any] = {}
+        try:
+            # Ctrl-C in the rollouts loses nothing but these; half an update could not be undone.
+            with _interrupt_delayed():
+                row = self._learn(episodes, seconds)
+            if self._due(self.config.run.eval_every):
+                started = time.perf_counter()
+                row["eval"] = self.evaluate()
+                row["seconds"]["evaluation"] = round(time.perf_counter() - started, 4)
+        finally:
+            if row:  # the update has been made, whatever came of the evaluation
+                log.write(row)
+        return row
+
+    def _play(self, seconds: defaultdict[str, float]) -> list[Episode]:
+        """The rollouts of a step; played again if too many of their searches failed."""
+        o, run = self.config.optimization, self.config.run
+        asked = self._questions()
         repeated = [question for question in asked for _ in range(o.group_size)]
-        episodes = collect(self.engine, self.agent, repeated, groups, seconds=seconds)
+        groups = group_ids(asked, self.step, o.group_size)
+        for _ in range(run.failed_tries):
+            watched = self._watched("rollouts", len(repeated))
+            episodes = collect(
+                self.engine, self.agent, repeated, groups, seconds=seconds, progress=watched
+            )
+            failed = _failed_share(episodes)
+            # The rollouts that are left when many fail are those that did not search: learning from
+            # them would teach the policy not to.
+            if failed <= run.max_failed_searches:
+                return episodes
+            logger.warning(
+                "step %d: %.0f %% of the searches failed; nothing is learned from it, and it is "
+                "tried again",
+                self.step + 1,
+                100 * failed,
+            )
+        raise RetrieverLostError(
+            f"{failed:.0%} of the searches of step {self.step + 1} failed in the last of "
+            f"{run.failed_tries} tries (run.max_failed_searches is {run.max_failed_searches}); see "
+            "to the retriever, and go on with --resume"
+        )
+
+    def _questions(self) -> list[Question]:
+        """The questions of a step follow from seed and step, so that all methods get the same."""
+        asking, _ = self._generators()
+        picks = asking.integers(
+            len(self.engine.questions), size=self.config.optimization.questions_per_step
+        )
+        return [self.engine.questions[int(pick)] for pick in picks]
+
+    def _generators(self) -> Sequence[np.random.Generator]:
+        """Those of a step: for its questions, and for shuffling its episodes."""
+        return np.random.default_rng([self.config.run.seed, self.step]).spawn(2)
+
+    def _learn(self, episodes: list[Episode], seconds: defaultdict[str, float]) -> dict[str, Any]:
+        """Settle, assign credit and update; the metrics of the step."""
         started = time.perf_counter()
-        progress = self.step / max(1, o.steps - 1)
+        progress = self.step / max(1, self.config.optimization.steps - 1)
+        self._watch("gains", 0, len(episodes))
         episodes = self.agent.settle(episodes, progress)
         settled = time.perf_counter()
         advantages = self.agent.advantages(episodes, progress)
-        losses = self.updater.step(episodes, advantages, shuffling)
+        _, shuffling = self._generators()
+        updates = len(episodes) * self.config.optimization.epochs
+        losses = self.updater.step(
+            episodes, advantages, shuffling, self._watched("update", updates)
+        )
         self.policy.memory.clear()
         self.step += 1
+        self._state = self._state_now()
         seconds["information_gain"] += settled - started
         seconds["update"] += time.perf_counter() - settled
         if self._due(every := self.config.run.save_rollouts_every) or (every and self.step == 1):
@@ -132,16 +232,24 @@ class GRPOTrainer:
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
 
-    def evaluate(self) -> dict[str, Any]:
-        """Sampled metrics on held-out questions; leaves the generators of training alone."""
-        episodes = play_questions(self.engine, self.policy, self._eval_questions, seed=10_000)
-        return evaluation_results(episodes)
+    def _watched(self, part: str, total: int) -> Callable[[int], None]:
+        """Adds up how many episodes of a part are done, and says so."""
+        done = 0
+
+        def watched(more: int) -> None:
+            nonlocal done
+            done += more
+            self._watch(part, done, total)
+
+        watched(0)
+        return watched
 
     def _due(self, every: int) -> bool:
         last = self.step == self.config.optimization.steps
         return every > 0 and (self.step % every == 0 or last)
 
-    def _check_folder(self, resume: bool) -> Path | None:
+    def _check_folder(self, resume: bool) -> list[Path]:
+        """The checkpoints to resume from, newest first."""
         found = checkpoints(self.out / "checkpoints")
         written = self.out / "config.json"
         if not resume:
@@ -150,25 +258,25 @@ class GRPOTrainer:
                     f"{self.out} holds a run already; pass --resume to go on with it, or choose "
                     "another folder"
                 )
-            return None
+            return []
         if written.exists():
-            old = json.loads(written.read_text(encoding="utf-8"))
-            new = json.loads(json.dumps(self.config.to_dict()))
+            old = _flat(read_settings(written))
+            new = _flat(json.loads(json.dumps(self.config.to_dict())))
             changed = [
-                f"{section}.{key} was {old.get(section, {}).get(key)!r}, got {value!r}"
-                for section, values in new.items()
-                for key, value in values.items()
-                if old.get(section, {}).get(key) != value
+                f"{name} was {old.get(name)!r}, got {new.get(name)!r}"
+                for name in dict.fromkeys((*new, *old))
+                if old.get(name) != new.get(name) and name not in RESUMABLE
             ]
-            if changed or old.keys() != new.keys() or old["credit"] != new["credit"]:
+            if changed:
                 raise ValueError(
                     f"the run in {self.out} has other settings ({'; '.join(changed)}); resume it "
                     "with its own (config.json), or choose another folder"
                 )
-        return found[-1] if found else None
+        return found[::-1]
 
-    def _save(self) -> None:
-        state = {
+    def _state_now(self) -> dict[str, Any]:
+        """What a checkpoint holds besides the weights."""
+        return {
             "step": self.step,
             "optimizer": self.updater.optimizer.state_dict(),
             "schedule": self.updater.schedule.state_dict(),
@@ -176,17 +284,86 @@ class GRPOTrainer:
             "pool": self.engine.pool.state_dict(),
             "torch": torch.get_rng_state(),
         }
-        keep = self.config.run.keep_checkpoints
-        save_checkpoint(self.out / "checkpoints", self.policy, state, self.step, keep)
 
-    def _restore(self, checkpoint: Path) -> None:
-        state = load_state(checkpoint)
-        model = self.policy.model
-        loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-        model.load_state_dict(loaded.state_dict())
+    def _save(self) -> None:
+        """Write a checkpoint of the last step that was done, whatever was begun after it."""
+        if self.step:
+            keep = self.config.run.keep_checkpoints
+            folder = self.out / "checkpoints"
+            save_checkpoint(folder, self.policy, self._state, self.step, keep)
+
+    def _restore(self, found: Sequence[Path]) -> None:
+        """Go on from the first of these checkpoints that can be read."""
+        for checkpoint in found:
+            try:
+                state, weights = load_checkpoint(checkpoint, self.policy.model)
+                break
+            except ValueError as error:
+                logger.warning("%s; going on with the one before it", error)
+        else:
+            raise ValueError(
+                f"no checkpoint in {found[0].parent} can be read; remove that folder to start the "
+                "run again from its beginning"
+            )
+        self.policy.model.load_state_dict(weights)
         self.updater.optimizer.load_state_dict(state["optimizer"])
         self.updater.schedule.load_state_dict(state["schedule"])
         self.policy.load_state_dict(state["policy"])
         self.engine.pool.load_state_dict(state["pool"])
         torch.set_rng_state(state["torch"])
         self.step = state["step"]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a run wrote into its ``config.json``.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not all(
+            isinstance(s, dict) for s in settings.values()
+        ):
+            raise ValueError("it holds no sections of settings")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and resume with the --config and --set that "
+            "the run began with"
+        ) from error
+    return settings
+
+
+@contextmanager
+def _interrupt_delayed() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended."""
+    if threading.current_thread() is not threading.main_thread():  # no signals arrive there
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+def _failed_share(episodes: Sequence[Episode]) -> float:
+    """Share of the searches that failed; 0 without searches."""
+    failed = [step.retrieval_failed for episode in episodes for step in episode.searches]
+    return sum(failed) / len(failed) if failed else 0.0
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings by their full names."""
+    return {
+        f"{section}.{name}": value
+        for section, values in settings.items()
+        for name, value in values.items()
+    }
+
+
+def _nobody(part: str, done: int, total: int) -> None:
+    pass

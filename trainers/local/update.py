@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,7 @@ class Updater:
         episodes: Sequence[Episode],
         advantages: Sequence[NDArray[np.float64]],
         rng: np.random.Generator,
+        progress: Callable[[int], None] | None = None,
     ) -> dict[str, float]:
         """Learn from a batch.
 
@@ -83,6 +84,7 @@ class Updater:
             episodes: Finished episodes; those in which a search failed are left out.
             advantages: One array of shape (policy tokens,) per episode.
             rng: Shuffles the episodes into minibatches.
+            progress: Called with the number of episodes of each micro-batch that was run.
 
         Returns:
             Means over the batch's policy tokens: ``loss``, ``kl``, ``clipped``, ``entropy`` (left
@@ -105,13 +107,21 @@ class Updater:
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     rates.append(float(self.schedule.get_last_lr()[0]))
-                    norms.append(self._update([usable[i] for i in part], sums, first=not norms))
+                    rows = [usable[i] for i in part]
+                    norms.append(self._update(rows, sums, progress, first=not norms))
         tokens, fresh = sums.pop("tokens", 0.0), sums.pop("fresh_tokens", 0.0)
         of_fresh = ("sampling_gap", "recomputed")
         means = {n: value / (fresh if n in of_fresh else tokens) for n, value in sums.items()}
         return {**means, "grad_norm": float(np.mean(norms or [0.0])), "learning_rate": rates[-1]}
 
-    def _update(self, rows: list[_Row], sums: defaultdict[str, float], *, first: bool) -> float:
+    def _update(
+        self,
+        rows: list[_Row],
+        sums: defaultdict[str, float],
+        progress: Callable[[int], None] | None,
+        *,
+        first: bool,
+    ) -> float:
         """One optimizer step on a minibatch; returns the norm of the gradient.
 
         ``first`` says that the weights are still those that sampled.
@@ -129,6 +139,8 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         for part in self._micro_batches(rows):
             self._accumulate(part, total, sums, first=first)
+            if progress is not None:
+                progress(len(part))
         # A gradient that is not finite would spoil every weight for good: stop before the step.
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True
