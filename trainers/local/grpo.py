@@ -322,9 +322,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not all(
-            isinstance(s, dict) for s in settings.values()
-        ):
+        sections = list(settings.values()) if isinstance(settings, dict) else [None]
+        if not all(isinstance(section, dict) for section in sections):
             raise ValueError("it holds no sections of settings")
     except ValueError as error:
         raise ValueError(
