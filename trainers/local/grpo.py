@@ -321,7 +321,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         sections = list(settings.values()) if isinstance(settings, dict) else [None]
         if not all(isinstance(section, dict) for section in sections):
             raise ValueError("it holds no sections of settings")
