@@ -39,19 +39,18 @@ VLLM = """\
 # vllm serve FOLDER --port PORT
 exec "{python}" "{server}" --policy "$2" --port "$4" --log "$PWD/vllm.jsonl"
 """
+IGSEARCH = """\
+#!/bin/sh
+exec "{python}" -m igsearch_env.cli "$@"
+"""
 
 
-def make_folder(folder: Path, encoder: str) -> Path:
-    """Lay out what a reader has: a corpus, questions and the checkout; and the stand-ins.
+def make_folder(work: Path) -> Path:
+    """Lay out what a reader has: a small corpus, question sets, and the checkout.
 
     Args:
-        folder: Where; it must not be there yet.
-        encoder: Folder of a small sentence encoder.
-
-    Returns:
-        The folder that the blocks run in.
+        work: The folder that the blocks of a page run in; it must not be there yet.
     """
-    work = folder / "work"
     (work / "data").mkdir(parents=True)
     for name in ("agents", "trainers"):
         (work / name).symlink_to(ROOT / name)
@@ -60,36 +59,44 @@ def make_folder(folder: Path, encoder: str) -> Path:
         work / "data" / "wiki.jsonl",
         [{"id": d.id, "title": d.title, "text": d.text} for d in world.documents],
     )
-    rows = [
-        {"id": q.id, "question": q.text, "golden_answers": q.golden_answers}
-        | {"gold_ids": q.gold_ids}
-        for q in (*world.train_questions, *world.test_questions)
-    ]
+    rows = _rows(world)
     for name, some in (("train", rows[:12]), ("dev", rows[-12:]), ("mine", rows[-4:])):
         _write(work / "data" / f"{name}.jsonl", some)
     for name in ("hotpotqa", "musique"):
         _write(work / "data" / f"{name}.jsonl", rows[:12])
-    for row, (name, benchmark) in zip(rows, BENCHMARKS.items(), strict=False):
-        _write(folder / "benchmarks" / name / f"{benchmark.split}.jsonl", [row])
-    _lay_out_hub(folder / "hub", encoder)
-    vllm = folder / "bin" / "vllm"
-    vllm.parent.mkdir()
-    server = ROOT / "tests" / "completion_server.py"
-    vllm.write_text(VLLM.format(python=sys.executable, server=server), encoding="utf-8")
-    vllm.chmod(0o755)
     return work
 
 
-def environment(folder: Path) -> dict[str, str]:
+def make_standins(folder: Path, encoder: str) -> Path:
+    """Lay out the stand-ins, which all pages share.
+
+    Args:
+        folder: Where.
+        encoder: Folder of a small sentence encoder.
+    """
+    rows = _rows(World.generate(1, people=40))
+    for row, (name, benchmark) in zip(rows, BENCHMARKS.items(), strict=False):
+        _write(folder / "benchmarks" / name / f"{benchmark.split}.jsonl", [row])
+    _lay_out_hub(folder / "hub", encoder)
+    (folder / "bin").mkdir()
+    server = ROOT / "tests" / "completion_server.py"
+    for name, text in (("vllm", VLLM), ("igsearch", IGSEARCH)):
+        file = folder / "bin" / name
+        file.write_text(text.format(python=sys.executable, server=server), encoding="utf-8")
+        file.chmod(0o755)
+    return folder
+
+
+def environment(standins: Path, work: Path | None = None) -> dict[str, str]:
     """The variables under which the blocks find the checkout and the stand-ins."""
-    path = (folder / "bin", Path(sys.executable).parent, os.environ["PATH"])
+    path = (standins / "bin", Path(sys.executable).parent, os.environ["PATH"])
     return os.environ | {
         "PATH": os.pathsep.join(map(str, path)),
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder / "work"))),
-        "HF_HOME": str(folder / "hf"),
-        "HF_HUB_CACHE": str(folder / "hub"),
+        "PYTHONPATH": os.pathsep.join(map(str, filter(None, (ROOT, work)))),
+        "HF_HOME": str(standins / "hf"),
+        "HF_HUB_CACHE": str(standins / "hub"),
         "HF_HUB_OFFLINE": "1",
-        FOLDER_VARIABLE: str(folder / "benchmarks"),
+        FOLDER_VARIABLE: str(standins / "benchmarks"),
         "OMP_NUM_THREADS": "1",
     }
 
@@ -101,6 +108,15 @@ def free_ports(number: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def _rows(world: World) -> list[dict[str, Any]]:
+    """The questions of a world as rows of a file."""
+    return [
+        {"id": q.id, "question": q.text, "golden_answers": q.golden_answers}
+        | {"gold_ids": q.gold_ids}
+        for q in (*world.train_questions, *world.test_questions)
+    ]
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
