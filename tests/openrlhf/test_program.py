@@ -23,8 +23,7 @@ from .conftest import POLICY, ROOT, as_words, write_questions
 CONFIGS = sorted((ROOT / "trainers" / "configs").glob("openrlhf_*.toml"))
 DOCUMENTED = [
     pytest.param(words, id=block.where)
-    for page in ("README.md", "docs/guides/cluster.md")
-    for block in read_blocks(ROOT / page)
+    for block in read_blocks(ROOT / "docs/guides/cluster.md")
     for words in re.findall(
         r"python -m scripts\.train_openrlhf (.*)", block.text.replace("\\\n", " ")
     )
