@@ -18,7 +18,8 @@ from typing import Any
 from rich.table import Table
 
 from agents.loading import CHECKOUT
-from igsearch_env.cli.console import console, positive, progress_bar, run, run_parser
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions

@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, progress_bar, run, run_parser
-from igsearch_env.cli.view import write_page
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import run, run_parser
 from igsearch_env.files import write_json
+from igsearch_env.viewer.page import write_page
 from trainers.config import TrainSettings, from_dict, load_config, override
 from trainers.local.grpo import GRPOTrainer
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 
-from igsearch_env.cli.console import console, run
+from igsearch_env.cli.console import console
+from igsearch_env.cli.program import run
 from trainers.openrlhf.seams import check_versions
 
 

@@ -22,7 +22,8 @@ import torch
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import TrainedIn
-from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_json

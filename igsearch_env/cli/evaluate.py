@@ -22,9 +22,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from igsearch_env.cli.console import console, print_table, progress_bar, run
+from igsearch_env.cli.console import console, print_table, progress_bar
 from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
-from igsearch_env.endpoint.agent import Api
+from igsearch_env.endpoint import Api
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
@@ -213,7 +213,3 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
         return "-"
     low, high = row[f"{name}_interval"]
     return f"{row[name]:.3f}" + (f"\n{low:.2f}–{high:.2f}" if name in ("em", "f1") else "")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -17,18 +17,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from igsearch_env.cli.console import console, positive, run
+from igsearch_env.cli.program import Parser, on_interrupt, positive, say
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderSettings, SentenceEncoder
@@ -37,6 +28,11 @@ from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
 from igsearch_env.retrieval.vector_index import import_faiss
 from igsearch_env.threads import set_threads
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from igsearch_env.cli.console import Bars
 
 BM25_OPTIONS = ("k1", "b", "title_weight")
 DENSE_OPTIONS = (
@@ -50,56 +46,27 @@ OPTIONS = {
     "BM25 (there is no --model)": {*BM25_OPTIONS, *SHARD_OPTIONS},
     "a fusion (--fuse)": set(FUSION_OPTIONS),
 }
-NOTE_EVERY = 30.0  # seconds
 
 
-class StageBar:
-    """A bar for each stage of a build; lines now and then where there is no terminal.
+class Stages:
+    """Shows the stages of a build, one bar each.
 
     Args:
-        quiet: Show nothing.
+        bar: What is drawn.
     """
 
-    def __init__(self, quiet: bool) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-            speed_estimate_period=1800.0,  # seconds; a shard may take a minute
-        )
-        self._lines = not quiet and not console.is_terminal
-        self._task = TaskID(0)
-        self._said = time.monotonic()
-
-    def __enter__(self) -> StageBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+    def __init__(self, bar: Bars) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
 
     def stage(self, name: str, total: int | None, done: int = 0) -> None:
         """Begin a stage."""
         self._task = self._bar.add_task(name, total=total, completed=done)
-        self._say()
 
     def advance(self, amount: int) -> None:
         """Go on by so much."""
-        self._bar.advance(self._task, amount)
-        if time.monotonic() - self._said > NOTE_EVERY:
-            self._say()
-
-    def _say(self) -> None:
-        self._said = time.monotonic()
-        if self._lines:
-            task = self._bar.tasks[self._task]
-            total = f" of {task.total:,.0f}" if task.total is not None else ""
-            left = task.time_remaining
-            note = f", {left / 60:.0f} min left" if left is not None and not task.finished else ""
-            console.print(f"{task.description}: {task.completed:,.0f}{total}{note}")
+        if self._task is not None:
+            self._bar.advance(self._task, amount)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     args = _parser().parse_args(argv)
+    from igsearch_env.cli.console import progress_bar
+
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     started = time.perf_counter()
     chosen = _chosen(args)
@@ -117,15 +86,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         passages = len(load_retriever(args.out))
     else:
         check_replaceable(args.out)  # before a model is loaded
-        with StageBar(args.quiet) as bar:
+        advice = "go on with the same command and --resume"
+        with progress_bar(args.quiet) as bar, on_interrupt(advice):
             sharding = {"shard_size": chosen.pop("shard_size")} if "shard_size" in chosen else {}
             resume = chosen.pop("resume", False)
             documents = partial(read_corpus, args.corpus)
-            build = IndexBuild(documents, args.out, _recipe(chosen), bar, **sharding)
+            build = IndexBuild(documents, args.out, _recipe(chosen), Stages(bar), **sharding)
             passages = build.run(resume)
     seconds = time.perf_counter() - started
-    line = f"{args.out}: {passages:,} passages, {seconds:.1f} s"
-    console.print(line, highlight=False, soft_wrap=True)
+    say(f"{args.out}: {passages:,} documents, {seconds:.1f} s")
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
@@ -151,12 +120,8 @@ def _recipe(chosen: dict[str, Any]) -> Recipe:
     return DenseRecipe(SentenceEncoder(EncoderSettings(model, **config), **chosen), **search)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="igsearch index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("igsearch index", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--corpus",
@@ -191,7 +156,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--constant", type=int, help="small ones trust the first ranks more (default: 60)")
     add("--depth", type=positive, help="passages of each index that are fused (default: 100)")
     return parser
-
-
-if __name__ == "__main__":
-    run(main)

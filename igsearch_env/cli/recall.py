@@ -6,17 +6,14 @@ igsearch recall --questions hotpotqa.questions.jsonl popqa.questions.jsonl \
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import positive, print_table, run
+from igsearch_env.cli.program import Parser, positive
 from igsearch_env.data.questions import load_question_set
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
@@ -24,6 +21,9 @@ from igsearch_env.evaluation.scores import gold_share
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 BATCH = 64
 
@@ -35,24 +35,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     args = _parser().parse_args(argv)
+    from igsearch_env.cli.console import print_table, progress_bar
+
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sets = {
         source_stem(name): load_question_set(name, split=args.split, answers_needed=False).questions
         for name in args.questions
     }
     rows = []
-    for index in args.index:
-        retriever = load_retriever(index)
-        rows += [
-            {"index": str(index), "questions": name} | recall(retriever, questions, args.top_k)
-            for name, questions in sets.items()
-        ]
+    with progress_bar() as bar:
+        for index in args.index:
+            loading = bar.add_task(f"load {index}")
+            retriever = load_retriever(index)
+            bar.remove_task(loading)
+            for name, questions in sets.items():
+                task = bar.add_task(f"{index}, {name}", total=len(questions))
+                found = recall(retriever, questions, args.top_k, partial(bar.advance, task))
+                rows.append({"index": str(index), "questions": name, **found})
     write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
     print_table(_table(rows, args.top_k))
 
 
 def recall(
-    retriever: IndexedRetriever, questions: Sequence[Question], top_k: int
+    retriever: IndexedRetriever,
+    questions: Sequence[Question],
+    top_k: int,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """Mean share of a question's gold passages among its ``top_k``, with a 95 % interval.
 
@@ -60,6 +68,7 @@ def recall(
         retriever: What searches.
         questions: What it searches for; those without known gold passages are left out.
         top_k: How many passages it may return for each.
+        progress: Called with the number of questions of each batch.
 
     Raises:
         ValueError: If no question has known gold passages.
@@ -69,6 +78,8 @@ def recall(
         batch = questions[start : start + BATCH]
         found = retriever.search([question.text for question in batch], top_k)
         shares += [gold_share(*pair) for pair in zip(batch, found, strict=True)]
+        if progress is not None:
+            progress(len(batch))
     known = [share for share in shares if share is not None]
     if not known:
         raise ValueError(
@@ -80,6 +91,9 @@ def recall(
 
 
 def _table(rows: Sequence[dict[str, Any]], top_k: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
     sets = list(dict.fromkeys(row["questions"] for row in rows))
     table = Table(title=f"recall@{top_k} of gold passages", box=box.SIMPLE_HEAD)
     table.add_column("index")
@@ -96,12 +110,8 @@ def _half(interval: Sequence[float]) -> float:
     return (interval[1] - interval[0]) / 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="igsearch recall",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser() -> Parser:
+    parser = Parser("igsearch recall", __doc__)
     add = parser.add_argument
     add("--questions", nargs="+", required=True, help="names or files of question sets")
     add("--index", nargs="+", required=True, type=Path, help="folders of saved indexes")
@@ -109,7 +119,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", help="ask only the questions of this split")
     add("--out", type=Path, required=True, help="folder of the results")
     return parser
-
-
-if __name__ == "__main__":
-    run(main)

@@ -5,82 +5,26 @@ igsearch view runs/mine
 
 from __future__ import annotations
 
-import argparse
-import base64
-import hashlib
-import html
-import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from igsearch_env.cli.console import console, positive, run
-from igsearch_env.files import write_whole
-from igsearch_env.viewer.data import view_data
-
-VIEWER = Path(__file__).resolve().parents[1] / "viewer" / "page"
-SCRIPTS = ("dom", "data", "figures", "text", "list", "rollout", "group", "curves", "main")
-LIMIT = 5000
+from igsearch_env.cli.program import Parser, positive, say
+from igsearch_env.viewer.page import LIMIT, write_page
 
 
-def main() -> None:
-    """Write ``view.html`` into the folder, and say where it is."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, help="the --out of igsearch evaluate or scripts.train")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write ``view.html`` into the folder, and say where it is.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    parser = Parser("igsearch view", __doc__)
+    parser.add_argument("folder", type=Path, help="the --out of an evaluation or a training run")
     parser.add_argument(
         "--limit", type=positive, default=LIMIT, help="most rollouts to show (default: %(default)s)"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     path, data = write_page(arguments.folder, arguments.limit)
     count, total = len(data["rollouts"]), data["total"]
     of = "" if count == total else f" of {total:,}, in groups at even distances (--limit)"
-    console.print(f"{path}: {count:,} rollouts{of}", markup=False, soft_wrap=True)
-
-
-def write_page(folder: Path, limit: int = LIMIT) -> tuple[Path, dict[str, Any]]:
-    """Write the page of a folder.
-
-    Args:
-        folder: What ``igsearch evaluate`` or ``scripts.train`` wrote.
-        limit: Most rollouts that are shown.
-
-    Returns:
-        The file and its data.
-
-    Raises:
-        ValueError: If it is no such folder, or holds a file that cannot be read.
-    """
-    data = view_data(folder, limit)
-    path = folder / "view.html"
-    write_whole(path, page(data))
-    return path, data
-
-
-def page(data: dict[str, Any]) -> str:
-    """The page: one file that loads nothing else, and runs no script but its own.
-
-    The data lies in a block of JSON without any ``<``, so nothing in it can end the block; the
-    content security policy names the hashes of the page's style and script.
-    """
-    style = (VIEWER / "style.css").read_text(encoding="utf-8")
-    script = "\n".join((VIEWER / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    parts = {
-        "policy": f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}",
-        "title": html.escape(data["name"]),
-        "style": style,
-        "data": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "script": script,
-    }
-    template = (VIEWER / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-if __name__ == "__main__":
-    run(main)
+    say(f"{path}: {count:,} rollouts{of}")

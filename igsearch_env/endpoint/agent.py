@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, get_args
 
 from igsearch_env.completion import Completion
-from igsearch_env.endpoint.client import Endpoint, RequestRefusedError
+from igsearch_env.endpoint import Api, RequestField
+from igsearch_env.endpoint.client import Endpoint
+from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
 from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol
 
-Api = Literal["completions", "chat"]
-_TOO_LONG = ("context length", "context_length", "maximum length", "too long", "max_model_len")
+HOPELESS = (401, 403, 404, 405)
+"""Statuses with which a server refuses whatever it is asked: the key, the model, the address."""
+UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
 class Tokenizer(Protocol):
@@ -30,6 +34,39 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass
+class Refusals:
+    """Questions that an endpoint refused to answer; threads may share one.
+
+    Args:
+        most: How many questions may be refused.
+        reasons: What the server said of each question so far, by question id and group.
+    """
+
+    most: int = 0
+    reasons: dict[tuple[str, str], str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, episode: Episode, error: RequestRefusedError) -> None:
+        """Count the question of an episode.
+
+        Raises:
+            RequestRefusedError: If it is one too many, or the server refuses all requests.
+        """
+        with self._lock:
+            self.reasons[episode.question.id, episode.group_id] = str(error)
+            count = len(self.reasons)
+        if error.status in HOPELESS:
+            raise error
+        if count > self.most:
+            raise RequestRefusedError(
+                error.status, ServerError(f"{error.error.message} ({count} questions so far)")
+            ) from error
+
+    def __contains__(self, episode: Episode) -> bool:
+        return (episode.question.id, episode.group_id) in self.reasons
+
+
 @dataclass(frozen=True)
 class OpenAIAgent:
     """Asks an endpoint for the next turn of each episode, many at a time.
@@ -41,6 +78,10 @@ class OpenAIAgent:
     the tokens that a policy was trained on, and for the ids of the turn (vLLM's
     ``return_token_ids``). Where it gives none, and without a tokenizer, turns are text alone: they
     cannot be trained on, and text that is tokenised as a whole may have other tokens at the seams.
+
+    The text of an answer may be a string or a list of parts; where there is none, a reasoning
+    model's thoughts are the turn. Where a server knows ``max_completion_tokens`` in place of
+    ``max_tokens``, it gets that.
 
     Args:
         endpoint: The server.
@@ -54,6 +95,10 @@ class OpenAIAgent:
         seed: Seed of sampling.
         concurrency: Most requests of one call of :meth:`act` that are under way at once.
         tokenizer: The model's tokenizer, where it is at hand.
+        leave_out: Fields that requests must not have. Without ``stop``, a turn goes on after its
+            action; the environment ignores what follows.
+        refusals: Where refused questions are counted. Their turns are empty; the first refusal is
+            an error if it allows none, which is the default.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -68,10 +113,16 @@ class OpenAIAgent:
     seed: int = 0
     concurrency: int = 16
     tokenizer: Tokenizer | None = None
+    leave_out: Sequence[RequestField] = ()
+    refusals: Refusals = field(default_factory=Refusals)
 
     def __post_init__(self) -> None:
-        if self.api not in ("completions", "chat"):
+        if self.api not in get_args(Api):
             raise ValueError(f"api must be completions or chat, got {self.api!r}")
+        if strange := set(self.leave_out) - set(get_args(RequestField)):
+            raise ValueError(
+                f"leave_out may hold {', '.join(get_args(RequestField))}, got {', '.join(strange)}"
+            )
         if self.temperature < 0 or self.max_new_tokens < 1 or self.concurrency < 1:
             raise ValueError(
                 "an agent needs temperature >= 0, max_new_tokens >= 1 and concurrency >= 1, got "
@@ -81,11 +132,13 @@ class OpenAIAgent:
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:
         """Ask for one turn per episode.
 
-        A turn is empty where the transcript is too long for the model.
+        A turn is empty where the transcript is too long for the model, and where the server
+        refused a request for the question.
 
         Raises:
             EndpointError: If the server gave no usable answer.
-            RequestRefusedError: If it refuses a request for another reason than its length.
+            RequestRefusedError: If it refused too many questions, or refuses all requests.
+            ValueError: If it does not accept a field of the request, which can be left out.
         """
         if len(episodes) == 1:
             return [self._turn(episodes[0])]
@@ -93,14 +146,30 @@ class OpenAIAgent:
             return list(threads.map(self._turn, episodes))
 
     def _turn(self, episode: Episode) -> Completion:
+        asks_for_ids = self.tokenizer is not None and self.api == "completions"
+        known = () if asks_for_ids else None
+        empty = Completion("", known, None, known)
+        if episode in self.refusals:
+            return empty
+        try:
+            return self._completion(self._ask(episode))
+        except ContextTooLongError:
+            return empty
+        except RequestRefusedError as error:
+            self.refusals.add(episode, error)
+            return empty
+
+    def _ask(self, episode: Episode) -> dict[str, Any]:
         asked = f"{self.seed} {episode.question.id} {episode.group_id} {len(episode.steps)}"
         body: dict[str, Any] = {
             "model": self.model,
-            "max_tokens": self.max_new_tokens,
+            self.endpoint.limit_field: self.max_new_tokens,
             "temperature": self.temperature,
             "seed": random.Random(asked).getrandbits(31),
             "stop": list(self.protocol.stop),
         }
+        for name in self.leave_out:
+            body.pop(self.endpoint.limit_field if name == "max_tokens" else name)
         if self.api == "chat":
             path, body["messages"] = "/chat/completions", messages(episode)
         else:
@@ -108,13 +177,18 @@ class OpenAIAgent:
             if self.tokenizer is not None:
                 body["return_token_ids"] = True
         try:
-            answer = self.endpoint.post(path, body)
+            return self.endpoint.post(path, body)
         except RequestRefusedError as error:
-            if not any(words in error.reason.lower() for words in _TOO_LONG):
-                raise
-            known = () if "return_token_ids" in body else None
-            return Completion("", known, None, known)
-        return self._completion(answer)
+            if "max_tokens" in body and "max_completion_tokens" in error.error.message:
+                self.endpoint.limit_field = "max_completion_tokens"
+                return self._ask(episode)
+            if error.error.code in UNSUPPORTED and error.error.param in body:
+                field_name = error.error.param.replace("max_completion_tokens", "max_tokens")
+                raise ValueError(
+                    f"the endpoint does not accept {error.error.param!r} "
+                    f"({error.error.message}); leave it out with --leave-out {field_name}"
+                ) from error
+            raise
 
     def _prompt(self, episode: Episode) -> str | list[int]:
         if self.tokenizer is None:
@@ -123,19 +197,14 @@ class OpenAIAgent:
 
     def _completion(self, answer: dict[str, Any]) -> Completion:
         """The turn in an answer, the string that stopped it included."""
-        try:
-            choice = answer["choices"][0]
-            text = choice["message"]["content"] if self.api == "chat" else choice["text"]
-            if not isinstance(text, str | None):
-                raise TypeError(f"the text is {text!r}")
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]} "
-                f"({type(error).__name__}: {error})"
-            ) from error
+        choices = answer.get("choices")
+        choice: Any = choices[0] if isinstance(choices, list) and choices else {}
+        text = _text(choice.get("message") if self.api == "chat" else choice)
+        if text is None:
+            said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
+            raise RequestRefusedError(200, ServerError(said))
         if self.tokenizer is not None and choice.get("token_ids") is not None:
             return Completion.from_tokens(choice["token_ids"], None, self.tokenizer.decode)
-        text = text or ""
         if choice.get("finish_reason") != "stop" or text.endswith(self.protocol.stop):
             return Completion(text)
         if "stop_reason" in choice:  # vLLM: the string, or None or a token id at the end of text
@@ -144,9 +213,35 @@ class OpenAIAgent:
         return Completion(text + open_action(self.protocol, text))
 
 
+def _text(message: Any) -> str | None:
+    """What a message says, or else thinks; None if it is no message."""
+    if not isinstance(message, dict):
+        return None
+    for name in ("content", "text", "reasoning_content", "reasoning", "refusal"):
+        said = message.get(name)
+        if isinstance(said, list):  # of parts, some of which may be images
+            said = "".join(_part(part) for part in said)
+        if said is not None and not isinstance(said, str):
+            return None
+        if said:
+            return said
+    known = {"content", "text", "reasoning_content"} & message.keys()
+    return "" if known else None
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    return text if isinstance(text, str) else ""
+
+
 def messages(episode: Episode) -> list[dict[str, str]]:
-    """The transcript as a conversation: the environment's side is the user's, in one message."""
-    sides = groupby(episode.transcript, lambda segment: segment.source == "policy")
+    """The transcript as a conversation: the environment's side is the user's, in one message.
+
+    A blank turn is left out, since servers refuse blank messages of the assistant; what stands
+    around it becomes one message.
+    """
+    said = [s for s in episode.transcript if s.source != "policy" or s.text.strip()]
+    sides = groupby(said, lambda segment: segment.source == "policy")
     return [
         {"role": "assistant" if policy else "user", "content": "".join(s.text for s in said)}
         for policy, said in sides

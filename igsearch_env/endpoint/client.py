@@ -9,29 +9,21 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
 
-import httpx2
-import tenacity
+from igsearch_env.endpoint.errors import (
+    ContextTooLongError,
+    EndpointError,
+    RequestRefusedError,
+    ServerError,
+    read_error,
+)
+from igsearch_env.extras import extra
+
+with extra("eval"):
+    import httpx2
+    import tenacity
 
 PASSING = (408, 409, 425, 429)
 """Statuses that may be over the next time, as those from 500 on may."""
-
-
-class EndpointError(ConnectionError):
-    """The server gave no usable answer, however often it was asked."""
-
-
-class RequestRefusedError(ValueError):
-    """The server refuses this request, and would refuse it again.
-
-    Args:
-        status: The HTTP status.
-        reason: What the server says.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(f"the endpoint refuses the request with status {status}: {reason}")
-        self.status = status
-        self.reason = reason
 
 
 class Endpoint:
@@ -39,7 +31,8 @@ class Endpoint:
 
     A request is repeated, after a pause that grows and is partly random, when the connection fails,
     a time limit is exceeded, the status may pass (408, 409, 425, 429, 500 and above), or the answer
-    is not a JSON object. ``Retry-After`` is honoured up to ``longest_pause``.
+    is not a JSON object. ``Retry-After`` is honoured up to ``longest_pause``. A refusal is not
+    repeated (:mod:`igsearch_env.endpoint.errors`), whatever its status is.
 
     Args:
         url: The base, such as ``http://127.0.0.1:8000/v1``.
@@ -76,6 +69,8 @@ class Endpoint:
             )
         self.url = url.rstrip("/")
         self.retries = retries
+        self.limit_field = "max_tokens"
+        """The field of a request that limits an answer; some models know only another one."""
         self._longest_pause = longest_pause
         self._pause = tenacity.wait_random_exponential(2 * first_pause, max=longest_pause)
         self._closed = threading.Event()
@@ -111,7 +106,9 @@ class Endpoint:
 
         Raises:
             EndpointError: If it gave no usable answer in ``retries + 1`` tries, or was closed.
-            RequestRefusedError: If it refuses the request for good.
+            ContextTooLongError: If it refuses the request as too long.
+            RequestRefusedError: If it refuses the request for another reason, or answers 500
+                however often it is asked, as servers do that stumble over one request.
         """
         return self._ask("POST", path, body)
 
@@ -145,6 +142,8 @@ class Endpoint:
         try:
             answer: dict[str, Any] = retrying(self._once, method, path, body)
         except _PassingError as error:
+            if error.status == 500:
+                raise RequestRefusedError(500, error.said) from error
             raise EndpointError(
                 f"{self.url}{path} gave no answer in {self.retries + 1} tries ({error}); see that "
                 "the server runs, or allow more tries"
@@ -162,19 +161,26 @@ class Endpoint:
             raise _PassingError(str(error) or type(error).__name__) from error
         except RuntimeError as error:  # closed between the check above and the request
             raise EndpointError(f"the connection to {self.url} was closed") from error
-        if response.status_code >= 500 or response.status_code in PASSING:
-            pause = response.headers.get("retry-after", "")  # seconds, or a date
-            raise _PassingError(
-                f"status {response.status_code}", float(pause) if pause.isdecimal() else 0.0
-            )
-        if response.status_code >= 400:
-            raise RequestRefusedError(response.status_code, " ".join(response.text.split())[:500])
         try:
             answer = response.json()
-        except ValueError as error:
-            raise _PassingError(f"the answer is not JSON: {response.text[:80]!r}") from error
+        except ValueError:
+            answer = None
+        status = response.status_code
+        said = read_error(answer, response.text or "no reason") if status >= 400 else None
+        if status == 200 and isinstance(answer, dict | list):
+            said = read_error(answer)  # llama.cpp and proxies answer 200 all the same
+            status = (said and said.status) or (400 if said else 200)
+        if said is not None:
+            if status != 429 and said.is_too_long(status):
+                raise ContextTooLongError(status, said)
+            if status >= 500 or status in PASSING:
+                pause = response.headers.get("retry-after", "")  # seconds, or a date
+                seconds = float(pause) if pause.isdecimal() else 0.0
+                raise _PassingError(f"status {status}", seconds, status, said)
+            raise RequestRefusedError(status, said)
         if not isinstance(answer, dict):
-            raise _PassingError(f"the answer is not a JSON object: {response.text[:80]!r}")
+            kind = "JSON" if answer is None else "a JSON object"
+            raise _PassingError(f"the answer is not {kind}: {response.text[:80]!r}")
         return answer
 
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:
@@ -204,6 +210,14 @@ def _hang_up(opened: socket.socket) -> None:
 class _PassingError(Exception):
     """A failure that may be over the next time."""
 
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        pause: float = 0.0,
+        status: int = 0,
+        said: ServerError = ServerError(""),  # noqa: B008, it is frozen
+    ) -> None:
         super().__init__(reason)
         self.pause = pause
+        self.status = status
+        self.said = said

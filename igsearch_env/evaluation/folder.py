@@ -12,12 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
+from igsearch_env.extras import import_extra
 from igsearch_env.files import write_json
 from igsearch_env.record import episode_from_record, episode_record
 
@@ -74,11 +73,12 @@ class EvaluationFolder:
         Raises:
             ValueError: If another process is in it.
         """
+        filelock = import_extra("filelock", "eval")
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = filelock.FileLock(self.path / ".lock")
         try:
             lock.acquire(blocking=False)
-        except Timeout as error:
+        except filelock.Timeout as error:
             raise ValueError(
                 f"another process is evaluating in {self.path}; wait for its end, or choose "
                 "another folder"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from igsearch_env.endpoint.agent import Api
+from igsearch_env.endpoint import Api
 from igsearch_env.gain.information_gain import Counterfactual
 
 MANNER = ("concurrency", "retries", "timeout", "api_key_variable")

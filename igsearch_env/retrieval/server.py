@@ -13,12 +13,12 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
 from igsearch_env.retrieval.server_gate import Gate
+from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.server_metrics import ServerMetrics
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K, PATH, Dialect, make_answer
 
@@ -32,37 +32,6 @@ log = logging.getLogger(__name__)
 
 GRACE = 10
 """Seconds that requests on their way have once the server is told to end."""
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What a server puts up with.
-
-    Args:
-        queries: Queries per request.
-        characters: Characters per query.
-        k: Documents per query.
-        body_bytes: Size of a request.
-        body_seconds: Time for a request to arrive as a whole.
-        waiting: Queries that wait at once; more are told to come back later.
-        batch: Queries of a micro-batch; 1 turns micro-batching off.
-
-    Raises:
-        ValueError: If one of them is less than 1.
-    """
-
-    queries: int = 1024
-    characters: int = 8192
-    k: int = 100
-    body_bytes: int = 8 << 20
-    body_seconds: float = 30.0
-    waiting: int = 8192
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value >= 1:
-                raise ValueError(f"the limit {name} must be at least 1, got {value}")
 
 
 class RetrieveRequest(BaseModel):
@@ -94,9 +63,9 @@ class RetrievalService:
     """
 
     def __init__(self, limits: ServerLimits, top_k: int = DEFAULT_TOP_K) -> None:
-        if not 1 <= top_k <= limits.k:
+        if not 1 <= top_k <= limits.max_k:
             raise ValueError(
-                f"top_k is {top_k}, and the limits allow 1 to {limits.k} documents per query: "
+                f"top_k is {top_k}, and the limits allow 1 to {limits.max_k} documents per query: "
                 "lower --top-k or raise --max-k"
             )
         self.limits = limits
@@ -110,7 +79,7 @@ class RetrievalService:
         self.retriever = retriever
         limits, metrics = self.limits, self.metrics
         batcher = MicroBatcher(
-            retriever, limits.batch, limits.waiting, metrics.batch_queries.observe
+            retriever, limits.batch, limits.max_waiting, metrics.batch_queries.observe
         )
         metrics.waiting.set_function(lambda: batcher.waiting)
         metrics.ready.set(1)
@@ -154,16 +123,18 @@ class RetrievalService:
         if (request.queries is None) == (request.query is None):
             raise HTTPException(422, "expected either 'queries', a list, or 'query', a string")
         queries = [request.query] if request.query is not None else request.queries or []
-        if len(queries) > limits.queries:
-            raise HTTPException(422, f"got {len(queries)} queries; send at most {limits.queries}")
-        longest = max(map(len, queries), default=0)
-        if longest > limits.characters:
+        if len(queries) > limits.max_queries:
             raise HTTPException(
-                422, f"got a query of {longest} characters; send at most {limits.characters}"
+                422, f"got {len(queries)} queries; send at most {limits.max_queries}"
+            )
+        longest = max(map(len, queries), default=0)
+        if longest > limits.max_characters:
+            raise HTTPException(
+                422, f"got a query of {longest} characters; send at most {limits.max_characters}"
             )
         k = request.topk or request.top_k or self.top_k
-        if not 1 <= k <= limits.k:
-            raise HTTPException(422, f"got topk = {k}; set it from 1 to {limits.k}")
+        if not 1 <= k <= limits.max_k:
+            raise HTTPException(422, f"got topk = {k}; set it from 1 to {limits.max_k}")
         return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
 
 
@@ -198,7 +169,7 @@ def create_app(service: RetrievalService) -> FastAPI:
 
     limits = service.limits
     app.add_middleware(
-        Gate, PATH, limits.body_bytes, limits.body_seconds, service.metrics.observe_request
+        Gate, PATH, limits.max_bytes, limits.max_seconds, service.metrics.observe_request
     )
     return app
 

@@ -41,7 +41,8 @@ from igsearch_env import (
     load_corpus,
     load_questions,
 )
-from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.words import query_words
 from igsearch_env.threads import set_threads

@@ -18,7 +18,8 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import positive, run
 from igsearch_env.evaluation.play import make_chunks, play_chunk
 from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.evaluation.setup import make_evaluation

@@ -29,7 +29,8 @@ from typing import Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, print_table, progress_bar, run
+from igsearch_env.cli.console import console, print_table, progress_bar
+from igsearch_env.cli.program import positive, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.files import write_json
@@ -38,7 +39,7 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.saved_index import load_retriever
-from igsearch_env.retrieval.server import ServerLimits
+from igsearch_env.retrieval.server_limits import ServerLimits
 from scripts.benchmarks.retrieval_load import (
     TOP_K,
     Arm,

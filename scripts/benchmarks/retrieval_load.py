@@ -130,7 +130,7 @@ def running_server(index: Path, batch: int, dense: Mapping[str, str]) -> Iterato
     """
     flags = ["--index", str(index), "--port", "0", "--batch", str(batch)]
     flags += [word for name, value in dense.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "igsearch_env.cli.serve", *flags]
+    command = [sys.executable, "-m", "igsearch_env.cli", "serve", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

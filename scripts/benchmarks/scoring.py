@@ -22,7 +22,8 @@ from typing import Any
 from rich.table import Table
 
 from agents.scoring.flops import RolloutShape
-from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 from scripts.benchmarks.scoring_arms import Arm, Measurement, Method, measure
 

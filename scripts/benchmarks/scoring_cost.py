@@ -15,7 +15,8 @@ from typing import Any
 from rich.table import Table
 
 from agents.scoring.flops import QWEN25_3B, RolloutShape, one_by_one, padded, trie, update_flops
-from igsearch_env.cli.console import console, run
+from igsearch_env.cli.console import console
+from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 
 METHODS = ("padded", "padded_answer_logits", "one_by_one", "packed")

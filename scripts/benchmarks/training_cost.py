@@ -32,7 +32,8 @@ from agents.grpo_agent import GRPOAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
-from igsearch_env.cli.console import console, positive, run
+from igsearch_env.cli.console import console
+from igsearch_env.cli.program import positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.engine import SearchQAEngine

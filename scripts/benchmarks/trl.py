@@ -30,7 +30,8 @@ from rich.table import Table
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import Question, World, make_credit
-from igsearch_env.cli.console import console, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 from igsearch_env.turn import TurnRules
 from trainers.config import OptimizationSettings

@@ -32,7 +32,8 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from igsearch_env.cli.console import console, positive, progress_bar, run
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import positive, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever

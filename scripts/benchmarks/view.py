@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, run
-from igsearch_env.cli.view import write_page
+from igsearch_env.cli.console import console
+from igsearch_env.cli.program import run
 from igsearch_env.completion import Completion
 from igsearch_env.data.world import World
 from igsearch_env.episode import Document, Episode
@@ -33,6 +33,7 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from igsearch_env.viewer.data import EPISODES
+from igsearch_env.viewer.page import write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

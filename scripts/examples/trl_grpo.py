@@ -17,7 +17,7 @@ from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
 from igsearch_env import BM25Retriever, SearchQAVectorEnv, World, make_credit
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import positive, run
+from igsearch_env.cli.program import positive, run
 from igsearch_env.evaluation.play import play_questions
 from trainers.trl.rollouts import SearchRollouts, TokenCreditTrainer, prompts, reward
 

@@ -25,7 +25,8 @@ import numpy as np
 from rich.table import Table
 
 from agents.loading import CHECKOUT
-from igsearch_env.cli.console import console, positive, print_table, run
+from igsearch_env.cli.console import console, print_table
+from igsearch_env.cli.program import positive, run
 from igsearch_env.files import write_json, write_whole
 from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
 from scripts.laboratory.store import ResultStore

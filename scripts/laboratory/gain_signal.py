@@ -19,7 +19,8 @@ import numpy as np
 from rich.table import Table
 
 from igsearch_env import Episode, Shaping
-from igsearch_env.cli.console import positive, print_table, run
+from igsearch_env.cli.console import print_table
+from igsearch_env.cli.program import positive, run
 from igsearch_env.credit.ig_search import found_anew
 from igsearch_env.files import write_json
 from igsearch_env.render import is_gold

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from agents.loading import CHECKOUT
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import console, positive, progress_bar, run, run_parser
+from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import gold_document_rate

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.endpoint.agent import OpenAIAgent, messages, open_action
-from igsearch_env.endpoint.client import Endpoint, EndpointError, RequestRefusedError
+from igsearch_env.endpoint.client import Endpoint
+from igsearch_env.endpoint.errors import EndpointError, RequestRefusedError
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.turn import SearchResult, TurnRules

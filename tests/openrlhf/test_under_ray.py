@@ -56,7 +56,16 @@ SERVING = re.compile(r"serving (\S+/retrieve)")
 @pytest.fixture(scope="module")
 def server(index: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A retriever server in a process of its own: its URL, and the process."""
-    words = [sys.executable, "-m", "igsearch_env.cli.serve", "--index", str(index), "--port", "0"]
+    words = [
+        sys.executable,
+        "-m",
+        "igsearch_env.cli",
+        "serve",
+        "--index",
+        str(index),
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     found = SERVING.match(process.stdout.readline())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.cli.console import run
+from igsearch_env.cli.program import run
 from scripts.benchmarks.view import SEARCHES, WORDS, main, measure, records
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from igsearch_env.cli.console import run
+from igsearch_env.cli.program import run
 from igsearch_env.credit import CREDIT
 from scripts.train import main
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from igsearch_env.cli.console import run
+from igsearch_env.cli.program import run
 from igsearch_env.data.world import World
 from scripts.warm_start import main
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer

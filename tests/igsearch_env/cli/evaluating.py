@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.cli import console
+from igsearch_env.cli import program
 from igsearch_env.cli.evaluate import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def evaluate(*arguments: object) -> int:
     """Run the script in this process; its exit code."""
     with pytest.raises(SystemExit) as ended:
-        console.run(lambda: main([str(argument) for argument in arguments]))
+        program.run(lambda: main([str(argument) for argument in arguments]))
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

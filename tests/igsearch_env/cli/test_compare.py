@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from igsearch_env.cli import console
-from igsearch_env.cli.compare import Run, compare, main
+from igsearch_env.cli import program
+from igsearch_env.cli.compare import main
 from igsearch_env.episode import Episode, Question, Segment
+from igsearch_env.evaluation.comparison import FinishedEvaluation, compare
 from igsearch_env.record import episode_record
 from tests.igsearch_env.cli.evaluating import evaluate, read_json
 
@@ -31,7 +32,10 @@ def write(folder: Path, episodes: Sequence[Episode]) -> Path:
 
 
 def compared(tmp_path: Path, one: Sequence[Episode], other: Sequence[Episode]) -> dict[str, Any]:
-    return compare(Run(write(tmp_path / "a", one)), Run(write(tmp_path / "b", other)))
+    return compare(
+        FinishedEvaluation(write(tmp_path / "a", one)),
+        FinishedEvaluation(write(tmp_path / "b", other)),
+    )
 
 
 def test_differences_are_paired_by_question_whatever_the_order(tmp_path: Path) -> None:
@@ -106,8 +110,8 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     }
     for message, folder in others.items():
         with pytest.raises(SystemExit):
-            console.run(lambda folder=folder: main([str(a), str(folder)]))  # type: ignore[misc]
+            program.run(lambda folder=folder: main([str(a), str(folder)]))  # type: ignore[misc]
         assert message in capsys.readouterr().err
     (a / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged \(KeyError: 'inputs'\)"):
-        Run(a)
+        FinishedEvaluation(a)

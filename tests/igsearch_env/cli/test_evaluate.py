@@ -192,7 +192,15 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     assert evaluate(*run, "--out", tmp_path / "whole") == 0
     out = tmp_path / "killed"
     partial = out / "episodes.jsonl.partial"
-    command = [sys.executable, "-m", "igsearch_env.cli.evaluate", *map(str, run), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "igsearch_env.cli",
+        "evaluate",
+        *map(str, run),
+        "--out",
+        str(out),
+    ]
     moments, done = random.Random(), 0
     for kill in range(KILLS):
         process = subprocess.Popen([*command, "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL)

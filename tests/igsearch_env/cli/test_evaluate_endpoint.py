@@ -83,7 +83,7 @@ def requests_of(records: list[dict[str, Any]]) -> int:
 
 
 def begin(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "igsearch_env.cli.evaluate", *map(str, arguments)]
+    command = [sys.executable, "-m", "igsearch_env.cli", "evaluate", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 

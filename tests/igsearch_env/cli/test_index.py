@@ -27,7 +27,7 @@ def test_an_index_is_built_and_replaced(
     for k1 in ("0.9", "1.2"):
         main(["--corpus", str(corpus), "--out", str(out), "--quiet", "--k1", k1])
         printed = capsys.readouterr()
-        assert "20 passages" in printed.out
+        assert "20 documents" in printed.out
         assert printed.err == ""
     retriever = BM25Retriever.load(out)
     assert retriever.k1 == 1.2
@@ -42,7 +42,7 @@ def test_dense_and_fused(
     options = ["--model", minilm, "--preset", "e5", "--factory", "HNSW8", "--threads", "1"]
     main(["--corpus", str(corpus), "--out", dense, *options, "--max-length", "32", "--resume"])
     printed = capsys.readouterr().out
-    assert "read corpus: 0" in printed
+    assert "read corpus: under way" in printed
     assert "make shards: 0 of 20" in printed
     main(["--fuse", bm25, dense, "--out", hybrid])
     kinds = [type(load_retriever(path)) for path in (bm25, dense, hybrid)]
@@ -118,7 +118,7 @@ def test_nothing_but_an_index_is_replaced(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "igsearch_env.cli.index", "--corpus", "nowhere", "--out"]
+    command = [sys.executable, "-m", "igsearch_env.cli", "index", "--corpus", "nowhere", "--out"]
     failed = subprocess.run(
         [*command, str(tmp_path / "index")], capture_output=True, text=True, check=False
     )

@@ -34,10 +34,10 @@ SECONDS = 60  # more than anything here takes, less than a hang
 
 
 class Server:
-    """One process of igsearch_env.cli.serve."""
+    """One process of igsearch serve."""
 
     def __init__(self, *flags: str) -> None:
-        command = [sys.executable, "-m", "igsearch_env.cli.serve", *flags]
+        command = [sys.executable, "-m", "igsearch_env.cli", "serve", *flags]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -268,16 +268,16 @@ def test_a_request_on_its_way_is_answered_before_the_end(
     assert server.process.wait(SECONDS) in (0, -signal.SIGTERM)
 
 
-def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "igsearch_env.cli.serve", *flags]
+def run(command: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "igsearch_env.cli", command, *flags]
     environment = os.environ | {"COLUMNS": "200"}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=SECONDS
+        words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=SECONDS
     )
 
 
 def test_a_check_tells_the_dialects(running: Server, world: World) -> None:
-    checked = run("--check", running.url, "--query", world.documents[0].text)
+    checked = run("check", running.url, "--query", world.documents[0].text)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "wrong" not in checked.stdout
     for dialect in DIALECTS:
@@ -286,23 +286,23 @@ def test_a_check_tells_the_dialects(running: Server, world: World) -> None:
 
 
 def test_a_check_of_no_server_is_an_error() -> None:
-    checked = run("--check", f"http://127.0.0.1:{free_port()}")
+    checked = run("check", f"http://127.0.0.1:{free_port()}")
     assert checked.returncode == 2
     assert "error: cannot reach http://127.0.0.1" in checked.stderr
 
 
 def test_a_missing_or_damaged_index_ends_the_server(tmp_path: Path) -> None:
-    missing = run("--index", str(tmp_path / "none"), "--port", "0")
+    missing = run("serve", "--index", str(tmp_path / "none"), "--port", "0")
     assert missing.returncode == 2
     assert "there is no index" in missing.stderr
     (tmp_path / "damaged").mkdir()
-    damaged = run("--index", str(tmp_path / "damaged"), "--port", "0")
+    damaged = run("serve", "--index", str(tmp_path / "damaged"), "--port", "0")
     assert damaged.returncode == 2
     assert "is not an index: it has no manifest.json" in damaged.stderr
 
 
 def test_a_default_beyond_the_limit_is_refused(index: Path) -> None:
-    refused = run("--index", str(index), "--port", "0", "--top-k", "200")
+    refused = run("serve", "--index", str(index), "--port", "0", "--top-k", "200")
     assert refused.returncode == 2
     assert "lower --top-k or raise --max-k" in refused.stderr
 
@@ -341,12 +341,14 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
     ],
 )
 def test_flags_that_the_index_has_no_use_for(index: Path, flags: list[str], message: str) -> None:
-    refused = run(*(str(index) if flag == "INDEX" else flag for flag in flags), "--port", "0")
+    refused = run(
+        "serve", *(str(index) if flag == "INDEX" else flag for flag in flags), "--port", "0"
+    )
     assert refused.returncode == 2
     assert message in refused.stderr
 
 
 def test_a_port_that_is_taken_is_said(running: Server) -> None:
-    taken = run("--corpus", "world", "--port", running.url.split(":")[2].split("/")[0])
+    taken = run("serve", "--corpus", "world", "--port", running.url.split(":")[2].split("/")[0])
     assert taken.returncode == 2
     assert "is taken; --port 0 picks a free one" in taken.stderr

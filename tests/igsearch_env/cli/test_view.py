@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.cli.console import run
-from igsearch_env.cli.view import main, page, write_page
+from igsearch_env.cli.program import run
+from igsearch_env.cli.view import main
 from igsearch_env.episode import Episode, Question, Segment
 from igsearch_env.record import episode_record
 from igsearch_env.viewer.data import Shown, spread, view_data
+from igsearch_env.viewer.page import page, write_page
 from igsearch_env.viewer.saved_rollouts import SavedRollout
 
 HOSTILE = "</script><script>"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from igsearch_env.cli.view import write_page
+from igsearch_env.viewer.page import write_page
 from tests.igsearch_env.cli.hostile import HOSTILE
 
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}

@@ -19,7 +19,8 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
-from igsearch_env.retrieval.server import RetrievalService, ServerLimits, serve
+from igsearch_env.retrieval.server import RetrievalService, serve
+from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,7 +30,7 @@ PASSAGES = [
     Document("3", "", "Untitled: a \ud800 broken letter, é and 日本."),
     Document("4", "Two\nlines", "The capital of nothing."),
 ]
-LIMITS = ServerLimits(queries=4, characters=50, k=10, body_bytes=2000, body_seconds=3)
+LIMITS = ServerLimits(max_queries=4, max_characters=50, max_k=10, max_bytes=2000, max_seconds=3)
 
 
 class Slow(BM25Retriever):
@@ -90,7 +91,7 @@ def test_a_dense_index_finds_the_same_documents_in_any_batch(
 ) -> None:
     queries = [document.text for document in passages[:48]]
     direct = dense.search(queries, 3)
-    url = start(lambda: dense, ServerLimits(characters=10_000, batch=16))
+    url = start(lambda: dense, ServerLimits(max_characters=10_000, batch=16))
     with (
         HTTPRetriever(url, "skyrl", connections=48) as retriever,
         HTTPRetriever(url, batch=5) as other,
@@ -291,7 +292,7 @@ def test_answers_are_not_held_back_by_the_kernel() -> None:
 
 
 def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> None:
-    url = start(lambda: Slow.build(PASSAGES), ServerLimits(waiting=1, batch=1))
+    url = start(lambda: Slow.build(PASSAGES), ServerLimits(max_waiting=1, batch=1))
     HTTPRetriever(url).wait_until_ready(60)
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda i: post(url, {"query": f"Peru {i}"}), range(16)))
@@ -303,7 +304,7 @@ def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> 
         assert retriever.counts["status"] > 0
 
 
-@pytest.mark.parametrize("name", ["queries", "characters", "k", "batch", "body_seconds"])
+@pytest.mark.parametrize("name", ["max_queries", "max_characters", "max_k", "batch", "max_seconds"])
 def test_limits_are_at_least_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"limit {name} must be at least 1, got 0"):
         ServerLimits(**{name: 0})

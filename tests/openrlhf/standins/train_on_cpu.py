@@ -23,7 +23,7 @@ def init_on_cpu(**options: Any) -> Any:
 ray.init = init_on_cpu
 
 if __name__ == "__main__":
-    from igsearch_env.cli.console import run
+    from igsearch_env.cli.program import run
     from scripts.train_openrlhf import main
 
     run(main)

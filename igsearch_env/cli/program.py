@@ -1,0 +1,164 @@
+"""What all programs share, with nothing to install: arguments, one-line errors, lines of text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import io
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose help is the program's docstring, and whose errors are one line.
+
+    Args:
+        prog: The command, such as ``igsearch view``.
+        description: The docstring of its module.
+        **options: Those of :class:`argparse.ArgumentParser`.
+    """
+
+    def __init__(self, prog: str | None, description: str | None, **options: Any) -> None:
+        super().__init__(
+            prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with one line that says what is wrong and where the options are listed."""
+        if found := re.match(r"unrecognized arguments: (\S+)", message):
+            message += did_you_mean(found[1].partition("=")[0], self._option_string_actions)
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known word that is most like a mistyped one, if any is."""
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str) -> None:
+    """Give a parser an option for each field of a dataclass, described by the class's docstring.
+
+    A field is optional, and what is not given is absent from the result, so that a program can
+    tell what was given. Bools become flags, tuples take several words, a ``Literal`` has choices.
+
+    Args:
+        parser: The parser, or a group of one.
+        settings: A dataclass with an ``Args:`` section.
+        *names: Some of its fields; all if there are none.
+    """
+    types_ = typing.get_type_hints(settings)
+    help_of = argument_docs(settings)
+    for field in dataclasses.fields(settings):
+        if names and field.name not in names:
+            continue
+        kind: Any = types_[field.name]
+        if isinstance(kind, types.UnionType):  # X | None
+            (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+        options: dict[str, Any] = {"type": kind}
+        if kind is bool:
+            options = {"action": "store_true"}
+        elif typing.get_origin(kind) is Literal:
+            options = {"choices": typing.get_args(kind)}
+        elif typing.get_origin(kind) is tuple:
+            options = {"type": typing.get_args(kind)[0], "nargs": "+"}
+        help_text = help_of[field.name]
+        if field.default not in (None, "", (), False, dataclasses.MISSING):
+            help_text += f" (default: {field.default})"
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            default=argparse.SUPPRESS,
+            help=help_text.replace("%", "%%"),
+            **options,
+        )
+
+
+def argument_docs(settings: type) -> dict[str, str]:
+    """The descriptions in the ``Args:`` section of a class, as plain text, by name.
+
+    >>> class Some:
+    ...     '''A class.
+    ...
+    ...     Args:
+    ...         one: The first,
+    ...             in ``two`` lines.
+    ...     '''
+    >>> argument_docs(Some)
+    {'one': 'the first, in two lines'}
+    """
+    section = re.search(r"\n +Args:\n(.*?)(?:\n\s*\n|\Z)", settings.__doc__ or "", re.DOTALL)
+    found = {}
+    for name, text in re.findall(
+        r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE
+    ):
+        plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(text.split())).replace("``", "")
+        found[name] = plain[:1].lower() + plain[1:].removesuffix(".")
+    return found
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(f"expected at least 1, got {value}")
+    return value
+
+
+def run_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every program that trains takes: --out, --resume and --set."""
+    parser = Parser(None, description)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in the folder")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting; may be repeated",
+    )
+    return parser
+
+
+def say(line: str) -> None:
+    """Print a line as it is, at once: it may hold text of strangers, and stdout may be a pipe."""
+    print(line, flush=True)
+
+
+@contextmanager
+def on_interrupt(advice: str) -> Iterator[None]:
+    """Let a Ctrl-C say how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(advice)
+        raise
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a program; what its user can mend ends it with one line on stderr and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
+    if "transformers" in sys.modules:  # its bars over the loading of weights
+        sys.modules["transformers"].logging.disable_progress_bar()
+    try:
+        main()
+        sys.stdout.flush()
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        print("; ".join(("interrupted", *getattr(stop, "__notes__", ()))), file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

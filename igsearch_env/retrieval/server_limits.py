@@ -1,0 +1,36 @@
+"""What a retrieval server accepts. Apart from the server, so that no web framework is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What a server accepts.
+
+    Args:
+        batch: Queries that are searched together; 1 turns micro-batching off.
+        max_queries: Queries per request.
+        max_characters: Characters per query.
+        max_k: Documents per query.
+        max_bytes: Size of a request.
+        max_seconds: Time for a request to arrive as a whole.
+        max_waiting: Queries that wait at once; further ones are refused with status 503.
+
+    Raises:
+        ValueError: If one of them is less than 1.
+    """
+
+    batch: int = 32
+    max_queries: int = 1024
+    max_characters: int = 8192
+    max_k: int = 100
+    max_bytes: int = 8 << 20
+    max_seconds: float = 30.0
+    max_waiting: int = 8192
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value >= 1:
+                raise ValueError(f"the limit {name} must be at least 1, got {value}")
