@@ -114,7 +114,7 @@ def read_answer(dialect: Dialect, answer: object, queries: int) -> list[list[Doc
     if not isinstance(answer, Mapping) or not isinstance(answer.get(key), list):
         raise WireError(
             f"expected a JSON object with a list {key!r}, as {dialect} servers answer, got "
-            f"{_outline(answer)}; `igsearch serve --check URL` tells which "
+            f"{_outline(answer)}; `igsearch check URL` tells which "
             "dialect a server speaks"
         )
     lists = [answer[key]] if dialect == "rllm" else answer[key]
