@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,15 +98,6 @@ def environment(standins: Path, work: Path | None = None) -> dict[str, str]:
         FOLDER_VARIABLE: str(standins / "benchmarks"),
         "OMP_NUM_THREADS": "1",
     }
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _rows(world: World) -> list[dict[str, Any]]:

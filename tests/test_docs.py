@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.doc_pages import ROOT, enter, forks, read_blocks, run_page
-from tests.doc_standins import environment, free_ports, make_folder, make_standins
+from tests.doc_standins import environment, make_folder, make_standins
+from tests.ports import free_ports
 
 PAGES = [
     page

@@ -15,6 +15,7 @@ import vllm
 from openrlhf.trainer.ray.vllm_engine import _load_agent_executor
 from transformers import AutoTokenizer
 
+from trainers.openrlhf.flags import AGENT
 from trainers.openrlhf.launch import SETTINGS
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
@@ -66,7 +67,7 @@ def play(index: Path, question_file: Path, questions: list[Any]) -> Play:
         )
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(os.environ, SETTINGS, settings.to_json())
-            executor = _load_agent_executor(str(ROOT / "agents" / "openrlhf.py"))
+            executor = _load_agent_executor(str(ROOT / AGENT))
         tokenizer = AutoTokenizer.from_pretrained(POLICY)
         engine = LongWinded(tokenizer, asked)
         sampling = vllm.SamplingParams(max_tokens=None)

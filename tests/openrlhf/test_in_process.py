@@ -40,7 +40,7 @@ from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.shaping import Shaping
 from trainers.local.update import policy_loss
 from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, write_advantages
-from trainers.openrlhf.flags import read_flags
+from trainers.openrlhf.flags import AGENT, read_flags
 from trainers.openrlhf.launch import SETTINGS, Checked, launch
 from trainers.openrlhf.policy_actor import GainPolicyActor, make_scorer
 from trainers.openrlhf.rollout_settings import make_label
@@ -127,7 +127,7 @@ def play(args: SimpleNamespace, policy: Any) -> Play:
         llm.turn = asyncio.Lock()  # it belongs to the event loop that first waits for it
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(os.environ, SETTINGS, replace(args.ig.rollout, **changes).to_json())
-            executor = _load_agent_executor(str(ROOT / "agents" / "openrlhf.py"))
+            executor = _load_agent_executor(str(ROOT / AGENT))
 
         async def play_all() -> list[dict[str, Any]]:
             episodes = (

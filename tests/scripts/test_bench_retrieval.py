@@ -79,7 +79,7 @@ def test_load_is_what_it_says_and_finds_what_is_different() -> None:
         active.add(threading.get_ident())
         most = max(most, len(active))
         if not samples_are_in.is_set():
-            everyone.wait(10)  # all four search at once
+            everyone.wait(120)  # all four search at once
             samples_are_in.set()
         active.discard(threading.get_ident())
         (query,) = queries

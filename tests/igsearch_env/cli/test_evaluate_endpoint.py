@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import httpx2
 import pytest
 
 from tests.igsearch_env.cli.evaluating import ROOT, evaluate, read_json, read_records, same_results
+from tests.ports import free_port
 
 pytest.importorskip("fastapi")
 pytestmark = pytest.mark.timeout(1200)  # servers that start on a busy machine take their time
@@ -40,9 +40,7 @@ class Served:
 
     def start(self, *, elsewhere: bool) -> None:
         if elsewhere:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         command = [sys.executable, "tests/completion_server.py", "--policy", POLICY]
         command += ["--port", str(self.port), "--log", str(self.log)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}

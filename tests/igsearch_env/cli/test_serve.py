@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urljoin
 
+import httpx2
 import pytest
 
 from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
@@ -28,9 +29,10 @@ from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 60  # more than anything here takes, less than a hang
+SECONDS = 240  # more than anything here takes on a busy machine, less than a hang
 
 
 class Server:
@@ -93,12 +95,6 @@ def running(index: Path) -> Iterator[Server]:
     server.kill()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def play(world: World, retriever: Any) -> list[Any]:
     engine = make_engine(world.train_questions[:24], retriever, pool=EvidencePool(seed=7))
     agent = RandomQueryAgent(seed=5)
@@ -135,7 +131,10 @@ def test_both_environments_take_an_address(world: World, index: Path, running: S
 
 
 class Load:
-    """64 clients that search without a pause, and compare all they get with what is right."""
+    """64 clients that search without a pause, and compare all they get with what is right.
+
+    They stop at the end of the ``with`` block.
+    """
 
     def __init__(self, world: World, index: Path, url: str, **options: Any) -> None:
         self.queries = [
@@ -153,7 +152,7 @@ class Load:
         ]
         self.stop = threading.Event()
         self.answered = self.failed = self.wrong = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._threads = ThreadPoolExecutor(64)
         self._work = [self._threads.submit(self._client, number) for number in range(64)]
 
@@ -167,20 +166,36 @@ class Load:
             except HTTPRetrievalError as error:
                 found = [*error.found]
             expected = self.right.search(queries, 3)
-            with self._lock:
+            with self._changed:
                 for mine, good in zip(found, expected, strict=True):
                     self.failed += mine is None
                     self.answered += mine is not None
                     self.wrong += mine is not None and list(mine) != good
+                self._changed.notify_all()
 
-    def wait_for(self, more: int) -> None:
+    def wait_for_answers(self, more: int) -> None:
         """Wait until so many more queries were answered."""
-        goal, end = self.answered + more, time.monotonic() + SECONDS
-        while self.answered < goal:
-            assert time.monotonic() < end, "no answers"
-            time.sleep(0.01)
+        goal = self.answered + more
+        self._wait_for(lambda: self.answered >= goal, "answers")
 
-    def finish(self) -> None:
+    def wait_for_failures(self) -> None:
+        """Wait until a query was given up."""
+        self._wait_for(lambda: self.failed > 0, "failures")
+
+    def wait_for_refusals(self) -> None:
+        """Wait until a client could not connect."""
+        self._wait_for(
+            lambda: sum(r.counts["unreachable"] for r in self.retrievers) > 0, "refusals"
+        )
+
+    def _wait_for(self, reached: Callable[[], bool], what: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(reached, SECONDS), f"no {what}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.stop.set()
         for work in self._work:
             work.result(SECONDS)
@@ -200,15 +215,14 @@ def test_64_clients_outlive_a_restart(
     port = str(free_port())
     first = start(port)
     first.read_until("ready: ")
-    load = Load(world, index, first.url, attempts=50, max_wait=1.0)
-    load.wait_for(200)
-    first.kill(how)
-    start(port)
-    load.wait_for(400)
-    load.finish()
+    with Load(world, index, first.url, attempts=1000, max_wait=1.0) as load:
+        load.wait_for_answers(200)
+        first.kill(how)
+        load.wait_for_refusals()
+        start(port)
+        load.wait_for_answers(400)
     assert load.wrong == 0
     assert load.failed == load.counted == 0  # patience was enough
-    assert sum(r.counts["unreachable"] for r in load.retrievers) > 0
 
 
 def test_impatient_clients_count_what_they_lose(
@@ -217,13 +231,12 @@ def test_impatient_clients_count_what_they_lose(
     port = str(free_port())
     first = start(port)
     first.read_until("ready: ")
-    load = Load(world, index, first.url, attempts=2, max_wait=0.05)
-    load.wait_for(200)
-    first.kill()
-    time.sleep(0.3)
-    start(port)
-    load.wait_for(400)
-    load.finish()
+    with Load(world, index, first.url, attempts=2, max_wait=0.05) as load:
+        load.wait_for_answers(200)
+        first.kill()
+        load.wait_for_failures()
+        start(port)
+        load.wait_for_answers(400)
     assert load.wrong == 0
     assert load.failed == load.counted > 0
 
@@ -251,18 +264,22 @@ def test_an_outage_fails_steps_and_passes(world: World, start: Callable[..., Ser
     retriever.close()
 
 
+def metrics(server: Server) -> str:
+    return httpx2.get(urljoin(server.url, "/metrics"), timeout=SECONDS).text
+
+
 def test_a_request_on_its_way_is_answered_before_the_end(
     world: World, start: Callable[..., Server]
 ) -> None:
     server = start()
     server.read_until("ready: ")
-    queries = [doc.text for doc in world.documents] * 5
-    retriever = HTTPRetriever(server.url, batch=1000, attempts=1)
+    long = " ".join(doc.text for doc in world.documents[:50])
+    queries = [f"{long} {number}" for number in range(1000)]  # seconds of search
+    retriever = HTTPRetriever(server.url, batch=1000, attempts=1, timeout=SECONDS)
     with retriever, ThreadPoolExecutor(1) as thread:
-        answer = thread.submit(retriever.search, queries[:1000], 3)
-        while not retriever.counts["requests"]:
-            time.sleep(0.001)
-        time.sleep(0.05)
+        answer = thread.submit(retriever.search, queries, 3)
+        while not re.search(r"^igsearch_queries_total\S* 1000", metrics(server), re.MULTILINE):
+            assert not answer.done()
         server.process.send_signal(signal.SIGTERM)
         assert len(answer.result(SECONDS)) == 1000
     assert server.process.wait(SECONDS) in (0, -signal.SIGTERM)

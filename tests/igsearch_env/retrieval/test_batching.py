@@ -26,7 +26,7 @@ class GatedRetriever:
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         self.calls.append((list(queries), k))
         self.started.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(120)
         if "poison" in queries:
             raise RetrievalError("poisoned")
         return [about(query, k) for query in queries]
@@ -37,7 +37,7 @@ async def run_behind_a_first_call(
 ) -> list[list[list[Document]] | BaseException]:
     """Answers of requests that all arrive while a first one is being searched."""
     first = asyncio.create_task(batcher.search(["first"], 1))
-    await asyncio.to_thread(retriever.started.wait, 10)
+    await asyncio.to_thread(retriever.started.wait, 120)
     rest = [asyncio.create_task(batcher.search(queries, k)) for queries, k in requests]
     await asyncio.sleep(0)  # let them queue up
     retriever.go_on.set()
@@ -135,7 +135,7 @@ def test_a_request_that_was_given_up_disturbs_nobody() -> None:
 
     async def scenario() -> list[list[Document]]:
         gone = asyncio.create_task(batcher.search(["gone"], 1))
-        await asyncio.to_thread(retriever.started.wait, 10)
+        await asyncio.to_thread(retriever.started.wait, 120)
         also_gone = asyncio.create_task(batcher.search(["also gone"], 1))
         stays = asyncio.create_task(batcher.search(["stays"], 1))
         await asyncio.sleep(0)

@@ -155,9 +155,9 @@ def test_a_server_that_trickles_is_not_waited_for(misbehave: Any) -> None:
     with pytest.raises(ValueError, match=r"did not answer within 0\.2 s"):
         check_server(misbehave(trickle).url, "Peru", timeout=0.2)
     ready = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    findings = check_server(misbehave(lambda c: c.sendall(ready), trickle).url, "Peru", 0.2)
+    findings = check_server(misbehave(lambda c: c.sendall(ready), trickle).url, "Peru", 1.0)
     assert [finding.verdict for finding in findings] == ["note"] * 2 + ["not spoken"] * 3
-    assert all("did not answer within 0.2 s" in finding.text for finding in findings)
+    assert all("did not answer within 1.0 s" in finding.text for finding in findings)
 
 
 def test_a_server_that_loads_its_index_is_said_or_waited_for(

@@ -339,7 +339,7 @@ def test_close_ends_the_searches_of_other_threads(misbehave: Any, behaviour: Any
         while retriever.counts["requests"] < before + 2:
             time.sleep(0.001)
         retriever.close()
-        thread.join(20)
+        thread.join(120)
         assert [failure.kind for failure in failures] == ["closed"] * closed
         assert retriever.counts["failed"] == 5 * closed
 
@@ -367,7 +367,7 @@ def test_environments_with_an_address_share_a_client_that_ends_with_them(
     envs.close()
     del envs, retriever
     gc.collect()
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive()
 
 
