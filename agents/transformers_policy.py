@@ -21,10 +21,11 @@ from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
-from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn
+from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.settings import EnvironmentSettings
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -45,7 +46,7 @@ class TransformersPolicy:
         max_new_tokens: Longest turn, in tokens; shorter where the model's positions run out.
         seed: Seeds this policy's own random generator.
         batch_size: Largest number of episodes that run together.
-        trained_in: The environment that it was, or will be, trained in; saved with it.
+        trained_in: The rules of the environment that it was, or will be, trained in; saved with it.
         autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Attributes:
@@ -68,7 +69,7 @@ class TransformersPolicy:
         max_new_tokens: int = 64,
         seed: int = 0,
         batch_size: int = 128,
-        trained_in: TrainedIn | None = None,
+        trained_in: EnvironmentSettings | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         if temperature <= 0:
@@ -86,7 +87,7 @@ class TransformersPolicy:
         self.greedy = greedy
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.trained_in = trained_in or TrainedIn()
+        self.trained_in = trained_in or EnvironmentSettings().rules
         self.autocast = autocast
         self.overflows = 0
         self.memory = PrefixMemory(model)

@@ -20,6 +20,7 @@ from igsearch_env.gain.information_gain import InformationGain, information_gain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.plugins import import_plugin
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.retrieval.base import RetrievalError, Retriever
@@ -27,7 +28,8 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.fusion import FusionRetriever
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever, register_retriever
+from igsearch_env.settings import EnvironmentSettings
 from igsearch_env.vector_env import SearchQAVectorEnv
 
 register(
@@ -46,6 +48,7 @@ __all__ = [
     "DenseRetriever",
     "Document",
     "EncoderSettings",
+    "EnvironmentSettings",
     "Episode",
     "Evidence",
     "EvidencePool",
@@ -64,11 +67,13 @@ __all__ = [
     "ToolCallProtocol",
     "UnigramScorer",
     "World",
+    "import_plugin",
     "information_gain",
     "load_corpus",
     "load_questions",
-    "load_retriever",
     "make_credit",
+    "open_retriever",
     "register_credit",
+    "register_retriever",
     "settle_belief",
 ]

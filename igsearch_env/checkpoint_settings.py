@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from igsearch_env.gain.information_gain import Counterfactual
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
+from igsearch_env.settings import EnvironmentSettings
 
 FILE = "igsearch.json"
-
-
-@dataclass(frozen=True)
-class TrainedIn:
-    """The environment that a policy was trained in.
-
-    Args:
-        top_k: Documents per search.
-        max_searches: Searches per attempt.
-        counterfactual: What the counterfactuals of information gain swapped.
-        max_attempts: Attempts at a question.
-    """
-
-    top_k: int = 3
-    max_searches: int = 5
-    counterfactual: Counterfactual = "documents+refinement"
-    max_attempts: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "max_searches", "max_attempts"):
-            _check_count(name, getattr(self, name))
-        if self.counterfactual not in get_args(Counterfactual):
-            raise ValueError(
-                f"counterfactual must be one of {', '.join(get_args(Counterfactual))}, "
-                f"got {self.counterfactual!r}"
-            )
+RULES = EnvironmentSettings().rules
 
 
 @dataclass(frozen=True)
@@ -47,12 +22,12 @@ class CheckpointSettings:
     Args:
         protocol: Its tag grammar.
         max_new_tokens: Its longest turn, in tokens.
-        trained_in: Its environment.
+        trained_in: The rules of its environment.
     """
 
     protocol: TagProtocol = PROTOCOLS["refine"]
     max_new_tokens: int = 64
-    trained_in: TrainedIn = field(default_factory=TrainedIn)
+    trained_in: EnvironmentSettings = RULES
 
     def __post_init__(self) -> None:
         _check_count("max_new_tokens", self.max_new_tokens)
@@ -70,7 +45,7 @@ class CheckpointSettings:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             protocol = _protocol(data.get("protocol", cls.protocol))
-            trained_in = TrainedIn(**data.get("trained_in", {}))
+            trained_in = replace(RULES, **data.get("trained_in", {}))
             return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -16,7 +16,7 @@ from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
-Outcome = Literal["em", "f1"] | Callable[[str | None, Question], float]
+Outcome = Literal["em", "f1", "zero"] | Callable[[str | None, Question], float]
 FALLBACK_ROUNDS = 5
 
 
@@ -35,7 +35,7 @@ class SearchQAEngine:
         num_counterfactuals: N, counterfactual contexts per search.
         information_gain_weight: Weight of the shaped gain in the reward.
         shaping: How a gain is shaped before it is paid.
-        outcome: How an answer is scored.
+        outcome: How an answer is scored: ``"em"``, ``"f1"``, ``"zero"``, or by a function.
         shared_counterfactuals: Whether the rollouts of a group that make their search t in the same
             call draw alike: they share each pair that all of them may be compared with, so that the
             choice of pairs cancels out of the comparison within the group. Passages found where
@@ -55,7 +55,7 @@ class SearchQAEngine:
     outcome: Outcome = "em"
     shared_counterfactuals: bool = False
 
-    def play(
+    def step(
         self, episodes: Sequence[Episode], actions: Sequence[str]
     ) -> list[tuple[Episode, dict[str, Any]]]:
         """Play one turn of each episode.
@@ -171,7 +171,7 @@ class SearchQAEngine:
             if callable(self.outcome):
                 outcome = float(self.outcome(after.answer, after.question))
             else:
-                outcome = em if self.outcome == "em" else f1
+                outcome = {"em": em, "f1": f1, "zero": 0.0}[self.outcome]
             fields["attempt_outcomes"] = (*after.attempt_outcomes, outcome)
             if after.finished:
                 reward = outcome

@@ -8,16 +8,11 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 
-from igsearch_env.engine import Outcome
 from igsearch_env.episode import Episode, Question
-from igsearch_env.gain.information_gain import Counterfactual, InformationGain
-from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer
-from igsearch_env.gain.shaping import Shaping
-from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.render import render_text
 from igsearch_env.retrieval.base import Retriever
-from igsearch_env.settings import make_engine
+from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.spaces import UnicodeText
 
 
@@ -39,34 +34,23 @@ class SearchQAEnv(gymnasium.Env[str, str]):
     Args:
         questions: Questions, or the name or file of a set (see
             :func:`igsearch_env.load_questions`).
-        retriever: Searches; ``"bm25"`` is BM25 over the embedded world, another string the folder
-            of a saved index, or the http:// address of a server (Search-R1's dialect).
+        retriever: Searches, or the name of what searches (see
+            :func:`igsearch_env.open_retriever`). The default is BM25 over the documents of the
+            questions' own world.
         scorer: Scores answers; ``"unigram"`` needs no weights. With None, information gain is left
             for :meth:`igsearch_env.InformationGain.settle`.
-        protocol: The tag grammar or the name of a preset.
-        max_searches: Searches per attempt. After ``2 * max_searches + 1`` turns without an answer
-            it has ended, and the episode is truncated if it was the last.
-        max_attempts: Attempts at the question. An answer (or the end of an attempt without one) is
-            followed by the protocol's reflection, which asks for another attempt and does not say
-            whether the answer was right. The reward is the outcome of the last attempt, paid at
-            the end; ``episode.attempt_outcomes`` has all of them.
-        top_k: Documents per search.
-        num_counterfactuals: N, counterfactual contexts per search; 0 for no information gain.
-        counterfactual: What they swap, ``"documents+refinement"`` or ``"documents"``.
-        information_gain: All settings of the gain, in place of ``counterfactual``.
-        information_gain_weight: Weight of the shaped gain in the reward of the call in which it
-            settles, for algorithms that do not look at ``info``.
-        shaping: How a gain is shaped for that.
-        outcome: ``"em"``, ``"f1"``, or a function of the answer (None if there is none) and the
-            question.
-        pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
-        shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
-            that they make in the same step of a vector environment.
+        settings: The settings; None for the defaults of
+            :class:`~igsearch_env.settings.EnvironmentSettings`.
         render_mode: ``"ansi"`` makes :meth:`render` return the episode as text: turns, documents,
             the gain of each search, and the outcome.
+        **changes: Fields of :class:`~igsearch_env.settings.EnvironmentSettings`, such as ``top_k``
+            and ``max_searches``, and the objects that :func:`~igsearch_env.settings.make_engine`
+            takes beside them: ``protocol``, ``outcome``, ``information_gain``, ``shaping``,
+            ``pool``.
 
     Raises:
         ValueError: If an argument is out of range or names something unknown.
+        TypeError: If there is no such setting.
 
     >>> env = SearchQAEnv()
     >>> observation, info = env.reset(seed=1)
@@ -78,43 +62,17 @@ class SearchQAEnv(gymnasium.Env[str, str]):
 
     def __init__(
         self,
-        questions: Sequence[Question] | str = "world-train",
-        retriever: Retriever | str = "bm25",
+        questions: Sequence[Question] | str | None = None,
+        retriever: Retriever | str | None = None,
         scorer: AnswerScorer | str | None = "unigram",
         *,
-        protocol: TagProtocol | str = "refine",
-        max_searches: int = 5,
-        max_attempts: int = 1,
-        top_k: int = 3,
-        num_counterfactuals: int = 3,
-        counterfactual: Counterfactual = "documents+refinement",
-        information_gain: InformationGain | None = None,
-        information_gain_weight: float = 0.0,
-        shaping: Shaping | None = None,
-        outcome: Outcome = "em",
-        pool: EvidencePool | None = None,
-        shared_counterfactuals: bool = False,
+        settings: EnvironmentSettings | None = None,
         render_mode: str | None = None,
+        **changes: Any,
     ) -> None:
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
-        self.engine = make_engine(
-            questions,
-            retriever,
-            scorer,
-            protocol=protocol,
-            max_searches=max_searches,
-            max_attempts=max_attempts,
-            top_k=top_k,
-            num_counterfactuals=num_counterfactuals,
-            counterfactual=counterfactual,
-            information_gain=information_gain,
-            information_gain_weight=information_gain_weight,
-            shaping=shaping,
-            outcome=outcome,
-            pool=pool,
-            shared_counterfactuals=shared_counterfactuals,
-        )
+        self.engine = make_engine(questions, retriever, scorer, settings=settings, **changes)
         self.render_mode = render_mode
         self.observation_space = UnicodeText()
         self.action_space = UnicodeText()
@@ -144,6 +102,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         Returns:
             The prompt, and an info with the ``question``.
         """
+        seed = None if seed is None else int(seed)  # Gymnasium refuses NumPy's integers
         super().reset(seed=seed)
         if seed is not None:
             self.engine.pool.seed(seed)
@@ -166,7 +125,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
             TypeError: If the action is not a string.
             RuntimeError: If the episode has ended.
         """
-        ((episode, info),) = self.engine.play([self.episode], [action])
+        ((episode, info),) = self.engine.step([self.episode], [action])
         self._episode = episode
         step = episode.steps[-1]
         text = "".join(reply.text for reply in step.replies)

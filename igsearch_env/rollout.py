@@ -42,7 +42,7 @@ def collect(
         started = time.perf_counter()
         turns = agent.act([episodes[row] for row in running])
         acted = time.perf_counter()
-        played = engine.play([episodes[row] for row in running], turns)
+        played = engine.step([episodes[row] for row in running], turns)
         clock["rollout"] += acted - started
         clock["retrieval"] += time.perf_counter() - acted
         for row, (episode, _) in zip(running, played, strict=True):

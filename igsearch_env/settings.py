@@ -1,27 +1,163 @@
-"""The arguments of both environments, checked and resolved into an engine."""
+"""The settings of an environment, checked, and the engine that is built from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from functools import lru_cache
-from pathlib import Path
-from weakref import WeakValueDictionary
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from igsearch_env.data.questions import load_questions
-from igsearch_env.data.world import world_of_name
+from igsearch_env.data.world import same_world, world_of_questions
 from igsearch_env.engine import Outcome, SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.gain.information_gain import Counterfactual, InformationGain
+from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, InformationGain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.protocol.tags import TagProtocol, get_protocol
 from igsearch_env.retrieval.base import Retriever
-from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.turn import TurnRules
 
-_servers: WeakValueDictionary[str, Retriever] = WeakValueDictionary()
+_WORDS = {
+    "counterfactual": get_args(Counterfactual),
+    "aliases": get_args(AliasOperator),
+    "outcome": ("em", "f1", "zero"),
+}
+_COUNTS = {"max_searches": 1, "max_attempts": 1, "top_k": 1, "num_counterfactuals": 0}
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """Every setting of an environment that a file or a command line can hold.
+
+    The environments, the trainers, evaluations and OpenRLHF's rollouts all take these. A setting
+    that is added here is known to all of them.
+
+    Args:
+        questions: Name or file of the questions (:func:`igsearch_env.load_questions`); empty where
+            they are given as objects.
+        retriever: Where to search, as :func:`igsearch_env.open_retriever` takes it: a world, the
+            folder of a saved index, the http:// address of a server, the file of a corpus, or a
+            registered name. ``"bm25"`` is BM25 over the documents of the questions' own world.
+            Empty where it is given as an object.
+        protocol: Name of the tag grammar.
+        max_searches: Searches per attempt. After ``2 * max_searches + 1`` turns without an answer
+            the attempt has ended, and the episode is truncated if it was the last one.
+        max_attempts: Attempts at the question. An answer (or the end of an attempt without one) is
+            followed by the protocol's reflection, which asks for another attempt and does not say
+            whether the answer was right. The reward is the outcome of the last attempt, paid at
+            the end; ``episode.attempt_outcomes`` has all of them.
+        top_k: Documents per search.
+        num_counterfactuals: N, counterfactual contexts per search; 0 for no information gain.
+        counterfactual: What is replaced in them: ``"documents+refinement"`` or ``"documents"``.
+        floor: Least log-probability of an answer token in nats: a number below 0, ``"uniform"``
+            for that of a uniform guess, or ``"none"``.
+        aliases: How the scores of several golden answers become one; see
+            :func:`igsearch_env.information_gain`.
+        outcome: What is paid for an answer: ``"em"``, ``"f1"``, or ``"zero"`` to learn from
+            information gain alone.
+        information_gain_weight: Weight of the shaped gain in the reward of the call in which it
+            settles, for algorithms that do not look at ``info``.
+        shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
+            that they make in the same step of a vector environment.
+
+    Raises:
+        ValueError: If a number is out of range, a word is unknown, or the questions are about
+            another world than the documents.
+
+    >>> EnvironmentSettings("world-train:320", "world")
+    Traceback (most recent call last):
+    ...
+    ValueError: the questions 'world-train:320' are about another world than the documents of \
+'world'; search 'world:320' instead
+    """
+
+    questions: str = "world-train"
+    retriever: str = "bm25"
+    protocol: str = "refine"
+    max_searches: int = 5
+    max_attempts: int = 1
+    top_k: int = 3
+    num_counterfactuals: int = 3
+    counterfactual: Counterfactual = "documents+refinement"
+    floor: float | Literal["uniform", "none"] = "uniform"
+    aliases: AliasOperator = "max"
+    outcome: Literal["em", "f1", "zero"] = "em"
+    information_gain_weight: float = 0.0
+    shared_counterfactuals: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"{name} must be a whole number of at least {least}, got {value!r}"
+                )
+        weight = self.information_gain_weight
+        if not isinstance(weight, Real) or not weight >= 0:
+            raise ValueError(
+                f"information_gain_weight must be a number of at least 0, got {weight!r}"
+            )
+        for name, known in _WORDS.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        floor = self.floor
+        if floor not in ("uniform", "none") and not (isinstance(floor, Real) and floor < 0):
+            raise ValueError(f"floor must be 'uniform', 'none' or a number below 0, got {floor!r}")
+        get_protocol(self.protocol)
+        check_worlds(self.questions, self.retriever)
+
+    @property
+    def searched(self) -> str:
+        """The name of the retriever, ``"bm25"`` replaced by the world that it stands for."""
+        if self.retriever != "bm25":
+            return self.retriever
+        return world_of_questions(self.questions) or "world"
+
+    @property
+    def rules(self) -> EnvironmentSettings:
+        """The settings that a policy carries along: all but what is asked and what is searched."""
+        return EnvironmentSettings(**{**_values(self), "questions": "", "retriever": ""})
+
+    def make_information_gain(self, protocol: TagProtocol | None = None) -> InformationGain:
+        """How gains are computed.
+
+        Args:
+            protocol: The tag grammar, where it is another one than that of the name.
+        """
+        return InformationGain(
+            get_protocol(self.protocol) if protocol is None else protocol,
+            self.counterfactual,
+            floor=None if self.floor == "none" else self.floor,
+            aliases=self.aliases,
+        )
+
+
+def check_worlds(questions: str, retriever: str) -> None:
+    """Refuse questions about one world and the documents of another.
+
+    Args:
+        questions: Name of a question set; empty if it is not known by name.
+        retriever: Name of a retriever; likewise.
+
+    Raises:
+        ValueError: If they do not belong together.
+    """
+    world = world_of_questions(questions)
+    if retriever == "bm25" and questions and world is None:
+        raise ValueError(
+            f"the questions are {questions!r}, but 'bm25' searches the documents of the embedded "
+            "world; give a retriever of their corpus: its file, the folder of an index, or the "
+            "address of a server"
+        )
+    if world is not None and not same_world(world, retriever):
+        raise ValueError(
+            f"the questions {questions!r} are about another world than the documents of "
+            f"{retriever!r}; search {world!r} instead"
+        )
 
 
 class QuestionSet(tuple[Question, ...]):
@@ -33,79 +169,85 @@ class QuestionSet(tuple[Question, ...]):
         return self
 
 
-@lru_cache(maxsize=2)
-def world_retriever(name: str) -> BM25Retriever:
-    """BM25 over the embedded world, or over the one that a name such as "world:320:7" asks for."""
-    return BM25Retriever.build(world_of_name(name).documents)
-
-
 def make_engine(
-    questions: Sequence[Question] | str = "world-train",
-    retriever: Retriever | str = "bm25",
+    questions: Sequence[Question] | str | None = None,
+    retriever: Retriever | str | None = None,
     scorer: AnswerScorer | str | None = "unigram",
     *,
-    protocol: TagProtocol | str = "refine",
-    max_searches: int = 5,
-    max_attempts: int = 1,
-    top_k: int = 3,
-    num_counterfactuals: int = 3,
-    counterfactual: Counterfactual = "documents+refinement",
+    settings: EnvironmentSettings | None = None,
+    protocol: TagProtocol | str | None = None,
+    outcome: Outcome | None = None,
     information_gain: InformationGain | None = None,
-    information_gain_weight: float = 0.0,
     shaping: Shaping | None = None,
-    outcome: Outcome = "em",
     pool: EvidencePool | None = None,
-    shared_counterfactuals: bool = False,
+    **changes: Any,
 ) -> SearchQAEngine:
-    """Check the arguments of an environment; :class:`igsearch_env.SearchQAEnv` describes them."""
-    for name, value, least in (
-        ("top_k", top_k, 1),
-        ("num_counterfactuals", num_counterfactuals, 0),
-        ("information_gain_weight", information_gain_weight, 0),
-    ):
-        if not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if information_gain_weight > 0 and (scorer is None or num_counterfactuals == 0):
-        raise ValueError(
-            f"information_gain_weight = {information_gain_weight} pays a gain that is never known: "
-            "give a scorer and num_counterfactuals of at least 1, or set the weight to 0"
-        )
-    if not callable(outcome) and outcome not in ("em", "f1"):
-        raise ValueError(f"outcome must be 'em', 'f1' or a callable, got {outcome!r}")
-    rules = TurnRules(get_protocol(protocol), max_searches, max_attempts)
-    gain = information_gain or InformationGain(rules.protocol, counterfactual)
-    if gain.protocol != rules.protocol:
+    """Build the engine of an environment; :class:`igsearch_env.SearchQAEnv` has the same arguments.
+
+    Args:
+        questions: Questions, or the name or file of a set; None for that of the settings.
+        retriever: Searches, or the name of what searches; None for that of the settings.
+        scorer: Scores answers; ``"unigram"`` needs no weights. With None, information gain is left
+            for :meth:`igsearch_env.InformationGain.settle`.
+        settings: The settings; None for the defaults of :class:`EnvironmentSettings`.
+        protocol: The tag grammar, or the name of a preset.
+        outcome: ``"em"``, ``"f1"``, ``"zero"``, or a function of the answer (None if there is none)
+            and the question.
+        information_gain: All settings of the gain, in place of those of the record.
+        shaping: How a gain is shaped before it is paid.
+        pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
+        **changes: Further fields of :class:`EnvironmentSettings`, in place of those of the record.
+
+    Raises:
+        ValueError: If an argument is out of range or names something unknown.
+        TypeError: If there is no such setting.
+    """
+    named: dict[str, Any] = {"protocol": protocol, "outcome": outcome}
+    named = {name: value for name, value in named.items() if isinstance(value, str)}
+    for name, value in (("questions", questions), ("retriever", retriever)):
+        if value is not None:  # an object has no name, and says nothing of its world
+            named[name] = value if isinstance(value, str) else ""
+    given = _values(settings or EnvironmentSettings())
+    record = EnvironmentSettings(**{**given, **named, **changes})
+    grammar = protocol if isinstance(protocol, TagProtocol) else get_protocol(record.protocol)
+    gain = information_gain or record.make_information_gain(grammar)
+    if gain.protocol != grammar:
         raise ValueError(
             f"information_gain is for the protocol {gain.protocol.name!r}, the environment for "
-            f"{rules.protocol.name!r}; build it with InformationGain(protocol=...) of the same"
+            f"{grammar.name!r}; build it with InformationGain(protocol=...) of the same"
         )
-    if retriever == "bm25" and isinstance(questions, str) and questions.startswith("world-"):
-        _, colon, size = questions.partition(":")  # "world-test:320" is about another world
-        found: Retriever = world_retriever(f"world{colon}{size}")
-    else:
-        found = resolve_retriever(retriever)
-    if isinstance(found, Sized) and top_k > len(found):
+    if record.information_gain_weight > 0 and (scorer is None or record.num_counterfactuals == 0):
         raise ValueError(
-            f"top_k must be at most {len(found)}, the number of passages of the corpus, got {top_k}"
+            f"information_gain_weight = {record.information_gain_weight} pays a gain that is never "
+            "known: give a scorer and num_counterfactuals of at least 1, or set the weight to 0"
         )
     return SearchQAEngine(
-        questions=_questions(questions, num_counterfactuals),
-        retriever=found,
+        questions=_questions(questions, record),
+        retriever=_retriever(retriever, record),
         scorer=_scorer(scorer),
-        rules=rules,
+        rules=TurnRules(grammar, record.max_searches, record.max_attempts),
         information_gain=gain,
         pool=EvidencePool() if pool is None else pool,
-        top_k=top_k,
-        num_counterfactuals=num_counterfactuals,
-        information_gain_weight=information_gain_weight,
+        top_k=record.top_k,
+        num_counterfactuals=record.num_counterfactuals,
+        information_gain_weight=record.information_gain_weight,
         shaping=shaping or Shaping(),
-        outcome=outcome,
-        shared_counterfactuals=shared_counterfactuals,
+        outcome=outcome if callable(outcome) else record.outcome,
+        shared_counterfactuals=record.shared_counterfactuals,
     )
 
 
-def _questions(questions: Sequence[Question] | str, num_counterfactuals: int) -> QuestionSet:
-    asked = QuestionSet(load_questions(questions) if isinstance(questions, str) else questions)
+def _values(settings: EnvironmentSettings) -> dict[str, Any]:
+    """The fields of the record itself, without those that a trainer has added in a subclass."""
+    return {field.name: getattr(settings, field.name) for field in fields(EnvironmentSettings)}
+
+
+def _questions(
+    questions: Sequence[Question] | str | None, record: EnvironmentSettings
+) -> QuestionSet:
+    if questions is None or isinstance(questions, str):
+        questions = load_questions(record.questions)
+    asked = QuestionSet(questions)
     strange = next((item for item in asked if not isinstance(item, Question)), None)
     if strange is not None:
         raise TypeError(
@@ -117,7 +259,7 @@ def _questions(questions: Sequence[Question] | str, num_counterfactuals: int) ->
     unanswered = next((item for item in asked if not item.golden_answers), None)
     if unanswered is not None:
         raise ValueError(f"question {unanswered.id!r} has no golden answers; give at least one")
-    if num_counterfactuals and len(asked) < 2:
+    if record.num_counterfactuals and len(asked) < 2:
         raise ValueError(
             "counterfactual evidence comes from other questions, and there is only one question; "
             "give at least 2, or set num_counterfactuals=0"
@@ -131,34 +273,13 @@ def _questions(questions: Sequence[Question] | str, num_counterfactuals: int) ->
     return asked
 
 
-def resolve_retriever(retriever: Retriever | str) -> Retriever:
-    """The retriever that a string stands for: a name, the folder of an index, or an address.
-
-    Raises:
-        ValueError: If it stands for none.
-        ImportError: If it is an address and the ``http`` extra is not installed.
-    """
-    if not isinstance(retriever, str):
-        return retriever
-    if retriever == "bm25":
-        return world_retriever("world")
-    if retriever.startswith(("http://", "https://")):
-        return _server(retriever)
-    if Path(retriever).is_dir():
-        return load_retriever(retriever)
-    raise ValueError(
-        f"unknown retriever {retriever!r}: expected 'bm25' (over the embedded world), the folder "
-        "of a saved index, the http:// address of a server, or an object with search(queries, k)"
-    )
-
-
-def _server(url: str) -> Retriever:
-    """The client of a server: one for all who use it now, not a pool of connections for each."""
-    from igsearch_env.retrieval.http import HTTPRetriever
-
-    found = _servers.get(url)
-    if found is None:
-        found = _servers[url] = HTTPRetriever(url)
+def _retriever(retriever: Retriever | str | None, record: EnvironmentSettings) -> Retriever:
+    found = open_retriever(record.searched) if isinstance(retriever, str | None) else retriever
+    if isinstance(found, Sized) and record.top_k > len(found):
+        raise ValueError(
+            f"top_k must be at most {len(found)}, the number of documents of the corpus, got "
+            f"{record.top_k}"
+        )
     return found
 
 

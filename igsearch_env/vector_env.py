@@ -128,7 +128,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         rewards = np.zeros(self.num_envs)
         terminated = np.zeros(self.num_envs, dtype=np.bool_)
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
-        played = self.engine.play([self._episodes[row] for row in rows], [actions[r] for r in rows])
+        played = self.engine.step([self._episodes[row] for row in rows], [actions[r] for r in rows])
         for row, (episode, _) in zip(rows, played, strict=True):
             self._episodes[row] = episode
             step = episode.steps[-1]
@@ -179,7 +179,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         seeds = self._per_row(seed, "seed")
         for row, value in enumerate(seeds):
             if value is not None and mask[row]:
-                self._generators[row], _ = gymnasium.utils.seeding.np_random(value)
+                self._generators[row], _ = gymnasium.utils.seeding.np_random(int(value))
         if seeds[0] is not None and mask[0]:
             self.engine.pool.seed(seeds[0])
 

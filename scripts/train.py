@@ -7,7 +7,6 @@ python -m scripts.train --out runs/mine --resume
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from rich.table import Table
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run, run_parser
 from igsearch_env.files import write_json
+from igsearch_env.plugins import import_plugin
 from igsearch_env.viewer.page import write_page
 from trainers.config import TrainSettings, from_dict, load_config, override
 from trainers.local.grpo import GRPOTrainer
 
 SMOKE = (
+    "environment.protocol=refine-bare",
     "world.people=40",
     "optimization.steps=2",
     "optimization.questions_per_step=2",
@@ -34,8 +35,8 @@ SMOKE = (
 def main() -> None:
     """Read the settings, train, and say where the results are."""
     arguments = _parser().parse_args()
-    for module in arguments.modules:
-        importlib.import_module(module)
+    for name in arguments.modules:
+        import_plugin(name)
     config = _config(arguments)
     trainer = GRPOTrainer(config, arguments.out, resume=arguments.resume)
     if trainer.step:
@@ -71,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         dest="modules",
         action="append",
         default=[],
-        metavar="MODULE",
-        help="import a module first, one that registers a credit method; may be repeated",
+        metavar="FILE",
+        help="import a .py file or a module first, one that registers a credit method, a "
+        "retriever, questions or a corpus; may be repeated",
     )
     parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
     return parser

@@ -21,13 +21,12 @@ import torch
 
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.checkpoint_settings import TrainedIn
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_json
-from igsearch_env.settings import make_engine
+from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.threads import set_threads
 from trainers.local.metrics import evaluation_results
 from trainers.setup import AUTOCAST
@@ -85,7 +84,9 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
         device=arguments.device,
         autocast=AUTOCAST[arguments.precision],
         max_new_tokens=arguments.max_new_tokens,
-        trained_in=TrainedIn(arguments.top_k, arguments.max_searches, "documents"),
+        trained_in=EnvironmentSettings(
+            top_k=arguments.top_k, max_searches=arguments.max_searches, counterfactual="documents"
+        ).rules,
     )
     started = time.perf_counter()
     losses: list[float] = []
@@ -126,7 +127,9 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
         warm_start.tokenizer,
         PROTOCOL,
         max_new_tokens=16,
-        trained_in=TrainedIn(1, config.max_searches, "documents"),
+        trained_in=EnvironmentSettings(
+            max_searches=config.max_searches, top_k=1, counterfactual="documents"
+        ).rules,
     )
     policy.save_pretrained(folder)
     checkpoint.unlink(missing_ok=True)

@@ -94,6 +94,7 @@ def tiny_settings(taught_policy: Path) -> Settings:
             *shaping,
             "world.people=40",
             "world.hops=[1, 2]",
+            "environment.protocol=refine-bare",
             "environment.max_searches=2",
             "environment.top_k=1",
             "environment.counterfactual=documents",

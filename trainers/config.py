@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import dacite
 
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
-from igsearch_env.gain.information_gain import AliasOperator, Counterfactual
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.settings import EnvironmentSettings, check_worlds
 
 T = TypeVar("T")
 
@@ -41,41 +41,19 @@ class WorldSettings:
 
 
 @dataclass(frozen=True)
-class EnvironmentSettings:
-    """What is asked, where it is searched for, and the rules.
+class TrainingEnvironment(EnvironmentSettings):
+    """The environment of a run. ``world-train``, ``world-test`` and ``world`` are of its world.
 
     Args:
-        questions: Training questions: ``"world-train"``, a file, or ``hf:...``.
         eval_questions: Questions held out for evaluation.
-        corpus: ``"world"``, or a file of passages that is indexed in memory.
-        index: Folder of a saved index, or http:// address of a server that speaks as Search-R1's
-            does, in place of ``corpus``; empty for none.
-        protocol: Name of the tag grammar.
-        max_searches: Searches per attempt.
-        max_attempts: Attempts at a question, each after the first opened by a reflection prompt.
-        top_k: Documents per search.
-        num_counterfactuals: N, counterfactual contexts per search.
-        counterfactual: What they swap.
-        floor: Floor of token log-probs in nats, ``"uniform"`` or ``"none"``.
-        aliases: How several golden answers are reduced.
-        outcome: ``"em"``, ``"f1"``, or ``"zero"`` to learn from information gain alone.
-        shared_counterfactuals: Whether rollouts of a group are compared with the same evidence.
     """
 
-    questions: str = "world-train"
     eval_questions: str = "world-test"
-    corpus: str = "world"
-    index: str = ""
-    protocol: str = "refine-bare"
-    max_searches: int = 4
-    max_attempts: int = 1
-    top_k: int = 3
-    num_counterfactuals: int = 3
-    counterfactual: Counterfactual = "documents+refinement"
-    floor: float | Literal["uniform", "none"] = "uniform"
-    aliases: AliasOperator = "max"
-    outcome: Literal["em", "f1", "zero"] = "em"
-    shared_counterfactuals: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for retriever in (self.retriever, self.searched):
+            check_worlds(self.eval_questions, retriever)
 
 
 @dataclass(frozen=True)
@@ -202,7 +180,7 @@ class TrainSettings:
     """
 
     world: WorldSettings = field(default_factory=WorldSettings)
-    environment: EnvironmentSettings = field(default_factory=EnvironmentSettings)
+    environment: TrainingEnvironment = field(default_factory=TrainingEnvironment)
     policy: PolicySettings = field(default_factory=PolicySettings)
     optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
     run: RunSettings = field(default_factory=RunSettings)
@@ -231,12 +209,20 @@ class TrainSettings:
         least_1 = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
         check_range("run", run, least_1, least=1)
         check_range("run", run, ("max_failed_searches",), least=0)
-        floor = self.environment.floor
-        if not isinstance(floor, str) and not floor < 0:
-            raise ValueError(
-                f"environment.floor must be 'uniform', 'none' or a number below 0, got {floor}"
-            )
+        self._check_world()
         object.__setattr__(self, "credit", {"method": "ig_search", **self.credit})
+
+    def _check_world(self) -> None:
+        """Refuse to mix the world of the run, which bare names mean, with one named by its size."""
+        e, bare = self.environment, {"world", "world-train", "world-test"}
+        names = {e.questions, e.eval_questions, e.retriever}
+        sized = {name for name in names - bare if name.partition(":")[0] in bare}
+        if self.world != WorldSettings() and names & bare and sized:
+            raise ValueError(
+                f"{', '.join(sorted(sized))} is a world of its own, and "
+                f"{', '.join(sorted(names & bare))} is that of the section [world]; leave out the "
+                "numbers, or that section"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON-ready data."""

@@ -11,21 +11,17 @@ import torch
 from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.checkpoint_settings import TrainedIn
-from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.silver import with_silver
 from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
-from igsearch_env.protocol.tags import get_protocol
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.settings import make_engine, resolve_retriever
+from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.settings import make_engine
 from trainers.config import (
-    EnvironmentSettings,
     PolicySettings,
     Precision,
     TrainSettings,
@@ -62,50 +58,25 @@ def make_questions(name: str, world: WorldSettings) -> list[Question]:
     return found
 
 
-def make_retriever(environment: EnvironmentSettings, world: WorldSettings) -> Retriever:
-    """The saved index or the server of a run, or BM25 over its corpus, built in memory."""
-    if environment.index:
-        return resolve_retriever(environment.index)
-    if environment.corpus == "world":
-        if not environment.questions.startswith("world-"):
-            raise ValueError(
-                f"the questions are {environment.questions!r}, but the corpus is the embedded "
-                "world; set environment.corpus or environment.index"
-            )
-        _, colon, size = environment.questions.partition(":")
-        if colon:  # "world-test:320" is about another world than the run's settings
-            return BM25Retriever.build(load_corpus(f"world:{size}"))
-        return BM25Retriever.build(make_world(world).documents)
-    return BM25Retriever.build(load_corpus(environment.corpus))
-
-
 def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
     """The environment's engine for training; gains are left to the agent."""
     e = config.environment
-    gain = InformationGain(
-        get_protocol(e.protocol),
-        e.counterfactual,
-        floor=None if e.floor == "none" else e.floor,
-        aliases=e.aliases,
-    )
     credit = make_credit_from(config.credit)
+    # A bare name of the embedded world means the world of the run; all others say it themselves.
+    own_questions = e.questions in ("world-train", "world-test")
+    own_documents = e.retriever == "world" or (e.retriever == "bm25" and own_questions)
     questions = make_questions(e.questions, config.world)
-    retriever = make_retriever(e, config.world)
+    documents = make_world(config.world).documents if own_documents else None
+    retriever = BM25Retriever.build(documents) if documents else open_retriever(e.searched)
     if credit.uses_silver:
         questions = _with_silver(questions, retriever)
     return make_engine(
         questions,
         retriever,
         None,
-        protocol=e.protocol,
-        max_searches=e.max_searches,
-        max_attempts=e.max_attempts,
-        top_k=e.top_k,
+        settings=e,
         num_counterfactuals=e.num_counterfactuals if credit.uses_information_gain else 0,
-        information_gain=gain,
-        outcome=_nothing if e.outcome == "zero" else e.outcome,
         pool=EvidencePool(seed=seed),
-        shared_counterfactuals=e.shared_counterfactuals,
     )
 
 
@@ -153,7 +124,7 @@ def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:
         e.protocol,
         temperature=config.policy.temperature,
         seed=config.run.seed,
-        trained_in=TrainedIn(e.top_k, e.max_searches, e.counterfactual, e.max_attempts),
+        trained_in=e.rules,
     )
     return GRPOAgent(policy, engine.information_gain, credit)
 
@@ -164,7 +135,3 @@ def group_ids(questions: Sequence[Question], step: int, size: int) -> list[str]:
     The place in the batch is part of it: a question that is drawn twice makes two groups.
     """
     return [f"{step}-{i}-{q.id}" for i, q in enumerate(questions) for _ in range(size)]
-
-
-def _nothing(answer: str | None, question: Question) -> float:
-    return 0.0

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from igsearch_env.cli.console import console, print_table, progress_bar
+from igsearch_env.cli.program import add_settings
 from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
 from igsearch_env.endpoint import Api
 from igsearch_env.episode import Episode
@@ -31,8 +33,8 @@ from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
 from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
-from igsearch_env.gain.information_gain import Counterfactual
 from igsearch_env.record import to_record
+from igsearch_env.settings import EnvironmentSettings
 
 SMOKE = {
     "questions": ["world-test"],
@@ -41,6 +43,12 @@ SMOKE = {
     "limit": 6,
     "batch_size": 4,
 }
+ENVIRONMENT = tuple(
+    field.name
+    for field in fields(EnvironmentSettings)
+    if field.name not in ("questions", "retriever")
+)
+"""The settings of the environment that a command may change."""
 COLUMNS = {
     "em": "EM",
     "f1": "F1",
@@ -60,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = vars(_parser().parse_args(argv))
     out, resume, smoke = (given.pop(name) for name in ("out", "resume", "smoke"))
+    changes = {name: given.pop(name) for name in ENVIRONMENT if name in given}
     folder = EvaluationFolder(out, resume=resume)
     before = folder.config()
+    if changes:
+        given["environment"] = {**before.get("environment", {}), **changes}
     check_unchanged(comparable(before), comparable(given) if before else {}, out)
     config = _config({**(SMOKE if smoke else {}), **before, **given}, out)
     started = time.perf_counter()
@@ -111,15 +122,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the records and the results")
     add("--limit", type=int, help="ask only so many questions of each set, the first ones")
     add("--samples", type=int, help="ask each question so often, for pass@k (default: 1)")
-    add("--protocol", help="tag grammar (default: the checkpoint's own, or else refine)")
     add("--max-new-tokens", type=int, help="longest turn (default: what the checkpoint says)")
-    add("--top-k", type=int, help="documents per search (default: the checkpoint's, or else 3)")
-    add("--max-searches", type=int, help="searches (default: the checkpoint's, or else 5)")
-    add("--max-attempts", type=int, help="attempts (default: the checkpoint's, or else 1)")
     add("--temperature", type=float, help="of sampling (default: 1)")
     add("--greedy", action="store_true", help="take the most likely tokens, do not sample")
     add("--information-gain", action="store_true", help="settle and report the gain of searches")
-    add("--counterfactual", choices=get_args(Counterfactual), help="what it is compared with")
     add("--seed", type=int, help="of sampling (default: 0)")
     add("--batch-size", type=int, help="questions side by side; a chunk (default: 128)")
     add("--device", help="where a checkpoint runs (default: cpu)")
@@ -130,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--retries", type=int, help="how often a request is repeated (default: 8)")
     add("--timeout", type=float, help="seconds to wait for an answer (default: 600)")
     add("--api-key-variable", help="variable that holds the key (default: OPENAI_API_KEY)")
+    rules = parser.add_argument_group(
+        "environment", "by default that of the checkpoint's training, or else that of the library"
+    )
+    add_settings(rules, EnvironmentSettings, *ENVIRONMENT)
     add("--resume", action="store_true", default=False, help="go on after what was played")
     add("--smoke", action="store_true", default=False, help="a few questions, to see that it works")
     return parser

@@ -24,8 +24,8 @@ from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
+from igsearch_env.retrieval.open import open_retriever, save_fusion
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
-from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
 from igsearch_env.retrieval.vector_index import import_faiss
 from igsearch_env.threads import set_threads
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = _chosen(args)
     if args.fuse:
         save_fusion(args.out, args.fuse, **chosen)
-        passages = len(load_retriever(args.out))
+        passages = len(open_retriever(args.out))
     else:
         check_replaceable(args.out)  # before a model is loaded
         advice = "go on with the same command and --resume"

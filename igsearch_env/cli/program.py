@@ -65,7 +65,8 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str
             continue
         kind: Any = types_[field.name]
         if isinstance(kind, types.UnionType):  # X | None
-            (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+            parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
+            kind = parts[0] if len(parts) == 1 else _number_or_word
         options: dict[str, Any] = {"type": kind}
         if kind is bool:
             options = {"action": "store_true"}
@@ -84,8 +85,15 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str
         )
 
 
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def argument_docs(settings: type) -> dict[str, str]:
-    """The descriptions in the ``Args:`` section of a class, as plain text, by name.
+    """The descriptions in the ``Args:`` sections of a class and its bases, in plain text, by name.
 
     >>> class Some:
     ...     '''A class.
@@ -97,13 +105,14 @@ def argument_docs(settings: type) -> dict[str, str]:
     >>> argument_docs(Some)
     {'one': 'the first, in two lines'}
     """
-    section = re.search(r"\n +Args:\n(.*?)(?:\n\s*\n|\Z)", settings.__doc__ or "", re.DOTALL)
     found = {}
-    for name, text in re.findall(
-        r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", section[1] if section else "", re.DOTALL | re.MULTILINE
-    ):
-        plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(text.split())).replace("``", "")
-        found[name] = plain[:1].lower() + plain[1:].removesuffix(".")
+    for base in reversed(settings.__mro__):
+        section = re.search(r"\n +Args:\n(.*?)(?:\n\s*\n|\Z)", base.__doc__ or "", re.DOTALL)
+        text = section[1] if section else ""
+        entries = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", text, re.DOTALL | re.MULTILINE)
+        for name, words in entries:
+            plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(words.split())).replace("``", "")
+            found[name] = plain[:1].lower() + plain[1:].removesuffix(".")
     return found
 
 

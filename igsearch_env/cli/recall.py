@@ -20,7 +20,7 @@ from igsearch_env.episode import Question
 from igsearch_env.evaluation.scores import gold_share
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with progress_bar() as bar:
         for index in args.index:
             loading = bar.add_task(f"load {index}")
-            retriever = load_retriever(index)
+            retriever = open_retriever(index)
             bar.remove_task(loading)
             for name, questions in sets.items():
                 task = bar.add_task(f"{index}, {name}", total=len(questions))

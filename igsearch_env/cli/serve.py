@@ -27,11 +27,11 @@ from igsearch_env.data.corpus import load_corpus
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 
-DENSE_OPTIONS = ("model", "search", "device", "precision")  # of load_retriever
+DENSE_OPTIONS = ("model", "search", "device", "precision")  # of open_retriever
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _load(index: str | None, corpus: str, dense: dict[str, Any]) -> IndexedRetriever:
     start = time.perf_counter()
     retriever: IndexedRetriever = (
-        load_retriever(index, **dense) if index else BM25Retriever.build(load_corpus(corpus))
+        open_retriever(Path(index), **dense) if index else BM25Retriever.build(load_corpus(corpus))
     )
     seconds = time.perf_counter() - start
     say(f"ready: {len(retriever):,} documents after {seconds:.1f} s")

@@ -32,6 +32,9 @@ from igsearch_env.data.lexicon import (
 )
 from igsearch_env.episode import Document, Question
 
+PEOPLE = 120
+"""Number of people of the embedded world, where a name does not say another one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entity:
@@ -137,7 +140,7 @@ class World:
 
 
 @lru_cache(maxsize=4)
-def default_world(people: int = 120, seed: int = 0) -> World:
+def default_world(people: int = PEOPLE, seed: int = 0) -> World:
     """The world that the environment runs on when nothing else is given, or one of another size."""
     return World.generate(seed, people=people)
 
@@ -151,10 +154,36 @@ def world_of_name(name: str) -> World:
     Raises:
         ValueError: If what follows the first colon is not one or two numbers, or out of range.
     """
+    return default_world(*_people_and_seed(name))
+
+
+def world_of_questions(name: str) -> str | None:
+    """The name of the documents that a question set of a world is about; None for other sets.
+
+    >>> world_of_questions("world-train:320")
+    'world:320'
+    """
+    kind, colon, numbers = name.partition(":")
+    return f"world{colon}{numbers}" if kind in ("world-train", "world-test") else None
+
+
+def same_world(world: str, other: str) -> bool:
+    """Whether two names may mean the same documents: False only for two different worlds.
+
+    >>> same_world("world", "world:120:0"), same_world("world", "world:320")
+    (True, False)
+    """
+    if other.partition(":")[0] != "world":
+        return True
+    return _people_and_seed(world) == _people_and_seed(other)
+
+
+def _people_and_seed(name: str) -> tuple[int, int]:
     found = re.fullmatch(r"[^:]*(?::(\d+)(?::(\d+))?)?", name)
     if found is None:
         raise ValueError(f"expected a name like world-test or world-test:PEOPLE:SEED, got {name!r}")
-    return default_world(*(int(number) for number in found.groups() if number is not None))
+    people, seed = found.groups()
+    return int(people or PEOPLE), int(seed or 0)
 
 
 def group_by_cluster(

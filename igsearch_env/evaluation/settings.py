@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igsearch_env.endpoint import Api
-from igsearch_env.gain.information_gain import Counterfactual
+from igsearch_env.settings import EnvironmentSettings
 
 MANNER = ("concurrency", "retries", "timeout", "api_key_variable")
 """Settings of how an endpoint is asked, not of what; they may change when a run is resumed."""
@@ -27,14 +27,11 @@ class EvaluationSettings:
             or else the hub.
         limit: Ask only so many questions of each set, the first ones.
         samples: How many times each question is asked.
-        protocol: Name of the tag grammar; None for the checkpoint's own, or else ``"refine"``.
         max_new_tokens: Longest turn, in tokens; None for what the checkpoint says, or else 64, and
             512 at an endpoint.
-        top_k: Documents per search; None for what the checkpoint was trained with, or else 3.
-        max_searches: Searches per attempt; None for the checkpoint's, or else 5.
-        max_attempts: Attempts at a question; None for the checkpoint's, or else 1.
-        counterfactual: What the counterfactuals of information gain swap; None for the
-            checkpoint's, or else ``"documents+refinement"``.
+        environment: Fields of :class:`~igsearch_env.settings.EnvironmentSettings` that are to be
+            other than those that the checkpoint was trained with, by name, such as ``top_k``. The
+            outcome is EM unless it is among them.
         temperature: Of sampling.
         greedy: Take the most likely tokens instead of sampling.
         information_gain: Settle the gain of every search, with the checkpoint's own scorer or, for
@@ -61,12 +58,8 @@ class EvaluationSettings:
     benchmarks: str | None = None
     limit: int | None = None
     samples: int = 1
-    protocol: str | None = None
     max_new_tokens: int | None = None
-    top_k: int | None = None
-    max_searches: int | None = None
-    max_attempts: int | None = None
-    counterfactual: Counterfactual | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     greedy: bool = False
     information_gain: bool = False
@@ -88,7 +81,8 @@ class EvaluationSettings:
                 raise ValueError(f"an evaluation needs {name}; give --{name}")
         if not self.corpus and not self.index:
             raise ValueError("there is nothing to search; give --corpus, or --index of a saved one")
-        for name in ("limit", "max_new_tokens", "top_k", "max_searches", "max_attempts"):
+        replace(EnvironmentSettings().rules, **self.environment)  # refuses what does not fit
+        for name in ("limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -106,6 +100,11 @@ class EvaluationSettings:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     @property
+    def protocol(self) -> str | None:
+        """Name of the tag grammar; None for the checkpoint's own, or else ``"refine"``."""
+        return self.environment.get("protocol")
+
+    @property
     def at_endpoint(self) -> bool:
         """Whether the agent is an endpoint."""
         return is_address(self.agent)
@@ -118,7 +117,8 @@ def is_address(agent: str) -> bool:
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a resumed evaluation must share: a server may move, and be asked faster."""
-    kept = {name: value for name, value in settings.items() if name not in MANNER}
+    kept = {**settings, **settings.get("environment", {})}
+    kept = {name: kept[name] for name in kept if name not in (*MANNER, "environment")}
     if is_address(str(kept.get("agent", ""))):
         kept["agent"] = "an endpoint"
     return kept

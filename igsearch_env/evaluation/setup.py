@@ -9,30 +9,33 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from igsearch_env.agent import Agent
 from igsearch_env.baselines import SCRIPTED, make_scripted
-from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn, protocol_record
+from igsearch_env.checkpoint_settings import RULES, CheckpointSettings, protocol_record
 from igsearch_env.data.benchmarks import BENCHMARKS
+from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
-from igsearch_env.evaluation.settings import EvaluationSettings
+from igsearch_env.evaluation.settings import EvaluationSettings, is_address
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
 from igsearch_env.record import to_record
-from igsearch_env.retrieval.base import IndexedRetriever
-from igsearch_env.retrieval.index_cache import open_retriever
-from igsearch_env.retrieval.index_directory import MANIFEST
-from igsearch_env.settings import make_engine
+from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.document_file import DocumentFile
+from igsearch_env.retrieval.index_directory import MANIFEST, check_replaceable
+from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
+from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
 from igsearch_env.threads import set_threads
 
-COUNTERFACTUALS = 3
+NAMES = ("questions", "retriever")  # an evaluation has its own
 ALL = "benchmarks"
 """Name that stands for all seven benchmarks."""
 ENDPOINT_TOKENS = 512
@@ -50,7 +53,7 @@ class Player:
         model: What it is, for the manifest, as JSON-ready data.
         chunk_size: Questions that are played side by side, and played again after a kill: all of a
             batch, whose members change each other's last bits; one at an endpoint.
-        trained_in: The environment that it was trained in.
+        trained_in: The rules of the environment that it was trained in.
         scorer: Scores answers for information gain.
         workers: Chunks that are played at once.
         stop: Ends what is under way.
@@ -60,7 +63,7 @@ class Player:
     protocol: TagProtocol
     model: dict[str, Any]
     chunk_size: int
-    trained_in: TrainedIn = field(default_factory=TrainedIn)
+    trained_in: EnvironmentSettings = RULES
     scorer: AnswerScorer = field(default_factory=UnigramScorer)
     workers: int = 1
     stop: Callable[[], None] = lambda: None
@@ -98,7 +101,8 @@ def make_evaluation(
     Raises:
         ValueError: If an input is missing, damaged or does not fit the others.
     """
-    _check_worlds(config)
+    for name in config.questions:
+        check_worlds(name, config.corpus or config.index or "")
     names = [
         name for asked in config.questions for name in (BENCHMARKS if asked == ALL else (asked,))
     ]
@@ -110,53 +114,36 @@ def make_evaluation(
     _check_ids(sets)
     # A model may fail to load, and an index takes longer: so the model comes first.
     player = None if config.agent in SCRIPTED else model_player(config, say)
-    retriever = open_retriever(config.corpus, config.index, say, show_progress)
-    player = player or scripted_player(config, retriever.documents)
+    retriever = _retriever(config, say, show_progress)
+    player = player or scripted_player(config, getattr(retriever, "documents", ()))
     questions = [question for one in sets for question in one.questions]
-    rules = TrainedIn(
-        config.top_k or player.trained_in.top_k,
-        config.max_searches or player.trained_in.max_searches,
-        config.counterfactual or player.trained_in.counterfactual,
-        config.max_attempts or player.trained_in.max_attempts,
-    )
+    # What only training makes use of does not follow a policy into its evaluation.
+    training_only = {
+        name: getattr(EnvironmentSettings(), name)
+        for name in ("outcome", "information_gain_weight", "shared_counterfactuals")
+    }
+    rules = replace(player.trained_in, **{**training_only, **config.environment})
     engine = make_engine(
         questions,
         retriever,
         player.scorer if config.information_gain else None,
+        settings=rules,
         protocol=player.protocol,
-        max_searches=rules.max_searches,
-        max_attempts=rules.max_attempts,
-        top_k=rules.top_k,
-        num_counterfactuals=COUNTERFACTUALS if config.information_gain else 0,
-        counterfactual=rules.counterfactual,
+        num_counterfactuals=rules.num_counterfactuals if config.information_gain else 0,
     )
     inputs = {
         "questions_sha256": _sha256(questions),
         "questions": [_set_record(one) for one in sets],
         "model": player.model,
+        **{name: value for name, value in to_record(rules).items() if name not in NAMES},
         "protocol": protocol_record(player.protocol),
         "prompt_sha256": hashlib.sha256(player.protocol.prompt.encode()).hexdigest(),
-        **to_record(rules),
         "scorer": type(player.scorer).__name__ if config.information_gain else None,
         **_index_record(config, retriever),
     }
     size, samples = player.chunk_size, config.samples
     chunks = make_chunks(questions, seed=config.seed, size=size, samples=samples)
     return Evaluation(engine, player, chunks, inputs)
-
-
-def _check_worlds(config: EvaluationSettings) -> None:
-    """Refuse questions about one world and the passages of another."""
-    corpus = config.corpus or ""
-    for name in config.questions:
-        kind, _, world = name.partition(":")
-        other = kind in ("world-train", "world-test") and corpus.partition(":")[0] == "world"
-        if other and corpus.partition(":")[2] != world:
-            fitting = ":".join(("world", world)) if world else "world"
-            raise ValueError(
-                f"{name} asks about another world than the corpus {corpus} tells of; "
-                f"give --corpus {fitting}"
-            )
 
 
 def _check_ids(sets: Sequence[QuestionSet]) -> None:
@@ -184,13 +171,50 @@ def _set_record(one: QuestionSet) -> dict[str, Any]:
     }
 
 
-def _index_record(config: EvaluationSettings, retriever: IndexedRetriever) -> dict[str, Any]:
-    """Hashes of the passages and of the saved index, whose manifest holds those of its files."""
-    described = Path(config.index) / MANIFEST if config.index else None
+def _retriever(
+    config: EvaluationSettings, say: Callable[[str], None], show_progress: bool
+) -> Retriever:
+    """What is searched: the index, built from the corpus if its folder is not there yet."""
+    name, corpus = config.index or "", config.corpus
+    if is_address(name) or name.partition(":")[0] in RETRIEVERS:
+        return open_retriever(name)
+    folder = Path(name) if name else None
+    if folder is not None and folder.exists() and not _is_empty(folder):
+        saved = open_retriever(folder)
+        if corpus and DocumentFile.sha256(load_corpus(corpus)) != saved.corpus_sha256:
+            raise ValueError(
+                f"the index in {folder} was built from another corpus than {corpus}; choose "
+                "another folder, or leave out --corpus to search what the index holds"
+            )
+        return saved
+    if not corpus:
+        raise ValueError(f"there is no index in {name}; give --corpus to build it there")
+    if folder is not None:
+        check_replaceable(folder)  # before the work, not after it
+    documents = load_corpus(corpus)
+    say(f"indexing {len(documents):,} documents of {corpus}")
+    retriever = BM25Retriever.build(documents, show_progress=show_progress)
+    if folder is not None:
+        retriever.save(folder)
+        say(f"saved the index: {folder}")
+    return retriever
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
+
+
+def _index_record(config: EvaluationSettings, retriever: Retriever) -> dict[str, Any]:
+    """Hashes of the documents and of the saved index, whose manifest holds those of its files.
+
+    Of a server nothing is known but that it is one.
+    """
+    described = Path(config.index or "", MANIFEST)
+    known = bool(config.index) and described.is_file()
     return {
-        "corpus_sha256": retriever.corpus_sha256,
-        "index_sha256": described and hashlib.sha256(described.read_bytes()).hexdigest(),
-        "retriever": retriever.parameters,
+        "corpus_sha256": getattr(retriever, "corpus_sha256", None),
+        "index_sha256": hashlib.sha256(described.read_bytes()).hexdigest() if known else None,
+        "retriever": getattr(retriever, "parameters", type(retriever).__name__),
     }
 
 

@@ -38,7 +38,7 @@ from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
 from scripts.benchmarks.retrieval_load import (
     TOP_K,
@@ -67,7 +67,7 @@ def main() -> None:
     rounds, seconds = (1, 1.0) if arguments.quick else (5, 3.0)
     dense = {} if arguments.precision is None else {"precision": arguments.precision}
     for index in indexes if dense else ():
-        load_retriever(index, **dense)  # refuses what it has no use for, before all work
+        open_retriever(index, **dense)  # refuses what it has no use for, before all work
     rows: list[dict[str, Any]] = []
     for index in indexes:
         rows += bench_index(index, dense, queries, clients, rounds, seconds)
@@ -122,7 +122,7 @@ def bench_index(
             name: stack.enter_context(running_server(index, batch, dense))
             for name, batch in ARMS.items()
         }
-        retriever: IndexedRetriever = load_retriever(index, **dense)
+        retriever: IndexedRetriever = open_retriever(index, **dense)
         arms = {"direct": Arm(retriever.search, time.process_time)}
         for name, address in addresses.items():
             client = HTTPRetriever(address, connections=MOST, cache_size=0, attempts=1)

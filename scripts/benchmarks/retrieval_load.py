@@ -123,7 +123,7 @@ def running_server(index: Path, batch: int, dense: Mapping[str, str]) -> Iterato
     Args:
         index: Folder of the index.
         batch: Queries of a micro-batch.
-        dense: Options of ``load_retriever``.
+        dense: Options of ``open_retriever``.
 
     Raises:
         ValueError: If it ends before it serves.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.checkpoint_settings import CheckpointSettings, TrainedIn
+from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode, Question, Segment, Step
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
@@ -336,17 +336,20 @@ def test_a_checkpoint_knows_how_its_policy_writes(
 def test_a_checkpoint_knows_the_environment_it_was_trained_in(
     make_model: MakeModel, bpe: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    model, environment = make_model("qwen3", len(bpe)), TrainedIn(1, 4, "documents", 2)
+    model, environment = (
+        make_model("qwen3", len(bpe)),
+        replace(RULES, top_k=1, max_attempts=2, floor=-4.0),
+    )
     TransformersPolicy(model, bpe, "refine", trained_in=environment).save_pretrained(tmp_path)
     loaded = TransformersPolicy.from_pretrained(tmp_path)
     assert loaded.trained_in == environment
     loaded.save_pretrained(tmp_path / "again")
     assert CheckpointSettings.load(tmp_path / "again") == CheckpointSettings.load(tmp_path)
-    told = TransformersPolicy.from_pretrained(tmp_path, trained_in=TrainedIn(2))
-    assert told.trained_in == TrainedIn(2, 5, "documents+refinement", 1)
-    old = {"protocol": "refine-bare", "max_new_tokens": 16}  # as written before it was kept
-    (tmp_path / "igsearch.json").write_text(json.dumps(old))
-    assert CheckpointSettings.load(tmp_path).trained_in == TrainedIn(3, 5, "documents+refinement")
+    told = TransformersPolicy.from_pretrained(tmp_path, trained_in=replace(RULES, top_k=2))
+    assert told.trained_in == replace(RULES, top_k=2)
+    part = {"protocol": "refine-bare", "trained_in": {"top_k": 1}}  # the rest has its defaults
+    (tmp_path / "igsearch.json").write_text(json.dumps(part))
+    assert CheckpointSettings.load(tmp_path).trained_in == replace(RULES, top_k=1)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def play(tokenizer: PreTrainedTokenizerFast, searches: int, counterfactuals: int
             search = f"<search> {some_words(rng, 1, 4)} </search>"
             answer = "<answer> lima </answer>"
             turns.append(complete(note + (search if step < searches else answer)))
-        episodes = [episode for episode, _ in engine.play(episodes, turns)]
+        episodes = [episode for episode, _ in engine.step(episodes, turns)]
     assert all(len(episode.searches) == searches and episode.finished for episode in episodes)
     return episodes
 

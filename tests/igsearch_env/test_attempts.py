@@ -34,7 +34,7 @@ def play(
     )
     episode, infos = engine.rules.begin(PERU), []
     for turn in turns:
-        ((episode, info),) = engine.play([episode], [sampled(turn)])
+        ((episode, info),) = engine.step([episode], [sampled(turn)])
         infos.append(info)
     return episode, infos
 

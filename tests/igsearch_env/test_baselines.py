@@ -178,7 +178,7 @@ def test_they_play_in_every_protocol(name: str, protocol: str) -> None:
     episodes = [engine.rules.begin(question) for question in asked]
     while running := [row for row, episode in enumerate(episodes) if not episode.finished]:
         turns = agent.act([episodes[row] for row in running])
-        played = engine.play([episodes[row] for row in running], turns)
+        played = engine.step([episodes[row] for row in running], turns)
         for row, (episode, _) in zip(running, played, strict=True):
             episodes[row] = episode
     searches = {"direct": [0, 0, 0], "search_once": [1, 1, 1], "random_query": [2, 2, 2]}

@@ -32,7 +32,7 @@ def engine_of(retriever: FakeRetriever | None = None, **more: Any) -> SearchQAEn
 def play(engine: SearchQAEngine, turns: Sequence[str], question: Question = PERU) -> Episode:
     episode = engine.rules.begin(question)
     for turn in turns:
-        ((episode, _),) = engine.play([episode], [turn])
+        ((episode, _),) = engine.step([episode], [turn])
     return episode
 
 
@@ -54,7 +54,7 @@ class TestDraws:
         first = play(engine, ["<search>Peru</search>"])
         drawn = first.steps[0].counterfactuals
         engine.pool.seed(99)
-        ((second, _),) = engine.play([first], ["<answer>Lima</answer>"])
+        ((second, _),) = engine.step([first], ["<answer>Lima</answer>"])
         assert second.steps[0].counterfactuals == drawn
 
     def test_answers_and_invalid_turns_draw_nothing(self) -> None:
@@ -86,8 +86,8 @@ class TestSharedDraws:
         groups = ["g"] * 8 + ["h"]
         episodes = [engine.rules.begin(PERU, group) for group in groups]
         turns = [f"<search>{query}</search>" for query in (*self.QUERIES, "Peru")]
-        played = [episode for episode, _ in engine.play(episodes, turns)]
-        played = [episode for episode, _ in engine.play(played, turns)]
+        played = [episode for episode, _ in engine.step(episodes, turns)]
+        played = [episode for episode, _ in engine.step(played, turns)]
         return [
             tuple(p.documents[0].id for step in e.searches for p in step.counterfactuals)
             for e in played
@@ -111,7 +111,7 @@ class TestSharedDraws:
             engine.pool.add(pair)
         begun = [engine.rules.begin(PERU, "g")] * 7
         names = ("Peru", "Italy", "Norway", "Kenya", "Japan", "Ghana", "Fiji")
-        played = engine.play(begun, [f"<search>{name}</search>" for name in names])
+        played = engine.step(begun, [f"<search>{name}</search>" for name in names])
         (first, second), *others = [
             [pair.question_id for pair in e.steps[0].counterfactuals] for e, _ in played
         ]
@@ -140,7 +140,7 @@ class TestPartialFailures:
         engine = engine_of(PartlyDown("lost"), num_counterfactuals=1)
         episodes = [engine.rules.begin(question) for question in QUESTIONS[:3]]
         turns = ["<search>Peru</search>", "<search>lost</search>", "<search>Norway</search>"]
-        played = [episode.steps[-1] for episode, _ in engine.play(episodes, turns)]
+        played = [episode.steps[-1] for episode, _ in engine.step(episodes, turns)]
         assert [step.retrieval_failed for step in played] == [False, True, False]
         assert [step.documents for step in played] == [
             (DOCUMENTS["Peru"],),
@@ -296,7 +296,7 @@ class TestMemory:
         for number in range(6):
             episode = engine.rules.begin(PERU, "g")
             for turn in (f"<search>Cuba {number}</search>", "<answer>Lima</answer>"):
-                ((episode, _),) = engine.play([episode], [turn])
+                ((episode, _),) = engine.step([episode], [turn])
             drawn = episode.steps[0].counterfactuals
             assert len(drawn) == 3
             assert all(pair.question_id != PERU.id for pair in drawn)
@@ -320,10 +320,10 @@ def test_several_episodes_are_one_search_and_one_scoring() -> None:
         engine.pool.add(pair)
     episodes = [engine.rules.begin(question) for question in QUESTIONS[:3]]
     episodes = [
-        e for e, _ in engine.play(episodes, ["<search>Peru</search>", "x", "<search>Cuba</search>"])
+        e for e, _ in engine.step(episodes, ["<search>Peru</search>", "x", "<search>Cuba</search>"])
     ]
     assert retriever.calls == [(("Peru", "Cuba"), 3)]
-    episodes = [e for e, _ in engine.play(episodes, ["<answer>a</answer>"] * 3)]
+    episodes = [e for e, _ in engine.step(episodes, ["<answer>a</answer>"] * 3)]
     scorer = engine.scorer
     assert isinstance(scorer, FakeScorer)
     assert len(retriever.calls) == len(scorer.calls) == 1
@@ -334,7 +334,7 @@ def test_several_episodes_are_one_search_and_one_scoring() -> None:
 
 def test_playing_nothing() -> None:
     retriever = FakeRetriever()
-    assert engine_of(retriever).play([], []) == []
+    assert engine_of(retriever).step([], []) == []
     assert retriever.calls == []
 
 
@@ -342,5 +342,5 @@ def test_episodes_are_not_changed_in_place() -> None:
     engine = engine_of()
     begun = engine.rules.begin(PERU)
     play(engine, ["<search>Peru</search>"])
-    engine.play([begun], ["<search>Peru</search>"])
+    engine.step([begun], ["<search>Peru</search>"])
     assert begun == engine.rules.begin(PERU)

@@ -16,7 +16,7 @@ from igsearch_env.data.world import default_world
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.record import episode_from_record, episode_record, to_record
-from igsearch_env.settings import make_engine, world_retriever
+from igsearch_env.settings import make_engine
 
 text = st.text(st.characters(), max_size=8)  # lone surrogates included
 words = text.filter(lambda value: bool(value.strip()))
@@ -96,7 +96,7 @@ def played(turns: list[str], count: int = 4) -> list[Episode]:
     Turns beyond those given are the oracle's.
     """
     world = default_world()
-    engine = make_engine(world.train_questions, world_retriever("world"), max_searches=2)
+    engine = make_engine(world.train_questions, max_searches=2)
     oracle = make_scripted("oracle", "refine", world.documents)
     every = [engine.rules.begin(question, "g") for question in world.train_questions[-count:]]
     for number in range(engine.rules.max_turns):
@@ -107,7 +107,7 @@ def played(turns: list[str], count: int = 4) -> list[Episode]:
             Completion.from_tokens([ord(c) for c in act], [-0.1 * len(act)] * len(act), decode)
             for act in acts
         ]
-        for row, (episode, _) in zip(running, engine.play(now, tokens), strict=True):
+        for row, (episode, _) in zip(running, engine.step(now, tokens), strict=True):
             every[row] = episode
     return every
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 
 from igsearch_env import (
@@ -19,7 +24,8 @@ from igsearch_env import (
     UnigramScorer,
 )
 from igsearch_env.data.world import default_world
-from igsearch_env.settings import QuestionSet, make_engine, world_retriever
+from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.settings import EnvironmentSettings, QuestionSet, make_engine
 from tests.igsearch_env.fakes import DOCUMENTS, QUESTIONS, FakeRetriever
 
 
@@ -27,7 +33,7 @@ class TestBuiltIns:
     def test_defaults(self) -> None:
         engine = make_engine()
         assert tuple(engine.questions) == default_world().train_questions
-        assert engine.retriever is world_retriever("world")
+        assert engine.retriever is open_retriever("world")
         assert isinstance(engine.scorer, UnigramScorer)
         assert engine.rules.protocol is PROTOCOLS["refine"]
         assert (engine.rules.max_searches, engine.top_k, engine.num_counterfactuals) == (5, 3, 3)
@@ -48,7 +54,8 @@ class TestBuiltIns:
             '{"question": "Who?", "golden_answers": ["A"]}\n'
             '{"question": "What?", "golden_answers": ["B"]}\n'
         )
-        assert [question.text for question in make_engine(str(file)).questions] == ["Who?", "What?"]
+        found = make_engine(str(file), "world").questions
+        assert [question.text for question in found] == ["Who?", "What?"]
 
     def test_questions_of_another_world_are_searched_for_in_it(self) -> None:
         engine = make_engine("world-test:41:3")
@@ -87,12 +94,16 @@ strange: Any = [{"question": "Who?"}]
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
-        ({"num_counterfactuals": -1}, ValueError, "num_counterfactuals must be at least 0, got -1"),
+        ({"top_k": 0}, ValueError, "top_k must be a whole number of at least 1, got 0"),
+        (
+            {"num_counterfactuals": -1},
+            ValueError,
+            "num_counterfactuals must be a whole number of at least 0, got -1",
+        ),
         (
             {"information_gain_weight": -0.5},
             ValueError,
-            "information_gain_weight must be at least 0, got -0.5",
+            "information_gain_weight must be a number of at least 0, got -0.5",
         ),
         (
             {"information_gain_weight": 0.5, "scorer": None},
@@ -104,14 +115,30 @@ strange: Any = [{"question": "Who?"}]
             ValueError,
             "pays a gain that is never known",
         ),
-        ({"max_searches": 0}, ValueError, "max_searches must be at least 1, got 0"),
-        ({"outcome": "rouge"}, ValueError, "outcome must be 'em', 'f1' or a callable, got 'rouge'"),
+        (
+            {"max_searches": 0},
+            ValueError,
+            "max_searches must be a whole number of at least 1, got 0",
+        ),
+        ({"outcome": "rouge"}, ValueError, "outcome must be one of em, f1, zero, got 'rouge'"),
         ({"protocol": "react"}, ValueError, "unknown protocol 'react'; known are refine,"),
         ({"counterfactual": "queries"}, ValueError, "counterfactual must be .* got 'queries'"),
         ({"retriever": "http://"}, ValueError, "expected http://HOST:PORT/retrieve"),
-        ({"retriever": "faiss"}, ValueError, "unknown retriever 'faiss': expected 'bm25'"),
+        ({"retriever": "faiss"}, ValueError, "unknown retriever 'faiss': expected bm25, .*world"),
         ({"scorer": "gpt"}, ValueError, "unknown scorer 'gpt': expected 'unigram', None, or an"),
-        ({"questions": "trivia"}, ValueError, "unknown question set 'trivia'"),
+        ({"questions": "trivia"}, ValueError, "'trivia', but 'bm25' searches .* embedded world"),
+        (
+            {"questions": "trivia", "retriever": "world"},
+            ValueError,
+            "unknown question set 'trivia'",
+        ),
+        (
+            {"floor": 0.5},
+            ValueError,
+            "floor must be 'uniform', 'none' or a number below 0, got 0.5",
+        ),
+        ({"aliases": "mean"}, ValueError, "aliases must be one of best_real, max, logmeanexp"),
+        ({"top_p": 1}, TypeError, "top_p"),
         ({"questions": []}, ValueError, "the question set is empty; give at least one"),
         ({"questions": strange}, TypeError, "questions must be Question objects, got dict"),
         ({"questions": QUESTIONS[:1]}, ValueError, "only one question; give at least 2, or set"),
@@ -144,3 +171,91 @@ def test_a_question_set_is_shared_not_copied() -> None:
 def test_more_documents_than_the_corpus_has_are_refused() -> None:
     with pytest.raises(ValueError, match="top_k must be at most"):
         make_engine(top_k=100_000)
+
+
+@pytest.mark.parametrize("number", [1.5, "3", True, None])
+def test_a_count_is_a_whole_number(number: Any) -> None:
+    with pytest.raises(ValueError, match="top_k must be a whole number"):
+        EnvironmentSettings(top_k=number)
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    settings = EnvironmentSettings(top_k=np.int64(2), information_gain_weight=np.float32(0.5))
+    assert (settings.top_k, settings.information_gain_weight) == (2, 0.5)
+
+
+def test_a_record_and_keywords_make_the_same_engine() -> None:
+    """A keyword changes the record; what it does not name stays as the record has it."""
+    record = EnvironmentSettings(
+        protocol="search-r1",
+        max_searches=2,
+        max_attempts=3,
+        top_k=1,
+        num_counterfactuals=2,
+        counterfactual="documents",
+        floor="none",
+        aliases="logmeanexp",
+        outcome="f1",
+        information_gain_weight=0.25,
+        shared_counterfactuals=True,
+    )
+    given = {name: value for name, value in asdict(record).items() if value != ""}
+    engines = [make_engine(settings=record), make_engine(**given)]
+    for engine in engines:
+        gain = InformationGain(PROTOCOLS["search-r1"], "documents", None, aliases="logmeanexp")
+        assert engine.information_gain == gain
+        assert (engine.rules.max_searches, engine.rules.max_attempts, engine.top_k) == (2, 3, 1)
+        assert (engine.num_counterfactuals, engine.outcome) == (2, "f1")
+        assert (engine.information_gain_weight, engine.shared_counterfactuals) == (0.25, True)
+    changed = make_engine(settings=record, top_k=2)
+    assert (changed.top_k, changed.rules.max_searches) == (2, 2)
+
+
+def test_settings_are_json() -> None:
+    record = EnvironmentSettings("world-test", floor=-3.0)
+    assert EnvironmentSettings(**json.loads(json.dumps(asdict(record)))) == record
+
+
+class TestWorlds:
+    """Questions about one world and the documents of another never meet, however they are named."""
+
+    @pytest.mark.parametrize("build", [make_engine, SearchQAEnv, partial(SearchQAVectorEnv, 2)])
+    @pytest.mark.parametrize(
+        ("questions", "retriever"),
+        [
+            ("world-train:40", "world"),
+            ("world-test", "world:40"),
+            ("world-test:40:1", "world:40"),
+            ("world-train:120:3", "world:120:0"),
+        ],
+    )
+    def test_of_two_worlds_are_refused(self, build: Any, questions: str, retriever: str) -> None:
+        with pytest.raises(ValueError, match="about another world than the documents of"):
+            build(questions=questions, retriever=retriever)
+
+    def test_the_default_searches_the_questions_own_world(self) -> None:
+        env = gymnasium.make("igsearch/SearchQA-v0", questions="world-train:40:2")
+        engine = env.unwrapped.engine  # type: ignore[attr-defined]
+        documents = {document.id for document in engine.retriever.documents}
+        assert all({*question.gold_ids} <= documents for question in engine.questions)
+        assert documents == {document.id for document in default_world(40, 2).documents}
+
+    def test_two_names_of_one_world_go_together(self) -> None:
+        assert len(make_engine("world-test", "world:120:0").questions) > 1
+
+    def test_an_object_says_nothing_of_its_world(self) -> None:
+        retriever = open_retriever("world:40")
+        assert make_engine("world-train:41", retriever).retriever is retriever
+        assert make_engine(QUESTIONS, "world:40").retriever is retriever
+
+    def test_questions_from_a_file_need_documents_of_their_own(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"'mine\.jsonl', but 'bm25' searches"):
+            SearchQAEnv("mine.jsonl")
+
+
+def test_outcome_zero_pays_nothing_and_scores_all_the_same() -> None:
+    engine = make_engine(QUESTIONS, FakeRetriever(), outcome="zero")
+    begun = engine.rules.begin(QUESTIONS[0])
+    right = f"<answer>{QUESTIONS[0].golden_answers[0]}</answer>"
+    ((episode, _),) = engine.step([begun], [right])
+    assert (episode.outcome, episode.em, episode.steps[-1].reward) == (0.0, 1.0, 0.0)

@@ -197,7 +197,7 @@ def test_smoke(tmp_path: Path, taught_policy: Path, train: Callable[..., int]) -
         ("new", ["steps"], (), "expected section.key=value, got 'steps'"),
         ("new", ["credit.method=ppo"], (), "unknown credit method 'ppo'"),
         ("new", ["credit={method='outcome', alpha=1}"], (), "does not take alpha"),
-        ("new", ["environment.corpus=none.jsonl"], (), "unknown corpus 'none.jsonl'"),
+        ("new", ["environment.retriever=none.jsonl"], (), "unknown retriever 'none.jsonl'"),
         ("new", ["environment.protocol=html"], (), "unknown protocol 'html'"),
         ("new", ["environment.num_counterfactuals=0"], (), "needs information gain"),
         ("new", [], ("--config", "absent.toml"), "cannot read the settings of absent.toml"),

@@ -66,7 +66,7 @@ def test_gains_are_settled_as_the_environment_does(
     online = [engine.rules.begin(question, question.id) for question in questions]
     for _ in range(2):
         turns = make_scripted("search_once", PROTOCOL).act(online)
-        online = [episode for episode, _ in engine.play(online, turns)]
+        online = [episode for episode, _ in engine.step(online, turns)]
     assert settled == online
     assert all(gain is not None for episode in settled for gain in episode.information_gains)
     without = replace(engine, scorer=None)

@@ -525,7 +525,7 @@ def test_a_resumed_run_may_go_on_for_longer(make_trainer: MakeTrainer) -> None:
 def test_a_dead_retriever_is_refused_at_the_start(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trainers.setup.make_retriever", lambda *settings: Down())
+    monkeypatch.setattr("trainers.setup.BM25Retriever.build", lambda documents: Down())
     with pytest.raises(ValueError, match=r"retriever does not answer a search .*server is down"):
         make_trainer()
     assert list(tmp_path.iterdir()) == []

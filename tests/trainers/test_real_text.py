@@ -131,7 +131,7 @@ def check_training(tmp_path: Path, imitate: Imitate, *settings: str) -> list[Epi
         *settings,
     ]
     config = load_config(None, shared)
-    corpus = load_corpus(config.environment.corpus)
+    corpus = load_corpus(config.environment.retriever)
     policy = searching_policy(config, make_training_engine(config, 0), corpus, imitate)
     policy.save_pretrained(tmp_path / "start")
     trainer = GRPOTrainer(config, tmp_path / "run")
@@ -192,7 +192,7 @@ def test_two_steps_on_hotpotqa(tmp_path: Path, imitate: Imitate) -> None:
         tmp_path,
         imitate,
         f"environment.questions={json.dumps(f'{DATA}/hotpotqa_train.questions.jsonl')}",
-        f"environment.corpus={json.dumps(f'{DATA}/hotpotqa.corpus.jsonl')}",
+        f"environment.retriever={json.dumps(f'{DATA}/hotpotqa.corpus.jsonl')}",
         "environment.protocol=refine",
         "environment.top_k=1",
     )
@@ -249,7 +249,7 @@ def test_two_steps_on_passages_written_for_this_test(tmp_path: Path, imitate: Im
         tmp_path,
         imitate,
         f"environment.questions={json.dumps(str(asked))}",
-        f"environment.corpus={json.dumps(str(corpus))}",
+        f"environment.retriever={json.dumps(str(corpus))}",
         "environment.protocol=refine-bare",
         "environment.top_k=2",
     )

@@ -16,8 +16,8 @@ from igsearch_env.gain.shaping import Shaping
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from trainers.config import (
-    EnvironmentSettings,
     PolicySettings,
+    TrainingEnvironment,
     TrainSettings,
     WorldSettings,
     load_config,
@@ -28,7 +28,6 @@ from trainers.setup import (
     make_agent,
     make_policy,
     make_questions,
-    make_retriever,
     make_training_engine,
     make_world,
 )
@@ -66,37 +65,62 @@ def test_worlds_differ_by_every_setting() -> None:
     assert base != make_world(WorldSettings(people=40, informative_bridges=False)).documents
 
 
-def test_the_documents_of_a_world_that_is_named_with_its_size() -> None:
-    retriever = make_retriever(EnvironmentSettings(questions="world-train:41:3"), WORLD)
-    assert isinstance(retriever, BM25Retriever)
-    assert list(retriever.documents) == load_corpus("world:41:3")
-
-
-def test_questions_and_passages_from_files(tmp_path: Path) -> None:
+def test_questions_and_documents_from_files(tmp_path: Path) -> None:
     questions = tmp_path / "set.jsonl"
-    questions.write_text('{"id": "a", "question": "Capital of Peru?", "golden_answers": "Lima"}\n')
-    assert make_questions(str(questions), WORLD)[0] == Question("a", "Capital of Peru?", ("Lima",))
-    environment = EnvironmentSettings(corpus=str(corpus_file(tmp_path)))
-    retriever = make_retriever(environment, WORLD)
-    assert [d.title for d in retriever.search(["word7"], 1)[0]] == ["Page 7"]
-    saved = make_retriever(environment, WORLD)
-    saved.save(tmp_path / "index")  # type: ignore[attr-defined]
-    environment = EnvironmentSettings(corpus="nowhere", index=str(tmp_path / "index"))
-    assert make_retriever(environment, WORLD).search(["word7"], 1)[0][0].title == "Page 7"
+    row = '{"id": "%s", "question": "Capital of Peru?", "golden_answers": "Lima"}\n'
+    questions.write_text(row % "a" + row % "b")
+    corpus = corpus_file(tmp_path)
+    BM25Retriever.build(load_corpus(corpus)).save(tmp_path / "index")
+    for retriever in (str(corpus), str(tmp_path / "index")):
+        environment = TrainingEnvironment(str(questions), retriever)
+        engine = make_training_engine(TrainSettings(WORLD, environment), 0)
+        assert engine.questions[0] == Question("a", "Capital of Peru?", ("Lima",))
+        assert [d.title for d in engine.retriever.search(["word7"], 1)[0]] == ["Page 7"]
 
 
-def test_the_index_may_be_the_address_of_a_server() -> None:
-    retriever = make_retriever(EnvironmentSettings(index="http://127.0.0.1:8000"), WORLD)
+def test_the_retriever_may_be_the_address_of_a_server() -> None:
+    environment = TrainingEnvironment(retriever="http://127.0.0.1:8000")
+    retriever = make_training_engine(TrainSettings(WORLD, environment), 0).retriever
     assert isinstance(retriever, HTTPRetriever)
     assert retriever.url == "http://127.0.0.1:8000/retrieve"
 
 
-def test_passages_of_the_world() -> None:
+@pytest.mark.parametrize("retriever", ["bm25", "world"])
+def test_documents_of_the_world_of_the_run(retriever: str) -> None:
     world = make_world(WORLD)
-    person = world.entities["person"][3].name
-    found = make_retriever(EnvironmentSettings(), WORLD).search([f"{person} born"], 3)[0]
-    assert {document.id for document in found} <= {document.id for document in world.documents}
-    assert any(person in document.text for document in found)
+    settings = TrainSettings(WORLD, TrainingEnvironment(retriever=retriever))
+    documents = make_training_engine(settings, 0).retriever.documents  # type: ignore[attr-defined]
+    assert {document.id for document in documents} == {doc.id for doc in world.documents}
+
+
+def test_a_world_that_is_named_by_its_size_is_searched(tiny_settings: Settings) -> None:
+    named = ["environment.questions=world-train:40:3", "environment.eval_questions=world-test:40:3"]
+    engine = make_training_engine(load_config(None, named), 0)
+    documents = {document.id for document in engine.retriever.documents}  # type: ignore[attr-defined]
+    assert all({*question.gold_ids} <= documents for question in engine.questions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["questions=world-train:320"], "'world-test' are about another world"),
+        (["eval_questions=world-test:320"], "'world-test:320' are about another world"),
+        (["retriever=world:320"], "'world-train' are about another world than .*'world:320'"),
+        (["questions=mine.jsonl"], "'mine.jsonl', but 'bm25' searches the documents of the embed"),
+        (["eval_questions=mine.jsonl"], "'mine.jsonl', but 'bm25' searches"),
+    ],
+)
+def test_questions_and_documents_of_different_worlds_are_refused(
+    settings: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(None, [f"environment.{setting}" for setting in settings])
+
+
+def test_the_world_of_the_run_and_one_named_by_its_size_do_not_mix() -> None:
+    settings = ["world.people=40", "environment.eval_questions=world-test:120"]
+    with pytest.raises(ValueError, match=r"world-test:120 is a world of its own, and world-train"):
+        load_config(None, settings)
 
 
 def test_the_engine_has_the_settings(tiny_settings: Settings) -> None:
@@ -124,14 +148,6 @@ def test_the_engine_has_the_settings(tiny_settings: Settings) -> None:
 def test_the_floor(tiny_settings: Settings, floor: str, expected: str | None) -> None:
     config = load_config(None, tiny_settings(f"environment.floor={floor}"))
     assert make_training_engine(config, 0).information_gain.floor == expected
-
-
-def test_outcome_zero_pays_nothing(tiny_settings: Settings) -> None:
-    config = load_config(None, tiny_settings("environment.outcome=zero"))
-    engine = make_training_engine(config, 0)
-    question = engine.questions[0]
-    assert callable(engine.outcome)
-    assert engine.outcome(question.golden_answers[0], question) == 0.0
 
 
 def test_the_seed_is_that_of_the_counterfactuals(tiny_settings: Settings) -> None:
@@ -241,12 +257,6 @@ def test_groups_are_told_apart_by_place() -> None:
     assert not set(found) & set(group_ids([one, two, one], step=5, size=2))
 
 
-def test_questions_of_ones_own_need_a_corpus_of_ones_own(tiny_settings: Settings) -> None:
-    config = load_config(None, tiny_settings("environment.questions=mine.jsonl"))
-    with pytest.raises(ValueError, match="the corpus is the embedded"):
-        make_retriever(config.environment, config.world)
-
-
 def test_silver_chains_are_looked_for_in_the_corpus_of_the_run() -> None:
     config = load_config(overrides=["world.people=40", "credit.method=silver_chain"])
     engine = make_training_engine(config, seed=0)
@@ -255,7 +265,7 @@ def test_silver_chains_are_looked_for_in_the_corpus_of_the_run() -> None:
 
 
 def test_silver_chains_need_a_corpus() -> None:
-    settings = ["credit.method=silver_chain", "environment.index=http://127.0.0.1:9/retrieve"]
+    settings = ["credit.method=silver_chain", "environment.retriever=http://127.0.0.1:9/retrieve"]
     with pytest.raises(ValueError, match="HTTPRetriever does not hold one; give an index"):
         make_training_engine(load_config(overrides=settings), seed=0)
 

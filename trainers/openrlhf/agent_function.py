@@ -18,12 +18,15 @@ from openrlhf.utils.agent import AgentExecutorBase
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.plugins import import_plugin
 from trainers.openrlhf.play_batcher import PlayBatcher, SampledTurn
 from trainers.openrlhf.rollout_settings import RolloutSettings, read_label
 from trainers.openrlhf.vllm_scorer import VLLMScorer
 
 SETTINGS = "IGSEARCH_ROLLOUT"
 """Name of the environment variable that holds :meth:`RolloutSettings.to_json`."""
+PLUGINS = "IGSEARCH_PLUGINS"
+"""Name of that of what is imported first, as a list of paths."""
 
 
 class _Tables(NamedTuple):  # not a dataclass: those want their module to be in sys.modules
@@ -43,6 +46,8 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
                 f"the environment variable {SETTINGS} is not set in this rollout actor; start the "
                 "run with python -m scripts.train_openrlhf, which sets it"
             )
+        for name in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
+            import_plugin(name)
         self.settings = RolloutSettings.from_json(os.environ[SETTINGS])
         self._made: _Tables | None = None
 

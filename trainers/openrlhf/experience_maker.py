@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from igsearch_env.credit import GRPO, CreditAssignment
 from igsearch_env.episode import Episode
+from igsearch_env.plugins import import_plugin
 from trainers.config import make_credit_from
 from trainers.local.metrics import rollout_metrics
 from trainers.local.update import sign_flips
@@ -46,7 +46,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
     def in_place_of(cls, maker: Any) -> Self:
         """A maker with the parts of OpenRLHF's own, in the process that trains."""
         for module in maker.args.ig.modules:  # they may register the credit method
-            importlib.import_module(module)
+            import_plugin(module)
         made = cls(
             maker.actor_model_group,
             maker.critic_model_group,

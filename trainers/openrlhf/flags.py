@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from agents.loading import CHECKOUT
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
+from igsearch_env.plugins import import_plugin
 from trainers.config import build, make_credit_from, override
 from trainers.openrlhf.rollout_settings import RolloutSettings
 
@@ -46,7 +46,7 @@ class Flags:
         out: Folder of the run.
         resume: Go on from the last checkpoint in it.
         check: Check everything and start nothing.
-        modules: Modules that register credit methods, by name.
+        modules: Python files, by absolute path, and modules, by name, that are imported first.
         rollout: How episodes are played.
         credit: ``{"method": name, option: value, ...}``.
         arguments: The command line for OpenRLHF.
@@ -85,7 +85,9 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     """
     known, rest = _parser(description).parse_known_args(argv)
     for module in known.modules:
-        importlib.import_module(module)
+        import_plugin(module)
+    # Workers have other working directories: they get absolute paths.
+    modules = tuple(str(Path(m).resolve()) if m.endswith(".py") else m for m in known.modules)
     tables = _tables(known.config)
     ours, theirs = _split(rest)
     settings = _settings(tables.pop("ig", {}), ours)
@@ -109,7 +111,7 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
             "ig.num_counterfactuals to at least 1"
         )
     out = known.out.resolve()
-    flags = Flags(out, known.resume, known.check, tuple(known.modules), rollout, credit, ())
+    flags = Flags(out, known.resume, known.check, modules, rollout, credit, ())
     return replace(flags, arguments=(*theirs, *_chosen(flags)))
 
 
@@ -128,8 +130,9 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         dest="modules",
         action="append",
         default=[],
-        metavar="MODULE",
-        help="import a module first, one that registers a credit method; may be repeated",
+        metavar="FILE",
+        help="import a .py file or a module first, one that registers a credit method, a "
+        "retriever, questions or a corpus, in every worker too; may be repeated",
     )
     return parser
 

@@ -23,7 +23,8 @@ from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.preparation import prepare
 
 PROGRAM = "openrlhf.cli.train_ppo_ray"
-SETTINGS = "IGSEARCH_ROLLOUT"  # trainers.openrlhf.agent_function reads it
+SETTINGS = "IGSEARCH_ROLLOUT"  # trainers.openrlhf.agent_function reads both
+PLUGINS = "IGSEARCH_PLUGINS"
 
 
 class Checked(Exception):
@@ -93,6 +94,7 @@ class _Run:
         self.started = True
         environment = options.setdefault("runtime_env", {}).setdefault("env_vars", {})
         environment[SETTINGS] = self.flags.rollout.to_json()
+        environment[PLUGINS] = os.pathsep.join(self.flags.modules)
         if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]
             environment["PYTHONPATH"] = os.pathsep.join(paths)

@@ -89,7 +89,7 @@ class PlayBatcher:
 
     def _play(self, batch: Sequence[_Waiting]) -> list[Episode]:
         actions = [self._completion(waiting.turn) for waiting in batch]
-        played = self.engine.play([waiting.episode for waiting in batch], actions)
+        played = self.engine.step([waiting.episode for waiting in batch], actions)
         return [episode for episode, _ in played]
 
     def _completion(self, turn: SampledTurn) -> Completion:

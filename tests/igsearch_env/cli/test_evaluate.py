@@ -107,7 +107,7 @@ def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path:
     agent = ("--agent", checkpoint, "--limit", 12, "--information-gain")
     assert evaluate(*WORLD, *agent, "--out", tmp_path / "own") == 0
     manifest = read_json(tmp_path / "own" / "manifest.json")
-    assert manifest["config"]["protocol"] is None
+    assert manifest["config"]["environment"] == {}
     assert manifest["inputs"]["protocol"] == "refine-bare"
     assert manifest["inputs"]["model"]["max_new_tokens"] == 16
     records = read_records(tmp_path / "own" / "episodes.jsonl")
@@ -426,13 +426,16 @@ def cut(file: Path) -> None:
         (corpus_of({"id": "p", "text": "!"}), "none of the 1 passages has a word"),
         (
             corpus_of(PASSAGE, k=2),
-            "top_k must be at most 1, the number of passages of the corpus, got 2",
+            "top_k must be at most 1, the number of documents of the corpus, got 2",
         ),
         (index_with(lambda index: cut(index / "documents.jsonl")), "build the index again"),
         (index_with(lambda index: cut(index / "manifest.json")), "is not valid JSON"),
         (index_with(lambda index: (index / "manifest.json").unlink()), "is not an index"),
         (index_of_another_corpus, "was built from another corpus"),
-        (lambda folder, _: ["--index", write_rows(folder / "file", [])], "is not an index"),
+        (
+            lambda folder, _: ["--index", write_rows(folder / "file", [])],
+            "cannot read a corpus from",
+        ),
         (options("--agent", "orcale"), "unknown agent 'orcale': expected direct, search_once"),
         (options("--agent", "runs/nowhere/policy"), "no folder was found at that path"),
         (checkpoint_with(no_tokenizer), "holds no tokenizer"),
@@ -444,16 +447,16 @@ def cut(file: Path) -> None:
         (lambda _, checkpoint: ["--agent", checkpoint, "--device", "tpux"], "cannot use the dev"),
         (options("--protocol", "refined"), "unknown protocol 'refined'"),
         (options("--limit", 0), "limit must be at least 1, got 0"),
-        (options("--top-k", 0), "top_k must be at least 1, got 0"),
-        (options("--max-searches", 0), "max_searches must be at least 1, got 0"),
+        (options("--top-k", 0), "top_k must be a whole number of at least 1, got 0"),
+        (options("--max-searches", 0), "max_searches must be a whole number of at least 1, got 0"),
         (options("--batch-size", -3), "batch_size must be at least 1, got -3"),
         (options("--threads", -1), "threads must be at least 0, got -1"),
         (options("--questions", ""), "give --questions"),
         (options("--questions", "world-test", "world-test"), "is asked for more than once"),
         (questions_twice, "b.jsonl both have a question 'q'; ids must be unique"),
         (options("--questions", "nq", "benchmarks"), "nq is asked for more than once"),
-        (options("--questions", "world-test:320"), "give --corpus world:320"),
-        (options("--corpus", "world:40"), "give --corpus world"),
+        (options("--questions", "world-test:320"), "search 'world:320' instead"),
+        (options("--corpus", "world:40"), "search 'world' instead"),
         (options("--corpus", "world:x", "--questions", "world-test:x"), "expected a name like"),
         (options("--questions", "nq", "--benchmarks", "nowhere"), "in nowhere/nq, which has none"),
         (options("--agent", "http://127.0.0.1:9/v1", "--retries", 0), "gave no answer in 1 tries"),

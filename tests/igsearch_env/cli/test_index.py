@@ -9,7 +9,7 @@ from igsearch_env.cli.index import main
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
-from igsearch_env.retrieval.saved_index import load_retriever
+from igsearch_env.retrieval.open import open_retriever
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def test_dense_and_fused(
     assert "read corpus: under way" in printed
     assert "make shards: 0 of 20" in printed
     main(["--fuse", bm25, dense, "--out", hybrid])
-    kinds = [type(load_retriever(path)) for path in (bm25, dense, hybrid)]
+    kinds = [type(open_retriever(path)) for path in (bm25, dense, hybrid)]
     assert kinds == [BM25Retriever, DenseRetriever, FusionRetriever]
-    parameters = load_retriever(dense).parameters
+    parameters = open_retriever(dense).parameters
     assert (parameters["preset"], parameters["max_length"]) == ("e5", 32)
     assert (parameters["factory"], parameters["search"]) == ("HNSW8", "efSearch=128")
 
@@ -58,7 +58,7 @@ def test_how_to_fuse_may_be_said(corpus: Path, tmp_path: Path) -> None:
         main(["--corpus", str(corpus), "--out", part, "--k1", k1, "--quiet"])
     for flags, constant, depth in (([], 60, 100), (["--constant", "0", "--depth", "7"], 0, 7)):
         main(["--fuse", *parts, "--out", str(tmp_path / "hybrid"), *flags])
-        parameters = load_retriever(tmp_path / "hybrid").parameters
+        parameters = open_retriever(tmp_path / "hybrid").parameters
         assert (parameters["constant"], parameters["depth"]) == (constant, depth)
 
 
@@ -109,7 +109,7 @@ def test_the_same_command_builds_once_the_corpus_is_mended(corpus: Path, tmp_pat
         assert [path.name for path in tmp_path.iterdir()] == [corpus.name]
     corpus.write_text(good)
     main(command)
-    assert len(load_retriever(tmp_path / "index")) == 20
+    assert len(open_retriever(tmp_path / "index")) == 20
 
 
 def test_nothing_but_an_index_is_replaced(corpus: Path, tmp_path: Path) -> None:

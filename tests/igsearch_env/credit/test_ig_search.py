@@ -224,7 +224,7 @@ def played(turns: Sequence[Completion | str], **more: Any) -> Episode:
     engine = make_engine(QUESTIONS, FakeRetriever(), FakeScorer(), num_counterfactuals=1, **more)
     episode = engine.rules.begin(PERU)
     for turn in turns:
-        ((episode, _),) = engine.play([episode], [turn])
+        ((episode, _),) = engine.step([episode], [turn])
     return episode
 
 

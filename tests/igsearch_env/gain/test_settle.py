@@ -58,7 +58,7 @@ def play(
     )
     episode = engine.rules.begin(question)
     for turn in turns:
-        ((episode, _),) = engine.play([episode], [sampled(turn)])
+        ((episode, _),) = engine.step([episode], [sampled(turn)])
         step = episode.steps[-1]
         if step.action == "search" and not step.retrieval_failed:
             step = replace(step, counterfactuals=SWAP_PAIRS)

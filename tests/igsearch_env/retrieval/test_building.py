@@ -23,8 +23,8 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
+from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
-from igsearch_env.retrieval.saved_index import load_retriever
 from tests.igsearch_env.retrieval.killed_build import NoBar, build
 
 KILLS = int(os.environ.get("IGSEARCH_KILLS", "3"))
@@ -74,7 +74,7 @@ def test_a_killed_build_is_resumed_to_the_same_bytes(
     start(kind, minilm, corpus, tmp_path / "whole").join()
     seconds = time.monotonic() - began
     expected = content(tmp_path / "whole")
-    assert len(load_retriever(tmp_path / "whole", mmap=False)) == len(documents)
+    assert len(open_retriever(tmp_path / "whole", mmap=False)) == len(documents)
 
     out = tmp_path / "killed"
     rng = random.Random(kind)
@@ -135,7 +135,7 @@ def test_an_index_is_as_one_built_in_memory(
     BM25Retriever.build(passages, 1.2, 0.5, 3).save(tmp_path / "in_memory")
     assert content(tmp_path / "bm25") == content(tmp_path / "in_memory")
     build_all(passages, tmp_path / "dense", DenseRecipe(encoder)).run()
-    loaded = load_retriever(tmp_path / "dense")
+    loaded = open_retriever(tmp_path / "dense")
     assert loaded.parameters == dense.parameters
     queries = ["Where was the poet born?"]
     found, expected = (one.search(queries, 5)[0] for one in (loaded, dense))
@@ -219,9 +219,9 @@ def test_an_index_that_is_there_is_replaced_in_the_end_only(
     out = tmp_path / "index"
     build_all(passages, out, BM25Recipe()).run()
     interrupt(passages[:70], out, BM25Recipe(k1=2.0))
-    assert len(load_retriever(out)) == 160
+    assert len(open_retriever(out)) == 160
     build_all(passages[:70], out, BM25Recipe(k1=2.0)).run(resume=True)
-    assert len(load_retriever(out)) == 70
+    assert len(open_retriever(out)) == 70
 
 
 def test_what_cannot_be_built(encoder: SentenceEncoder, tmp_path: Path) -> None:

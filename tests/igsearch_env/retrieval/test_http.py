@@ -24,8 +24,8 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
+from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
-from igsearch_env.settings import resolve_retriever
 from tests.igsearch_env.retrieval.loopback import trickle
 
 FAST: dict[str, Any] = {"timeout": 20.0, "attempts": 3, "max_wait": 0.02}
@@ -363,7 +363,7 @@ def test_environments_with_an_address_share_a_client_that_ends_with_them(
     (retriever,) = {env.unwrapped.engine.retriever for env in envs.envs}
     assert retriever.counts["cached"] > 0
     thread = retriever._line._thread
-    assert resolve_retriever(f"{server.url}/other") is not retriever
+    assert open_retriever(f"{server.url}/other") is not retriever
     envs.close()
     del envs, retriever
     gc.collect()

@@ -13,8 +13,9 @@ from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
+from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError
-from igsearch_env.retrieval.saved_index import load_retriever, save_fusion
+from igsearch_env.retrieval.open import open_retriever, save_fusion
 
 QUERIES = ["Where was the poet born?", "capital"]
 
@@ -35,7 +36,7 @@ def test_the_manifest_says_what_an_index_is(
     bm25 = BM25Retriever.build(passages)
     hybrid = FusionRetriever([bm25, dense], constant=40, depth=50)
     for name, built in (("bm25", bm25), ("dense", dense), ("hybrid", hybrid)):
-        loaded = load_retriever(indexes / name, mmap)
+        loaded = open_retriever(indexes / name, mmap)
         assert type(loaded) is type(built)
         assert loaded.search(QUERIES, 5) == built.search(QUERIES, 5)
         assert loaded.parameters == built.parameters
@@ -46,13 +47,13 @@ def test_the_manifest_says_what_an_index_is(
 
 
 def test_a_fusion_moves_with_its_parts_and_may_be_nested(indexes: Path) -> None:
-    expected = load_retriever(indexes / "hybrid").search(QUERIES, 5)
+    expected = open_retriever(indexes / "hybrid").search(QUERIES, 5)
     moved = indexes.with_name("moved")
     shutil.move(indexes, moved)
-    assert load_retriever(moved / "hybrid").search(QUERIES, 5) == expected
+    assert open_retriever(moved / "hybrid").search(QUERIES, 5) == expected
     save_fusion(moved / "nested", [moved / "hybrid"], depth=160)
     (found, _), (again, _) = (
-        load_retriever(moved / name, device="cpu").search(QUERIES, 5)
+        open_retriever(moved / name, device="cpu").search(QUERIES, 5)
         for name in ("hybrid", "nested")
     )
     assert [document.id for document in found] == [document.id for document in again]
@@ -61,10 +62,10 @@ def test_a_fusion_moves_with_its_parts_and_may_be_nested(indexes: Path) -> None:
 def test_a_fusion_refuses_a_part_that_has_changed(indexes: Path, passages: list[Document]) -> None:
     BM25Retriever.build(passages, k1=2.0).save(indexes / "bm25")
     with pytest.raises(ValueError, match=r"bm25 is another index than the one that .*hybrid was"):
-        load_retriever(indexes / "hybrid")
+        open_retriever(indexes / "hybrid")
     shutil.rmtree(indexes / "bm25")
     with pytest.raises(CorruptIndexError, match=r"bm25 is not an index: it has no manifest\.json"):
-        load_retriever(indexes / "hybrid")
+        open_retriever(indexes / "hybrid")
 
 
 def test_a_fusion_needs_one_corpus(indexes: Path, passages: list[Document], tmp_path: Path) -> None:
@@ -81,18 +82,18 @@ def test_damaged_fusions(indexes: Path) -> None:
         hybrid = indexes / "hybrid"
         (hybrid / "parts.json").write_text(text)
         with pytest.raises(CorruptIndexError, match=r"parts\.json has \d+ bytes, expected"):
-            load_retriever(hybrid)
+            open_retriever(hybrid)
 
 
 def test_unknown_formats_and_options(indexes: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a BM25 index, which has no search"):
-        load_retriever(indexes / "bm25", search="nprobe=3")
+        open_retriever(indexes / "bm25", search="nprobe=3")
     with pytest.raises(CorruptIndexError, match=r"is not an index: it has no manifest\.json"):
-        load_retriever(tmp_path / "nowhere")
+        open_retriever(tmp_path / "nowhere")
     manifest = json.loads((indexes / "bm25" / "manifest.json").read_text())
     (indexes / "bm25" / "manifest.json").write_text(json.dumps(manifest | {"format": "splade"}))
     with pytest.raises(CorruptIndexError, match="of the unknown format 'splade'"):
-        load_retriever(indexes / "bm25")
+        open_retriever(indexes / "bm25")
 
 
 @pytest.mark.parametrize("name", ["dense", "hybrid"])
@@ -100,5 +101,48 @@ def test_an_environment_searches_a_saved_index(indexes: Path, name: str) -> None
     env = SearchQAEnv(default_world().train_questions, str(indexes / name), num_counterfactuals=0)
     env.reset(seed=0)
     *_, info = env.step("<search> Where was the poet born? </search>")
-    expected = load_retriever(indexes / name).search(["Where was the poet born?"], 3)[0]
+    expected = open_retriever(indexes / name).search(["Where was the poet born?"], 3)[0]
     assert list(info["documents"]) == expected
+
+
+def test_a_corpus_file_is_indexed_in_memory(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.jsonl"
+    file.write_text('{"id": "1", "text": "Lima"}\n{"id": "2", "text": "Rome"}\n')
+    for name in (file, str(file)):
+        assert [d.id for d in open_retriever(name).search(["Rome"], 1)[0]] == ["2"]
+
+
+def test_a_world_by_name_is_opened_once() -> None:
+    world = open_retriever("world:40:1")
+    assert isinstance(world, BM25Retriever)
+    assert {d.id for d in world.documents} == {d.id for d in default_world(40, 1).documents}
+    assert open_retriever("world:40:1") is world
+    assert open_retriever("bm25") is open_retriever("world")
+
+
+def test_an_address_is_never_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where a folder of that name is there, as earlier versions of evaluate made it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "http:" / "127.0.0.1:9").mkdir(parents=True)
+    assert isinstance(open_retriever("http://127.0.0.1:9"), HTTPRetriever)
+
+
+def test_a_path_is_never_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CorruptIndexError, match="world is not an index"):
+        open_retriever(Path("world"))
+    BM25Retriever.build(default_world().documents[:5]).save("world")
+    assert len(open_retriever(Path("world"))) == 5
+    assert open_retriever("world") is not None
+
+
+@pytest.mark.parametrize("name", ["wiki.jsonl", "indexes/none", "faiss", ""])
+def test_what_nothing_is_called(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown retriever '.*': expected bm25, .*world"):
+        open_retriever(name)
+
+
+def test_options_of_dense_indexes_are_for_no_other(tmp_path: Path) -> None:
+    for name in ("world", "http://127.0.0.1:9"):
+        with pytest.raises(ValueError, match="is no dense index, which search are for"):
+            open_retriever(name, search="nprobe=2")

@@ -1,0 +1,222 @@
+"""From the name of a retriever to the retriever: worlds, saved indexes, servers, corpora."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar, overload
+from weakref import WeakValueDictionary
+
+from igsearch_env.data.corpus import BUILTIN_CORPORA, load_corpus
+from igsearch_env.retrieval import bm25, dense
+from igsearch_env.retrieval.base import IndexedRetriever, Retriever
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.fusion import FusionRetriever
+from igsearch_env.retrieval.index_directory import (
+    MANIFEST,
+    CorruptIndexError,
+    parse_manifest,
+    read_manifest,
+    replacing_directory,
+    write_manifest,
+)
+
+FUSION_FORMAT = "igsearch-env fusion"
+FUSION_VERSION = 1
+PARTS = "parts.json"
+
+
+RETRIEVERS: dict[str, Callable[[str], Retriever]] = {}
+"""Retrievers that :func:`open_retriever` knows by name; :func:`register_retriever` adds to it."""
+
+_servers: WeakValueDictionary[str, Retriever] = WeakValueDictionary()
+_Opener = TypeVar("_Opener", bound=Callable[[str], Retriever])
+
+
+def register_retriever(name: str) -> Callable[[_Opener], _Opener]:
+    """Decorator that makes a retriever known by ``name``.
+
+    The decorated function is called with the whole name that was asked for, of which ``name`` is
+    what stands before the first colon, and returns the retriever.
+
+    Raises:
+        ValueError: If the name is taken, or holds a colon.
+
+    >>> @register_retriever("echo")
+    ... def open_echo(name: str) -> Retriever:
+    ...     return BM25Retriever.build([Document("1", "", name)])
+    >>> open_retriever("echo:Lima").search(["Lima"], 1)[0][0].text
+    'echo:Lima'
+    """
+    if name in RETRIEVERS or ":" in name:
+        taken = ", ".join(sorted(RETRIEVERS))
+        raise ValueError(f"a retriever needs a new name without a colon, got {name!r} ({taken})")
+
+    def register(opener: _Opener) -> _Opener:
+        RETRIEVERS[name] = opener
+        return opener
+
+    return register
+
+
+@overload
+def open_retriever(name: Path, mmap: bool = True, **dense_options: Any) -> IndexedRetriever: ...
+
+
+@overload
+def open_retriever(name: str, mmap: bool = True, **dense_options: Any) -> Retriever: ...
+
+
+def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) -> Retriever:
+    """Open what searches, by its name: the one way in for every program.
+
+    Args:
+        name: The first of these that it is. A :class:`~pathlib.Path` is one of the last two.
+
+            - a name in :data:`RETRIEVERS`, ``"world"`` among them: BM25 over the embedded world, or
+              over that of ``"world:PEOPLE:SEED"`` (``"bm25"`` means the first of them);
+            - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
+            - the folder of a saved index: BM25, dense, or a fusion of others;
+            - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
+        mmap: Of a saved index: map the files into memory, which makes loading fast; only their
+            sizes are checked then. Otherwise read everything and check the hashes.
+        **dense_options: ``model``, ``search``, ``device`` and ``precision`` of
+            :meth:`DenseRetriever.load`, for an index that is dense or has a dense part.
+
+    Returns:
+        The retriever. An address that is opened again while it is in use gives the same client.
+
+    Raises:
+        CorruptIndexError: If an index is damaged or of an unknown format.
+        ValueError: If nothing has that name, the index was built with another encoder, or options
+            are for a dense index and this is none.
+        ImportError: If an extra is needed that is not installed; the message names it.
+    """
+    text, place = str(name), Path(name)
+    kind = text.partition(":")[0]
+    named = isinstance(name, str)
+    registered, is_address = named and kind in RETRIEVERS, named and kind in ("http", "https")
+    is_corpus = place.is_file() or (named and (kind == "hf" or kind in BUILTIN_CORPORA))
+    is_index = not named or (text != "" and place.is_dir())
+    if is_index and not (registered or is_address or is_corpus):
+        return _load_index(place, mmap, dense_options)
+    if dense_options:
+        raise ValueError(f"{text} is no dense index, which {', '.join(dense_options)} are for")
+    if registered:
+        return RETRIEVERS[kind](text)
+    if is_address:
+        return _server(text)
+    if is_corpus:
+        return BM25Retriever.build(load_corpus(text))
+    raise ValueError(
+        f"unknown retriever {text!r}: expected {', '.join(sorted(RETRIEVERS))}, the http:// "
+        "address of a server, the folder of a saved index, or the file of a corpus, and nothing "
+        "was found at that path"
+    )
+
+
+def _server(url: str) -> Retriever:
+    """The client of a server: one for all who use it now, not a pool of connections for each."""
+    from igsearch_env.retrieval.http import HTTPRetriever
+
+    found = _servers.get(url)
+    if found is None:
+        found = _servers[url] = HTTPRetriever(url)
+    return found
+
+
+@register_retriever("bm25")
+def _bm25(name: str) -> Retriever:
+    return _world("world")
+
+
+@register_retriever("world")
+@lru_cache(maxsize=4)
+def _world(name: str) -> Retriever:
+    return BM25Retriever.build(load_corpus(name))
+
+
+def _load_index(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> IndexedRetriever:
+    form = _format(folder)
+    if form == dense.FORMAT:
+        return dense.DenseRetriever.load(folder, mmap, **dense_options)
+    if form == FUSION_FORMAT:
+        return _load_fusion(folder, mmap, dense_options)
+    if form != bm25.FORMAT:
+        raise CorruptIndexError(
+            f"{folder} holds an index of the unknown format {form!r}; build it again"
+        )
+    if dense_options:
+        raise ValueError(f"{folder} is a BM25 index, which has no {', '.join(dense_options)}")
+    return BM25Retriever.load(folder, mmap)
+
+
+def save_fusion(
+    path: str | Path,
+    parts: Sequence[str | Path],
+    constant: int = 60,
+    depth: int = 100,
+    **dense_options: Any,
+) -> None:
+    """Write a folder that stands for the fusion of saved indexes, which stay where they are.
+
+    Args:
+        path: The folder; an index that is there already is replaced.
+        parts: Folders of the indexes.
+        constant: See :class:`FusionRetriever`.
+        depth: See :class:`FusionRetriever`.
+        **dense_options: See :func:`open_retriever`.
+
+    Raises:
+        FileExistsError: If something other than an index is at ``path``.
+        ValueError: If a part is no index, or they are of different corpora.
+    """
+    folder = Path(path)
+    recorded = [
+        {"folder": os.path.relpath(part, folder), "manifest_sha256": _manifest_sha256(Path(part))}
+        for part in parts
+    ]
+    opened = [open_retriever(Path(part), **dense_options) for part in parts]
+    FusionRetriever(opened, constant, depth)  # refuses parts of different corpora
+    with replacing_directory(folder) as fresh:
+        (fresh / PARTS).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
+        content = {"parameters": {"constant": constant, "depth": depth}}
+        write_manifest(fresh, FUSION_FORMAT, FUSION_VERSION, content)
+
+
+def _load_fusion(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> FusionRetriever:
+    manifest = read_manifest(folder, FUSION_FORMAT, FUSION_VERSION, check_hashes=True)
+    try:
+        recorded = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        parts = [(folder / part["folder"], part["manifest_sha256"]) for part in recorded]
+        constant, depth = (manifest["parameters"][name] for name in ("constant", "depth"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptIndexError(
+            f"the parts of {folder} are not described ({error!r}); build it again"
+        ) from error
+    for part, sha256 in parts:
+        if _manifest_sha256(part) != sha256:
+            raise ValueError(
+                f"{part} is another index than the one that {folder} was built from; "
+                f"build {folder} again"
+            )
+    retrievers = [
+        open_retriever(
+            part, mmap, **(dense_options if _format(part) in (dense.FORMAT, FUSION_FORMAT) else {})
+        )
+        for part, _ in parts
+    ]
+    return FusionRetriever(retrievers, constant, depth)
+
+
+def _format(folder: Path) -> Any:
+    return parse_manifest(folder).get("format")
+
+
+def _manifest_sha256(folder: Path) -> str:
+    parse_manifest(folder)  # which says so if there is no index
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
