@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from igsearch_env.episode import Context
+from igsearch_env.episode import Context, Segment
 
 
 class SegmentTokenizer:
@@ -49,20 +49,29 @@ class SegmentTokenizer:
         """Concatenate the ids of segments, each of them tokenised on its own.
 
         Args:
-            segments: Segments in reading order.
+            segments: Segments in reading order, from the first of a transcript on.
+
+        Returns:
+            Ids, shape (tokens,). They start with what the tokenizer puts before every text (a BOS
+            token, for most Llama and Gemma models), once: a template may have written it.
+        """
+        ids: list[int] = []
+        for segment in segments:
+            ids.extend(self.encode_segment(segment))
+        leading = self._guarded.leading
+        return ids if ids[: len(leading)] == leading else [*leading, *ids]
+
+    def encode_segment(self, segment: Segment) -> list[int]:
+        """The ids of one segment, wherever in a transcript it stands; see :meth:`encode_context`.
 
         Returns:
             Ids, shape (tokens,).
         """
-        ids: list[int] = []
-        for segment in segments:
-            if segment.token_ids is not None:
-                ids.extend(segment.token_ids)
-            elif segment.parts:
-                ids.extend(self.encode_context(segment.parts))
-            else:
-                ids.extend(self._encode(segment.text, segment.source == "system"))
-        return ids
+        if segment.token_ids is not None:
+            return list(segment.token_ids)
+        if segment.parts:
+            return [token for part in segment.parts for token in self.encode_segment(part)]
+        return list(self._encode(segment.text, segment.source == "system"))
 
     def encode_answer(
         self, opening_text: str, answer_text: str
@@ -193,6 +202,7 @@ class GuardedTokenizer:
 
     Attributes:
         backend: The copy.
+        leading: Ids that the tokenizer puts before every text.
 
     Raises:
         ValueError: If it has a special token of one character, which no cut could keep out.
@@ -204,6 +214,14 @@ class GuardedTokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.backend.encode_special_tokens = False
+        self.leading = self._leading("a")
+
+    def _leading(self, text: str) -> list[int]:
+        """What stands before the ids of a text when special tokens are added."""
+        alone: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        full: list[int] = self.backend.encode(text, add_special_tokens=True).ids
+        starts = range(len(full) - len(alone) + 1)
+        return full[: next((i for i in starts if full[i : i + len(alone)] == alone), 0)]
 
     def tokenise(self, text: str, trusted: int) -> Tokens:
         """Tokenise without adding special tokens.

@@ -87,7 +87,7 @@ class DictatedPolicy(TransformersPolicy):
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:
         """Write the next turn of each episode; they are all at the same step."""
         rng = np.random.default_rng([len(episodes[0].steps), len(episodes)])
-        turns = [self.tokenizer.encode_context((self._turn(e, rng),)) for e in episodes]
+        turns = [self.tokenizer.encode_segment(self._turn(e, rng)) for e in episodes]
         self._turns = torch.tensor(turns)
         self._written = 0
         return super().act(episodes)

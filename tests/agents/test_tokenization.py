@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from agents.tokenization import SegmentTokenizer
@@ -214,3 +214,37 @@ def test_tokens_with(segments: SegmentTokenizer, bpe: PreTrainedTokenizerFast) -
     assert segments.tokens_with(">") == expected
     with pytest.raises(ValueError, match="ASCII"):
         segments.tokens_with("】")
+
+
+@pytest.fixture
+def with_bos(bpe: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a BOS token before every text, as those of Llama 3 do."""
+    tokenizer = deepcopy(bpe)
+    bos = ("<|im_start|>", tokenizer.get_vocab()["<|im_start|>"])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos[0]} $A", special_tokens=[bos]
+    )
+    return tokenizer
+
+
+def test_a_transcript_starts_with_what_the_tokenizer_puts_before_a_text(
+    with_bos: PreTrainedTokenizerFast, bpe: PreTrainedTokenizerFast
+) -> None:
+    ours = SegmentTokenizer(with_bos)
+    prompt, found = Segment("who wrote it?\n", "system"), Segment("a cat", "document")
+    assert ours.encode_context((prompt,)) == with_bos(prompt.text)["input_ids"]
+    whole = ours.encode_context((prompt, found))
+    assert whole == [*with_bos(prompt.text)["input_ids"], *bpe(found.text)["input_ids"]]
+    assert ours.encode_segment(found) == bpe(found.text)["input_ids"]
+    opening = Segment("<answer>", "system")
+    ids, count = ours.encode_scored((prompt, found, opening), " Lima")
+    assert ids[: len(whole)] == whole
+    assert ours.decode(ids[-count:]) == " Lima"
+
+
+def test_what_a_template_has_written_is_not_put_there_again(
+    with_bos: PreTrainedTokenizerFast,
+) -> None:
+    ours = SegmentTokenizer(with_bos)
+    prompt = Segment("<|im_start|>who wrote it?", "system")
+    assert ours.encode_context((prompt,)) == with_bos("who wrote it?")["input_ids"]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
-from trainers.config import OptimizationSettings
+from trainers.config import OptimizationSettings, TrainSettings
 from trainers.local.token_batch import TokenBatch
 from trainers.local.update import Updater, policy_loss, sign_flips
 
@@ -416,3 +416,88 @@ def test_parts_add_up_to_the_whole(rows: list[tuple[float, float, float, float]]
         return float(found.loss)
 
     assert loss(rows[:cut]) + loss(rows[cut:]) == pytest.approx(loss(rows), rel=1e-9, abs=1e-9)
+
+
+def test_cutting_by_tokens_or_recomputing_activations_or_logits_in_parts_changes_no_gradient(
+    make_policy: MakePolicy, sampled: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(**options: Any) -> dict[str, torch.Tensor]:
+        policy = make_policy()
+        updater(policy, **options).step(sampled, noise(sampled), np.random.default_rng(0))
+        return gradients(policy)
+
+    expected = trained()
+    for options in (
+        {"micro_batch_tokens": 150},
+        {"micro_batch_tokens": 1, "micro_batch_size": 2},
+        {"gradient_checkpointing": True},
+    ):
+        assert difference(expected, trained(**options)) < 1e-4, options
+    vocabulary = make_policy().model.config.vocab_size
+    monkeypatch.setattr("trainers.local.token_batch.LOGITS_AT_ONCE", 3 * vocabulary)
+    assert difference(expected, trained()) < 1e-4
+
+
+def test_gradient_checkpointing_keeps_the_inputs_of_layers_only(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    def kept(**options: Any) -> int:
+        count = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += 1
+            return tensor
+
+        one = updater(make_policy(), **options)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            one.step(sampled, noise(sampled), np.random.default_rng(0))
+        return count
+
+    assert kept(gradient_checkpointing=True) < kept() / 2
+
+
+def test_bfloat16_arithmetic_trains_float32_weights(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    found = []
+    for autocast in (None, torch.bfloat16):
+        policy = make_policy()
+        settings = OptimizationSettings(max_grad_norm=1e9)
+        one = Updater(policy.model, policy.tokenizer, settings, autocast=autocast)
+        one.step(sampled, noise(sampled), np.random.default_rng(0))
+        assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+        found.append(gradients(policy))
+    assert 0 < difference(*found) < 0.1
+
+
+def test_the_gap_between_sampling_and_update_is_measured(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    def step(episodes: Sequence[Episode], **options: Any) -> dict[str, float]:
+        return updater(make_policy(), **options).step(
+            episodes, noise(sampled), np.random.default_rng(0)
+        )
+
+    exact = step(sampled, max_sampling_gap=0.01)
+    assert exact["sampling_gap"] < 1e-4
+    assert exact["recomputed"] == 0
+    assert step(shifted(sampled), epochs=2)["sampling_gap"] == pytest.approx(0.4 * 0.8, rel=0.3)
+    assert step(shifted(sampled))["recomputed"] == 0
+
+
+def test_above_a_bound_the_log_probs_of_the_update_are_taken(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    found = []
+    for episodes in (sampled, shifted(sampled)):
+        policy = make_policy()
+        told = updater(policy, max_sampling_gap=0.05, epochs=2).step(
+            episodes, noise(sampled), np.random.default_rng(0)
+        )
+        found.append((gradients(policy), told["recomputed"], told["loss"]))
+    assert [found[0][1], found[1][1]] == [0, 1]
+    assert difference(found[0][0], found[1][0]) < 1e-3
+    assert found[0][2] == pytest.approx(found[1][2], abs=1e-4)
+    with pytest.raises(ValueError, match="set minibatches to 1"):
+        TrainSettings(optimization=OptimizationSettings(max_sampling_gap=0.1, minibatches=2))

@@ -1,0 +1,81 @@
+"""Bfloat16 arithmetic over float32 weights: sampling, scoring, and what is kept between them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from agents.inference import compute_dtype, computing_in, evaluating
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
+from agents.transformers_policy import TransformersPolicy
+from igsearch_env.episode import Context, Episode, Question
+from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.turn import TurnRules
+from tests.agents.conftest import FAMILIES, MakeModel
+
+BF16 = torch.bfloat16
+
+
+def begun(count: int) -> list[Episode]:
+    rules = TurnRules(PROTOCOLS["refine-bare"], 2)
+    questions = [
+        Question(f"q{i}", "who wrote the book" + " of sand" * i, ("x",)) for i in range(count)
+    ]
+    return [rules.begin(question, question.id) for question in questions]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_differ_by_rounding_only(
+    family: str,
+    make_model: MakeModel,
+    bpe: PreTrainedTokenizerFast,
+    scoring_load: tuple[list[Context], list[str]],
+) -> None:
+    model = make_model(family, len(bpe), initializer_range=0.1)
+    exact = OneByOneScorer(model, bpe).log_probs(*scoring_load)
+    for scorer in (
+        OneByOneScorer(model, bpe, autocast=BF16),
+        TrieScorer(model, bpe, autocast=BF16),
+    ):
+        found = scorer.log_probs(*scoring_load)
+        gap = np.abs(np.concatenate(found) - np.concatenate(exact))
+        assert 0 < gap.mean() < 0.02
+        assert gap.max() < 0.2
+    assert model.dtype == torch.float32
+
+
+def test_sampled_log_probs_are_those_of_the_precision_and_keys_are_kept_in_it(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    model = make_model("llama", len(bpe), initializer_range=0.1)
+    policy = TransformersPolicy(model, bpe, "refine-bare", max_new_tokens=12, autocast=BF16)
+    episodes = begun(3)
+    turns = policy.act(episodes)
+    for episode, turn in zip(episodes, turns, strict=True):
+        assert turn.token_ids
+        ids = [*policy.tokenizer.encode_context(episode.transcript), *turn.token_ids]
+        with evaluating(model, BF16):
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+        count = len(turn.token_ids)
+        again = logits.log_softmax(-1)[-count - 1 : -1].gather(
+            1, torch.tensor(ids[-count:])[:, None]
+        )
+        assert np.abs(np.array(turn.log_probs) - again[:, 0].numpy()).max() < 0.1
+    for _, prefix in policy.memory.held():
+        assert {tensor.dtype for layer in prefix.layers for tensor in layer} == {BF16}
+    held = policy.scorer()
+    assert held.autocast == policy.fresh(1).autocast == BF16
+
+
+def test_the_type_of_arithmetic_ends_with_its_context(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    model = make_model("llama", len(bpe))
+    with computing_in(model, BF16):
+        assert compute_dtype(model) == BF16
+    with computing_in(model, None):
+        assert compute_dtype(model) == torch.float32
+    assert compute_dtype(model) == torch.float32
