@@ -23,12 +23,12 @@ from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions
+from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from scripts.demo_plots import plot_curves, plot_results
 from trainers.config import TrainSettings, load_config
 from trainers.local.checkpoint import checkpoints
-from trainers.local.metrics import evaluation_results
 from trainers.local.run_log import read_log
 from trainers.setup import make_policy, make_questions, make_training_engine
 from trainers.warm_start.training import NoDocuments

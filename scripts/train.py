@@ -15,6 +15,7 @@ from rich.table import Table
 
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run, run_parser
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.files import write_json
 from igsearch_env.plugins import import_plugin
 from igsearch_env.viewer.page import write_page
@@ -58,7 +59,7 @@ def main() -> None:
 
         last = trainer.run(report)
     write_json(arguments.out / "results.json", last)
-    console.print(_table(last))
+    console.print(last_step(last))
     page, _ = write_page(arguments.out)
     console.print(f"policy: {arguments.out / 'policy'}   log: {arguments.out / 'metrics.jsonl'}")
     console.print(f"page: {page}")
@@ -91,14 +92,17 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     return load_config(arguments.config, overrides)
 
 
-def _table(row: dict[str, Any]) -> Table:
+def last_step(row: dict[str, Any]) -> Table:
+    """The numbers of the last step."""
     table = Table(title=f"last step ({row['step']})" if row else "nothing was left to do")
     table.add_column("metric")
     table.add_column("value", justify="right")
     flat = {**row, **{f"seconds {k}": v for k, v in row.get("seconds", {}).items()}}
     for name, value in flat.items():
         if isinstance(value, float):
-            table.add_row(name, f"{value:.4f}")
+            known = METRICS.get(name)
+            # Settings such as a learning rate of 1e-6 need significant digits, not decimals.
+            table.add_row(name, f"{value:.4g}" if known is None else f"{value:.{known.digits}f}")
     return table
 
 

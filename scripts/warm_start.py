@@ -25,10 +25,10 @@ from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
+from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.threads import set_threads
-from trainers.local.metrics import evaluation_results
 from trainers.setup import AUTOCAST
 from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
 from trainers.warm_start.tiny_policy import PROTOCOL

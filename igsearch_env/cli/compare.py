@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from igsearch_env.cli.program import Parser, say
 from igsearch_env.evaluation.comparison import FinishedEvaluation, compare
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.files import write_json
 
 if TYPE_CHECKING:
@@ -71,11 +72,18 @@ def _table(results: Mapping[str, Any]) -> Table:
         rows += [
             {"dataset": "micro average", "metric": m, **d} for m, d in results["micro"].items()
         ]
+    one, other = results["scorers"]
+    by = one or "scorer unknown" if one == other else f"{one} in A, {other} in B: not comparable"
     for row in rows:
+        metric = row["metric"]
+        if not METRICS[metric].heading:
+            continue  # in results.json only
+        if metric == "information_gain":
+            metric = f"{metric} ({by})"
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         values = (f"{row['n']:,}", f"{row['a']:.3f}", f"{row['b']:.3f}", change)
-        table.add_row(escape(row["dataset"]), row["metric"], *values)
+        table.add_row(escape(row["dataset"]), escape(metric), *values)
     return table
 
 

@@ -29,6 +29,7 @@ from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
 from igsearch_env.endpoint import Api
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
 from igsearch_env.evaluation.settings import EvaluationSettings, comparable
@@ -49,15 +50,6 @@ ENVIRONMENT = tuple(
     if field.name not in ("questions", "retriever")
 )
 """The settings of the environment that a command may change."""
-COLUMNS = {
-    "em": "EM",
-    "f1": "F1",
-    "cover_em": "cover EM",
-    "gold_documents": "gold",
-    "searches": "searches",
-    "tokens": "tokens",
-    "information_gain": "IG, nats",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -87,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder.finish(results, {name: round(value, 3) for name, value in seconds.items()})
     finally:
         evaluation.player.stop()
-    print_table(_table(results, f"{config.agent} on {', '.join(config.questions)}"))
+    title = f"{config.agent} on {', '.join(config.questions)}"
+    print_table(results_table(results, title, evaluation.inputs["scorer"]))
     _say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
 
 
@@ -163,7 +156,7 @@ def _play(
     """Play the chunks that are left, and add their episodes to the folder, their scores to done."""
     total = sum(len(chunk.questions) for chunk in evaluation.chunks)
     scored = [score for scores in done.values() for score in scores]
-    right, ended = sum(score.em for score in scored), len(scored)
+    right, ended = sum(score.values["em"] for score in scored), len(scored)
     if done:
         _say(f"going on after {ended:,} of {total:,} episodes")
     left = [chunk for chunk in evaluation.chunks if chunk.number not in done]
@@ -173,7 +166,7 @@ def _play(
             folder.append(chunk, episodes)
             done[chunk.number] = [score_example(episode) for episode in episodes]
             tenths = 10 * ended // total
-            right += sum(score.em for score in done[chunk.number])
+            right += sum(score.values["em"] for score in done[chunk.number])
             ended += len(episodes)
             note = f"em {right / ended:.3f}"
             bar.update(task, completed=ended, note=note)
@@ -198,28 +191,42 @@ def _say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(results: Mapping[str, Any], title: str) -> Table:
-    """A row for each data set, and the two averages; EM and F1 with 95 % intervals."""
+def results_table(results: Mapping[str, Any], title: str, scorer: str | None) -> Table:
+    """A row for each data set and the two averages, a column for each metric with a heading.
+
+    Args:
+        results: What :func:`igsearch_env.evaluation.scores.report` returns.
+        title: Title of the table.
+        scorer: Class of the scorer that the information gains come from, or None.
+    """
     micro, macro = results["micro"], results["macro"]
-    passes = {name: f"pass@{name[8:]}" for name in micro if name.startswith("pass_at_")}
-    passes = {name: shown for name, shown in passes.items() if not name.endswith("_interval")}
-    shown = {name: heading for name, heading in {**COLUMNS, **passes}.items() if name in micro}
+    headings = {name: metric.heading for name, metric in METRICS.items() if metric.heading}
+    for name in micro:
+        if name.startswith("pass_at_") and not name.endswith("_interval"):
+            headings[name] = f"pass@{name.removeprefix('pass_at_')}"
+    if scorer:  # gains of different scorers differ in size: a figure without its scorer says little
+        headings["information_gain"] += f"\n{scorer}"
+    headings = {name: heading for name, heading in headings.items() if name in micro}
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("data set", no_wrap=True)
-    for heading in ("n", *shown.values()):
+    for heading in ("n", *headings.values()):
         table.add_column(heading, justify="right")
     rows = dict(results["datasets"])
     if len(rows) > 1:
         rows |= {"macro average": macro}
     rows |= {"micro average": micro}
-    for name, row in rows.items():
+    for dataset, row in rows.items():
         size = f"{row['n']:,}" if "n" in row else f"{row['datasets']} sets"
-        table.add_row(escape(name), size, *(_cell(row, metric) for metric in shown))
+        table.add_row(escape(dataset), size, *(_cell(row, name) for name in headings))
     return table
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:
     if name not in row:
         return "-"
+    metric = METRICS.get(name)  # None for pass@k
+    value = f"{row[name]:.{3 if metric is None else metric.digits}f}"
+    if metric is None or not metric.interval:
+        return value
     low, high = row[f"{name}_interval"]
-    return f"{row[name]:.3f}" + (f"\n{low:.2f}–{high:.2f}" if name in ("em", "f1") else "")
+    return f"{value}\n{low:.2f}–{high:.2f}"

@@ -12,7 +12,8 @@ import numpy as np
 from igsearch_env.answers import bootstrap_interval, bootstrap_means, percentile_interval
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import read_episodes
-from igsearch_env.evaluation.scores import METRICS, ExampleScore, question_scores, score_example
+from igsearch_env.evaluation.metrics import METRICS
+from igsearch_env.evaluation.scores import ExampleScore, question_scores, score_example
 
 
 class FinishedEvaluation:
@@ -40,7 +41,8 @@ class FinishedEvaluation:
             one = self.asked.setdefault(episode.question.id, _asked(episode))
             one["answers"].append(episode.answer)
         self.scores = question_scores(scores)
-        self.sha256 = _questions_sha256(folder / "manifest.json")
+        inputs = _inputs(folder / "manifest.json")
+        self.sha256, self.scorer = inputs.get("questions_sha256"), inputs.get("scorer")
 
 
 def compare(before: FinishedEvaluation, after: FinishedEvaluation) -> dict[str, Any]:
@@ -88,6 +90,7 @@ def compare(before: FinishedEvaluation, after: FinishedEvaluation) -> dict[str, 
         "a": str(before.folder),
         "b": str(after.folder),
         "same_questions": before.sha256 is not None and before.sha256 == after.sha256,
+        "scorers": [before.scorer, after.scorer],
         "n": len(paired),
         "unpaired": len(before.asked.keys() | after.asked.keys()) - len(paired),
         "rows": rows,
@@ -110,14 +113,14 @@ def _asked(episode: Episode) -> dict[str, Any]:
     }
 
 
-def _questions_sha256(manifest: Path) -> str | None:
+def _inputs(manifest: Path) -> dict[str, Any]:
+    """What the results depend on besides the settings; empty where there is no manifest."""
     if not manifest.is_file():
-        return None
+        return {}
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))["inputs"]["questions_sha256"]
+        return dict(json.loads(manifest.read_text(encoding="utf-8"))["inputs"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest} is damaged ({type(error).__name__}: {error})") from error
-    return str(found)
 
 
 def _pairs(

@@ -12,91 +12,43 @@ import numpy as np
 from igsearch_env.answers import (
     bootstrap_interval,
     bootstrap_means,
-    cover_exact_match,
     pass_at_k,
     percentile_interval,
 )
-from igsearch_env.episode import Document, Episode, Question
-
-METRICS = ("em", "f1", "cover_em", "searches", "tokens", "gold_documents", "information_gain")
+from igsearch_env.episode import Episode
+from igsearch_env.evaluation.metrics import METRICS, episode_metrics
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleScore:
-    """What is counted of one episode.
+    """The scores of one episode.
 
     Args:
         question_id: The question.
         dataset: Its data set; ``"unnamed"`` if it has none.
         failed: Whether a search failed; such an episode is left out of every average.
         yes_no: Whether every gold answer is yes or no, which a guess gets right half of the time.
-        em: Exact match, 0 or 1.
-        f1: Token F1.
-        cover_em: Whether the answer holds a gold answer, 0 or 1.
-        searches: Number of searches.
-        tokens: Number of tokens that the policy wrote; None if only its text is known.
-        gold_documents: Share of the gold passages that the searches found (retrieval recall); None
-            if they are unknown.
-        information_gain: Mean gain of the settled searches, in nats; None if there are none.
+        values: Each known metric of :data:`igsearch_env.evaluation.metrics.METRICS` by name.
     """
 
     question_id: str
     dataset: str
     failed: bool
     yes_no: bool
-    em: float
-    f1: float
-    cover_em: float
-    searches: float
-    tokens: float | None
-    gold_documents: float | None
-    information_gain: float | None
+    values: Mapping[str, float]
 
 
 def score_example(episode: Episode) -> ExampleScore:
     """Score a finished episode."""
     question = episode.question
     golds = {answer.lower().strip() for answer in question.golden_answers}
-    known = all(step.turn.token_ids is not None for step in episode.steps)
     return ExampleScore(
         question_id=question.id,
         dataset=question.dataset or "unnamed",
         failed=episode.retrieval_failed,
         yes_no=golds <= {"yes", "no"},
-        em=episode.em or 0.0,
-        f1=episode.f1 or 0.0,
-        cover_em=cover_exact_match(episode.answer, question.golden_answers),
-        searches=float(len(episode.searches)),
-        tokens=float(episode.policy_tokens) if known else None,
-        gold_documents=gold_document_rate(episode),
-        information_gain=mean_gain(episode),
+        values=episode_metrics(episode),
     )
-
-
-def gold_document_rate(episode: Episode) -> float | None:
-    """Share of the question's gold passages that its searches found; None if they are unknown."""
-    found = [document for step in episode.searches for document in step.documents]
-    return gold_share(episode.question, found)
-
-
-def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
-    """Share of a question's gold passages that are among some; None if they are unknown.
-
-    >>> question = Question("q", "?", ("Lima",), gold_titles=("Lima", "Peru"))
-    >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
-    0.5
-    """
-    if question.gold_ids:
-        gold, seen = set(question.gold_ids), {document.id for document in documents}
-    else:
-        gold, seen = set(question.gold_titles), {document.title for document in documents}
-    return len(gold & seen) / len(gold) if gold else None
-
-
-def mean_gain(episode: Episode) -> float | None:
-    """Mean information gain of an episode's settled searches, in nats; None if there are none."""
-    gains = [gain for gain in episode.information_gains if gain is not None]
-    return sum(gains) / len(gains) if gains else None
 
 
 def question_scores(scores: Sequence[ExampleScore]) -> dict[str, dict[str, float]]:
@@ -164,6 +116,18 @@ def report(scores: Sequence[ExampleScore]) -> dict[str, Any]:
     return {"micro": summary(scores), "macro": macro_average(scores), "datasets": datasets}
 
 
+def evaluation_results(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """The averages that training logs keep of an evaluation.
+
+    Returns:
+        :func:`summary` of all episodes, and that of each data set under ``datasets``. Episodes in
+        which a search failed are left out and counted in ``failed``.
+    """
+    scores = [score_example(episode) for episode in episodes]
+    groups = sorted(by_dataset(scores).items())
+    return {**summary(scores), "datasets": {name: summary(group) for name, group in groups}}
+
+
 def by_dataset(scores: Sequence[ExampleScore]) -> dict[str, list[ExampleScore]]:
     """The scores of each data set, in the order of the scores."""
     groups: dict[str, list[ExampleScore]] = {}
@@ -175,11 +139,11 @@ def by_dataset(scores: Sequence[ExampleScore]) -> dict[str, list[ExampleScore]]:
 def _question(samples: Sequence[ExampleScore]) -> dict[str, float]:
     row: dict[str, float] = {}
     for name in METRICS:
-        values = [value for one in samples if (value := getattr(one, name)) is not None]
+        values = [one.values[name] for one in samples if name in one.values]
         if values:
             row[name] = float(np.mean(values))
     if len(samples) > 1:
-        right = round(sum(one.em for one in samples))
+        right = round(sum(one.values["em"] for one in samples))
         powers = [2**power for power in range(len(samples).bit_length())]
         for k in sorted({k for k in (*powers, len(samples)) if k <= len(samples)}):
             row[f"pass_at_{k}"] = pass_at_k(len(samples), right, k)

@@ -14,12 +14,12 @@ from typing import Any
 
 from igsearch_env.answers import contains_answer
 from igsearch_env.episode import Document, Episode, Evidence, Question, Step
-from igsearch_env.evaluation.scores import gold_document_rate
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.record import episode_from_record
 from igsearch_env.render import is_gold
 from igsearch_env.viewer.saved_rollouts import SavedRollout, saved_steps
 
-EPISODES, METRICS = "episodes.jsonl", "metrics.jsonl"
+EPISODES, LOG = "episodes.jsonl", "metrics.jsonl"
 SETTINGS = {"evaluation": "manifest.json", "training": "config.json"}
 
 
@@ -49,12 +49,12 @@ def view_data(folder: Path, limit: int) -> dict[str, Any]:
     """
     if (folder / EPISODES).is_file():
         kind, rollouts, metrics = "evaluation", list(_evaluated(folder)), []
-    elif (folder / METRICS).is_file():
+    elif (folder / LOG).is_file():
         kind, rollouts = "training", list(_trained(folder))
-        metrics = [row for _, row in _rows(folder / METRICS)]
+        metrics = [row for _, row in _rows(folder / LOG)]
     else:
         raise ValueError(
-            f"{folder} holds neither {EPISODES} (of igsearch evaluate) nor {METRICS} (of "
+            f"{folder} holds neither {EPISODES} (of igsearch evaluate) nor {LOG} (of "
             "scripts.train); give the --out of one of them that has ended"
         )
     shown = spread(rollouts, limit)
@@ -65,6 +65,10 @@ def view_data(folder: Path, limit: int) -> dict[str, Any]:
         "kind": kind,
         "settings": _settings(folder / SETTINGS[kind]),
         "metrics": metrics,
+        "table": {
+            name: {"label": metric.label, "digits": metric.digits, "column": bool(metric.heading)}
+            for name, metric in METRICS.items()
+        },
         "total": len(rollouts),
         "rollouts": [
             _rollout(one, numbers.setdefault(one.group, len(numbers)), table) for one in shown
@@ -148,12 +152,20 @@ def _rollout(one: Shown, group: int, table: dict[tuple[str, str, str], int]) -> 
         "f1": episode.f1,
         "outcome": episode.outcome,
         "end": _end(episode),
-        "gold_documents": gold_document_rate(episode),
+        "metrics": _metrics(episode),
         "prompt": episode.prompt.text,
         "steps": [
             _step(one.rollout, number, question, table) for number in range(len(episode.steps))
         ],
     }
+
+
+def _metrics(episode: Episode) -> dict[str, list[float]]:
+    """The numbers of each metric; none of an episode that evaluations leave out of their means."""
+    if episode.retrieval_failed or not episode.finished:
+        return {}
+    table = {name: metric.values for name, metric in METRICS.items() if metric.heading}
+    return {name: list(values(episode)) for name, values in table.items() if values is not None}
 
 
 def _end(episode: Episode) -> str:

@@ -20,8 +20,8 @@ from igsearch_env.answers import bootstrap_interval
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.episode import Question
+from igsearch_env.evaluation.metrics import gold_document_rate
 from igsearch_env.evaluation.play import play_questions
-from igsearch_env.evaluation.scores import gold_document_rate
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from trainers.config import PolicySettings, TrainSettings, load_config

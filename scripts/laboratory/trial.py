@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from igsearch_env.episode import Episode, Question
+from igsearch_env.evaluation.metrics import batch_metrics, gold_document_rate
 from igsearch_env.evaluation.play import play_questions
-from igsearch_env.evaluation.scores import gold_document_rate
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from scripts.laboratory.study import (
@@ -177,8 +177,7 @@ def _evaluate(
     for episode in episodes:
         for number, found in enumerate(_finds(episode)):
             by_search[number].append(float(found))
-    searches = [step for episode in episodes for step in episode.searches]
-    lengths = [s.query_tokens.stop - s.query_tokens.start for s in searches]
+    means = batch_metrics(episodes)
     by_hops: defaultdict[int, list[float]] = defaultdict(list)
     for episode in episodes:
         by_hops[episode.question.hops or 0].append(episode.em or 0.0)
@@ -187,13 +186,13 @@ def _evaluate(
         "cpu_seconds": round(cpu, 2),
         "questions": len(questions),
         "samples": samples,
-        "em": float(right.mean()),
+        "em": means["em"],
         "em_by_hops": {str(hops): float(np.mean(ems)) for hops, ems in sorted(by_hops.items())},
         "pass_at": {str(k): float(right[:k].max(axis=0).mean()) for k in _powers(samples)},
         "hop_hits": [float(value) for value in hits.mean(axis=0)],
         "gold_by_search": [float(np.mean(by_search[number])) for number in sorted(by_search)],
-        "searches": float(np.mean([len(episode.searches) for episode in episodes])),
-        "query_tokens": float(np.mean(lengths or [0])),
+        "searches": means["searches"],
+        "query_tokens": means.get("query_tokens", 0.0),
     }
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from igsearch_env.cli.program import run
 from igsearch_env.credit import CREDIT
-from scripts.train import main
+from scripts.train import last_step, main
 
 ROOT = Path(__file__).resolve().parents[2]
 Settings = Callable[..., list[str]]
@@ -226,3 +226,13 @@ def test_errors_are_one_line_and_nothing_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["used"]
     assert [path.name for path in used.iterdir()] == ["config.json"]
     assert (used / "config.json").read_text() == '{"world": {"seed": 1}}'
+
+
+def test_small_numbers_are_printed_with_their_digits() -> None:
+    table = last_step({"step": 3, "em": 0.25, "learning_rate": 1e-6, "kl": 0.00001234})
+    names, values = ([*column.cells] for column in table.columns)
+    assert dict(zip(names, values, strict=True)) == {
+        "em": "0.250",
+        "learning_rate": "1e-06",
+        "kl": "1.234e-05",
+    }

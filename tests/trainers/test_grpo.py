@@ -18,6 +18,7 @@ import torch
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Episode, Question
+from igsearch_env.evaluation.metrics import METRICS, Metric, register_metric
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.rollout import collect
 from trainers import setup
@@ -592,3 +593,15 @@ def test_a_step_says_how_far_it_has_come(make_trainer: MakeTrainer) -> None:
         assert counts == sorted(counts)
         assert (counts[0], counts[-1]) == (0, total)
     assert trainer.run()["seconds"]["evaluation"] > 0
+
+
+def test_a_metric_of_ones_own_is_in_the_log(make_trainer: MakeTrainer) -> None:
+    register_metric(Metric("turns", "turns", lambda episode: [float(len(episode.steps))]))
+    try:
+        trainer = make_trainer("run.eval_every=1", "optimization.steps=1")
+        last = trainer.run()
+    finally:
+        del METRICS["turns"]
+    (row,) = read_log(trainer.out / "metrics.jsonl")
+    assert row["turns"] == last["turns"] >= 1.0
+    assert row["eval"]["turns"] >= 1.0

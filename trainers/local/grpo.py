@@ -20,7 +20,9 @@ import torch
 
 from igsearch_env.credit import GRPO
 from igsearch_env.episode import Episode, Question
+from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.evaluation.play import play_questions
+from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import check_alive
 from igsearch_env.rollout import collect
@@ -28,7 +30,6 @@ from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import RESUMABLE, TrainSettings
 from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_policy
-from trainers.local.metrics import evaluation_results, rollout_metrics
 from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import keep_freed_memory, lasting_objects
@@ -225,7 +226,7 @@ class GRPOTrainer:
             save_rollouts(path, episodes, advantages, decode)
         return {
             "step": self.step,
-            **rollout_metrics(episodes),
+            **batch_metrics(episodes),
             **losses,
             "sign_flips": sign_flips(advantages, GRPO()(episodes)),
             "pool": dict(self.engine.pool.counts),

@@ -16,9 +16,9 @@ from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
 from igsearch_env.credit import GRPO, CreditAssignment
 from igsearch_env.episode import Episode
+from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.plugins import import_plugin
 from trainers.config import make_credit_from
-from trainers.local.metrics import rollout_metrics
 from trainers.local.update import sign_flips
 
 
@@ -33,7 +33,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
     Attributes:
         credit: The credit assignment method.
         progress: How far training has come, from 0 to 1, for methods that change with it.
-        metrics: What the last batch tells; see :func:`trainers.local.metrics.rollout_metrics`.
+        metrics: Those of the last batch; see :func:`igsearch_env.evaluation.metrics.batch_metrics`.
         seconds: How long settling its gains took.
     """
 
@@ -81,8 +81,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
             rows = experience.index
             write_advantages(experience, [episodes[i] for i in rows], [advantages[i] for i in rows])
         self.metrics = {
-            **rollout_metrics(episodes),
-            "failed_rollouts": float(np.mean([e.retrieval_failed for e in episodes])),
+            **batch_metrics(episodes),
             "sign_flips": sign_flips(advantages, GRPO()(episodes)),
         }
         return experiences

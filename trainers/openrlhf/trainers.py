@@ -36,8 +36,8 @@ class _WithGains:
     ) -> None:
         """Log the metrics of the step beside OpenRLHF's, under ``ig/``."""
         logs = {**(logs_dict or {}), **step_metrics(self.experience_maker, logs_dict or {})}
-        told = {name: round(value, 4) for name, value in logs.items() if name.startswith("ig/")}
-        log.info(f"Step {global_step}: {told}")
+        shown = [f"{name} {value:.4g}" for name, value in logs.items() if name.startswith("ig/")]
+        log.info(f"Step {global_step}: {', '.join(shown)}")
         if failed := logs.get("ig/failed_rollouts"):
             log.warning(
                 f"Step {global_step}: in {failed:.1%} of the rollouts a search failed; they were "

@@ -116,23 +116,13 @@ function optionText(name, value) {
 
 /** What the rollouts that are shown come to. */
 function summary(found) {
-  const ended = found.filter((rollout) => rollout.em !== null);
-  const gold = found.map((rollout) => rollout.gold_documents).filter((value) => value !== null);
-  const gains = found.flatMap((rollout) => rollout.gains);
-  const figures = [
-    ["rollouts", found.length.toLocaleString("en")],
-    ["exact match", decimals(mean(ended.map((rollout) => rollout.em)))],
-    ["F1", decimals(mean(ended.map((rollout) => rollout.f1)))],
-    ["searches each", decimals(mean(found.map((rollout) => rollout.searches.length)), 2)],
-    ["gold passages found", decimals(mean(gold))],
-    ["gain of a search, nats", gains.length ? signed(mean(gains)) : null],
-  ];
+  const figures = [["rollouts", found.length.toLocaleString("en")]];
+  for (const [name, { label, digits, column }] of Object.entries(DATA.table)) {
+    const values = found.flatMap((rollout) => rollout.metrics[name] ?? []);
+    if (column && values.length) figures.push([label, mean(values).toFixed(digits)]);
+  }
   return el("div", { role: "status" }, el("dl", { class: "summary" },
-    ...figures.filter(([, value]) => value !== null).map(([name, value]) => pair(name, value))));
-}
-
-function decimals(value, digits = 3) {
-  return value === null ? null : value.toFixed(digits);
+    ...figures.map(([name, value]) => pair(name, value))));
 }
 
 function rows(found, show) {

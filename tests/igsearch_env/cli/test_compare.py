@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from igsearch_env.episode import Episode, Question, Segment
 from igsearch_env.evaluation.comparison import FinishedEvaluation, compare
 from igsearch_env.record import episode_record
 from tests.igsearch_env.cli.evaluating import evaluate, read_json
+from tests.igsearch_env.fakes import policy_step
 
 
 def played(name: str, em: float, dataset: str = "nq", answer: str = "x") -> Episode:
@@ -115,3 +117,23 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (a / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged \(KeyError: 'inputs'\)"):
         FinishedEvaluation(a)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "shown"),
+    [
+        (("UnigramScorer", "UnigramScorer"), "information_gain (UnigramScorer)"),
+        (("UnigramScorer", "TrieScorer"), "UnigramScorer in A, TrieScorer in B: not comparable"),
+    ],
+)
+def test_gains_are_named_with_their_scorers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scorers: Sequence[str], shown: str
+) -> None:
+    search = policy_step("search", 0, 1, search_step=0, information_gain=0.5)
+    one = replace(played("q", 1.0), steps=(search,))
+    folders = []
+    for name, scorer in zip("ab", scorers, strict=True):
+        folders.append(write(tmp_path / name, [one]))
+        (folders[-1] / "manifest.json").write_text(json.dumps({"inputs": {"scorer": scorer}}))
+    main([str(folder) for folder in folders])
+    assert shown in capsys.readouterr().out

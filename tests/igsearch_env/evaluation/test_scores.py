@@ -19,9 +19,10 @@ from igsearch_env.evaluation.scores import (
 
 
 def score(question: str, em: float, dataset: str = "nq", **rest: Any) -> ExampleScore:
-    known: dict[str, Any] = {"failed": False, "yes_no": False, "f1": em, "cover_em": em}
-    known |= {"searches": 1.0, "tokens": 9.0, "gold_documents": None, "information_gain": None}
-    return ExampleScore(question_id=question, dataset=dataset, em=em, **{**known, **rest})
+    flags = {name: rest.pop(name, False) for name in ("failed", "yes_no")}
+    values = {"em": em, "f1": em, "cover_em": em, "searches": 1.0, "tokens": 9.0, **rest}
+    known = {name: value for name, value in values.items() if value is not None}
+    return ExampleScore(question_id=question, dataset=dataset, values=known, **flags)
 
 
 def test_micro_and_macro_averages_differ_where_data_sets_differ_in_size() -> None:

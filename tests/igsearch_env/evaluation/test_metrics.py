@@ -1,19 +1,34 @@
-"""Metrics of episodes written by hand."""
+"""The table of metrics, on episodes written by hand; and who reads it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from igsearch_env.cli.evaluate import results_table
 from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.evaluation.scores import gold_document_rate
-from trainers.local.metrics import evaluation_results, gain_gold_correlation, rollout_metrics
+from igsearch_env.evaluation.metrics import (
+    METRICS,
+    Metric,
+    batch_metrics,
+    episode_metrics,
+    gain_gold_correlation,
+    gold_document_rate,
+    register_metric,
+)
+from igsearch_env.evaluation.scores import evaluation_results, report, score_example
+from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.record import episode_record
+from igsearch_env.turn import SearchResult, TurnRules
+from igsearch_env.viewer.data import view_data
+from tests.igsearch_env.fakes import sampled
 
-Written = Callable[..., Episode]
 SEARCH = "<search> Allia home </search>"
 ANSWER = "<answer> Delmora </answer>"
 FOUND = (Document("d1", "Allia", "Allia lives in Delmora ."), Document("d9", "Nex", "Nex ."))
@@ -23,6 +38,23 @@ def question(name: str = "q", dataset: str = "", golds: Sequence[str] = ("Delmor
     return Question(
         name, "what is the home of Allia ?", tuple(golds), dataset, gold_ids=("d1", "d2")
     )
+
+
+def written(
+    question: Question,
+    turns: Sequence[str],
+    *,
+    documents: Sequence[Document] = (),
+    failed: bool = False,
+    **ending: Any,
+) -> Episode:
+    """An episode turn by turn; each search finds the documents given."""
+    rules = TurnRules(PROTOCOLS["refine"], max_searches=3)
+    episode = rules.begin(question)
+    for text in turns:
+        turn = rules.read(episode, sampled(text))
+        episode = turn.extend(episode, rules, SearchResult(tuple(documents), failed=failed))
+    return replace(episode, **ending)
 
 
 def settled(episode: Episode, *gains: float | None) -> Episode:
@@ -56,7 +88,7 @@ def settled(episode: Episode, *gains: float | None) -> Episode:
     ],
 )
 def test_gold_documents(
-    written: Written, ids: tuple[str, ...], titles: tuple[str, ...], expected: float | None
+    ids: tuple[str, ...], titles: tuple[str, ...], expected: float | None
 ) -> None:
     asked = Question("q", "who ?", ("x",), gold_ids=ids, gold_titles=titles)
     assert gold_document_rate(written(asked, [SEARCH, ANSWER], documents=FOUND)) == expected
@@ -64,7 +96,7 @@ def test_gold_documents(
         assert gold_document_rate(written(asked, [ANSWER])) == 0.0
 
 
-def test_rollouts(written: Written) -> None:
+def test_rollouts() -> None:
     good: dict[str, Any] = {"outcome": 1.0, "em": 1.0, "f1": 1.0}
     bad: dict[str, Any] = {"outcome": 0.0, "em": 0.0, "f1": 0.5}
     q = question()
@@ -79,17 +111,20 @@ def test_rollouts(written: Written) -> None:
             None,
         ),
     ]
-    found = rollout_metrics(episodes)
+    found = batch_metrics(episodes)
     assert found == pytest.approx(
         {
             "outcome": 3 / 5,
             "em": 3 / 5,
             "f1": 4 / 5,
             "searches": 3 / 5,
+            "cover_em": 1.0,
+            "tokens": (11 + 7 + 5 + 5 + 17) / 5,
             "gold_documents": 0.5 / 5,
             "invalid_turns": 1 / 9,
-            "query_tokens": 2.0,
+            "query_tokens": 4.0,  # " Al", "lia", " ho", "me "
             "failed_searches": 0.0,
+            "failed_rollouts": 0.0,
             "all_fail": 1 / 3,
             "all_success": 1 / 3,
             "information_gain": 0.125,
@@ -101,45 +136,52 @@ def test_rollouts(written: Written) -> None:
     )
 
 
-def test_rollouts_without_searches_leave_out_what_is_not_known(written: Written) -> None:
+def test_rollouts_without_searches_leave_out_what_is_not_known() -> None:
     asked = Question("q", "who ?", ("x",))
-    found = rollout_metrics([written(asked, [ANSWER], outcome=0.0, em=0.0, f1=0.0)])
+    found = batch_metrics([written(asked, [ANSWER], outcome=0.0, em=0.0, f1=0.0)])
     assert found == {
         "outcome": 0.0,
         "em": 0.0,
         "f1": 0.0,
+        "cover_em": 0.0,
         "searches": 0.0,
+        "tokens": 5.0,
         "invalid_turns": 0.0,
+        "failed_rollouts": 0.0,
         "all_fail": 1.0,
         "all_success": 0.0,
     }
 
 
-def test_groups_of_partial_success(written: Written) -> None:
+def test_groups_of_partial_success() -> None:
     def group(name: str, *outcomes: float) -> list[Episode]:
         ending = {"em": 0.0, "f1": 0.0, "group_id": name}
         return [written(question(), [ANSWER], outcome=value, **ending) for value in outcomes]
 
-    found = rollout_metrics([*group("a", 0.4, 0.4), *group("b", 0.4, 0.5), *group("c", 0.0, 1.0)])
+    found = batch_metrics([*group("a", 0.4, 0.4), *group("b", 0.4, 0.5), *group("c", 0.0, 1.0)])
     assert found["all_fail"] == 0.0
     assert found["all_success"] == pytest.approx(1 / 3)
 
 
-def test_a_failed_search_takes_its_rollout_out_of_the_metrics(written: Written) -> None:
+def test_a_failed_search_takes_its_rollout_out_of_the_metrics() -> None:
     good = written(question(), [SEARCH, ANSWER], documents=FOUND, outcome=1.0, em=1.0, f1=1.0)
     broken = written(
         question(), [SEARCH, SEARCH, "home", ANSWER], failed=True, outcome=0.0, em=0.0, f1=0.0
     )
-    found = rollout_metrics([good, broken])
-    assert found == {**rollout_metrics([good]), "failed_searches": pytest.approx(2 / 3)}
+    found = batch_metrics([good, broken])
+    assert found == {
+        **batch_metrics([good]),
+        "failed_searches": pytest.approx(2 / 3),
+        "failed_rollouts": 0.5,
+    }
     assert found["all_fail"] == 0.0
-    assert rollout_metrics([broken]) == {"failed_searches": 1.0}
+    assert batch_metrics([broken]) == {"failed_searches": 1.0, "failed_rollouts": 1.0}
     results = evaluation_results([good, broken])
     assert (results["n"], results["failed"], results["em"]) == (1, 1, 1.0)
     assert evaluation_results([good])["failed"] == 0
 
 
-def test_evaluation_is_a_mean_over_questions_not_over_data_sets(written: Written) -> None:
+def test_evaluation_is_a_mean_over_questions_not_over_data_sets() -> None:
     """A mean of the means of batches or data sets would give .5 here."""
     numbers = itertools.count()
 
@@ -177,7 +219,7 @@ def test_evaluation_is_a_mean_over_questions_not_over_data_sets(written: Written
     assert "yes_no" not in found["datasets"]["big"]
 
 
-def test_gains_are_compared_with_new_gold_passages(written: Written) -> None:
+def test_gains_are_compared_with_new_gold_passages() -> None:
     """What is found again counts for nothing: 1, 0, 0 against gains of 2, 1, 0."""
     episode = written(question(), [SEARCH, SEARCH, SEARCH, ANSWER], documents=FOUND)
     episode = settled(episode, 2.0, 1.0, 0.0)
@@ -187,5 +229,70 @@ def test_gains_are_compared_with_new_gold_passages(written: Written) -> None:
     spreads = [sum((x - m) ** 2 for x in xs) for xs, m in zip((gains, found), means, strict=True)]
     expected = over / (spreads[0] * spreads[1]) ** 0.5
     assert gain_gold_correlation([episode]) == pytest.approx(expected)
-    assert rollout_metrics([episode])["gain_gold_correlation"] == pytest.approx(expected)
+    assert batch_metrics([episode])["gain_gold_correlation"] == pytest.approx(expected)
     assert gain_gold_correlation([settled(written(question(), [ANSWER]))]) is None
+
+
+@pytest.fixture
+def own_metric() -> Iterator[Metric]:
+    """One entry more in the table: how many turns an episode has."""
+    metric = Metric(
+        "turns",
+        "turns per rollout",
+        lambda episode: [float(len(episode.steps))],
+        heading="turns",
+        digits=1,
+        interval=True,
+    )
+    register_metric(metric)
+    yield metric
+    del METRICS["turns"]
+
+
+def test_one_entry_adds_a_metric_everywhere(own_metric: Metric, tmp_path: Path) -> None:
+    """In the results and the table of an evaluation, the training log, and the viewer's page."""
+    ending: dict[str, Any] = {"outcome": 1.0, "em": 1.0, "f1": 1.0, "terminated": True}
+    episodes = [
+        written(question("a"), [SEARCH, ANSWER], documents=FOUND, **ending),
+        written(question("b"), [SEARCH, "home", "home", ANSWER], documents=FOUND, **ending),
+    ]
+    results = report([score_example(episode) for episode in episodes])
+    assert results["micro"]["turns"] == 3.0
+    assert results["micro"]["turns_interval"] == [2.0, 4.0]
+    assert "turns" in results["macro"]
+    assert "turns" in results["datasets"]["unnamed"]
+    table = results_table(results, "two episodes", None)
+    (column,) = [column for column in table.columns if column.header == "turns"]
+    assert next(iter(column.cells)) == "3.0\n2.00–4.00"
+    assert batch_metrics(episodes)["turns"] == 3.0
+    lines = [json.dumps(episode_record(episode)) + "\n" for episode in episodes]
+    (tmp_path / "episodes.jsonl").write_text("".join(lines))
+    page = view_data(tmp_path, 10)
+    assert page["table"]["turns"] == {"label": "turns per rollout", "digits": 1, "column": True}
+    assert [rollout["metrics"]["turns"] for rollout in page["rollouts"]] == [[2.0], [4.0]]
+
+
+def test_a_metric_is_entered_once_and_of_one_kind(own_metric: Metric) -> None:
+    with pytest.raises(ValueError, match="a metric named 'turns' exists already"):
+        register_metric(own_metric)
+    with pytest.raises(ValueError, match="metric 'x' must have either values or batch"):
+        Metric("x", "x")
+    with pytest.raises(ValueError, match="metric 'x' must have either values or batch"):
+        Metric("x", "x", lambda episode: [], lambda episodes: None)
+
+
+def test_the_table_says_which_scorer_made_the_gains() -> None:
+    ending: dict[str, Any] = {"outcome": 1.0, "em": 1.0, "f1": 1.0}
+    episode = settled(written(question(), [SEARCH, ANSWER], documents=FOUND, **ending), 0.5)
+    results = report([score_example(episode)])
+    headings = [column.header for column in results_table(results, "", "TrieScorer").columns]
+    assert "IG, nats\nTrieScorer" in headings
+    assert {"invalid", "EM", "gold"} <= {*headings}
+
+
+def test_numbers_of_an_episode_are_averaged_within_it() -> None:
+    episode = written(question(), ["home", SEARCH, SEARCH, ANSWER], documents=FOUND)
+    found = episode_metrics(settled(episode, 0.5, 0.25))
+    assert found["invalid_turns"] == 0.25
+    assert found["information_gain"] == 0.375
+    assert "em" not in found  # it has not ended

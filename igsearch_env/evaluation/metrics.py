@@ -1,0 +1,250 @@
+"""The table of metrics, which evaluations, training logs and the viewer read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from igsearch_env.answers import cover_exact_match
+from igsearch_env.credit.query_bonus import query_length
+from igsearch_env.episode import Document, Episode, Question
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that is reported of episodes.
+
+    Give either ``values`` or ``batch``. ``values`` returns numbers of one episode: one for the
+    whole of it, one for each turn or each search, or none where nothing is known. An evaluation
+    takes their mean within each episode, then over the samples of a question, then over questions.
+    A training log takes the mean of all numbers of a batch. A metric with ``batch`` is a number of
+    several rollouts together, and only training logs have it.
+
+    Args:
+        name: Key in results.json and metrics.jsonl.
+        label: What it is, in a few words; the viewer shows it.
+        values: Numbers of an episode in which no search failed.
+        batch: A number of a batch of rollouts, among them those in which a search failed; None
+            where it is not known.
+        heading: Its column in the table of an evaluation; empty for none.
+        digits: Digits after the point where it is shown.
+        interval: Whether that column shows the 95 % interval, which results.json always has.
+
+    Raises:
+        ValueError: If not exactly one of ``values`` and ``batch`` is given.
+    """
+
+    name: str
+    label: str
+    values: Callable[[Episode], Sequence[float]] | None = None
+    batch: Callable[[Sequence[Episode]], float | None] | None = None
+    heading: str = ""
+    digits: int = 3
+    interval: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.values is None) == (self.batch is None):
+            raise ValueError(
+                f"metric {self.name!r} must have either values or batch; values is "
+                f"{self.values!r}, batch {self.batch!r}"
+            )
+
+
+def unbroken(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes in which no search failed."""
+    return [episode for episode in episodes if not episode.retrieval_failed]
+
+
+def gold_document_rate(episode: Episode) -> float | None:
+    """Share of the question's gold documents that its searches found; None if they are unknown."""
+    found = [document for step in episode.searches for document in step.documents]
+    return gold_share(episode.question, found)
+
+
+def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
+    """Share of a question's gold documents that are among some; None if they are unknown.
+
+    >>> question = Question("q", "?", ("Lima",), gold_titles=("Lima", "Peru"))
+    >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
+    0.5
+    """
+    if question.gold_ids:
+        gold, seen = set(question.gold_ids), {document.id for document in documents}
+    else:
+        gold, seen = set(question.gold_titles), {document.title for document in documents}
+    return len(gold & seen) / len(gold) if gold else None
+
+
+def gain_gold_correlation(episodes: Sequence[Episode]) -> float | None:
+    """Correlation of a search's information gain with whether it found a new gold document.
+
+    Pearson's, over the settled searches of questions whose ``gold_ids`` are known; None where
+    either is constant.
+    """
+    pairs: list[tuple[float, float]] = []
+    for episode in unbroken(episodes):
+        missing = set(episode.question.gold_ids)
+        for step in episode.searches:
+            found = missing & {document.id for document in step.documents}
+            missing -= found
+            if step.information_gain is not None and episode.question.gold_ids:
+                pairs.append((step.information_gain, float(bool(found))))
+    if len(pairs) < 2 or np.ptp(np.array(pairs), axis=0).min() == 0:
+        return None
+    return float(np.corrcoef(np.array(pairs).T)[0, 1])
+
+
+def _known(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+def _gains(episode: Episode) -> list[float]:
+    return [gain for gain in episode.information_gains if gain is not None]
+
+
+def _query_tokens(episode: Episode) -> list[float]:
+    return [float(query_length(step)) for step in episode.searches]
+
+
+def _tokens(episode: Episode) -> list[float]:
+    """Number of tokens that the policy wrote; none if only its text is known."""
+    known = all(step.turn.token_ids is not None for step in episode.steps)
+    return [float(episode.policy_tokens)] if known else []
+
+
+def _share(flags: Sequence[bool]) -> float | None:
+    return sum(flags) / len(flags) if flags else None
+
+
+def _all_fail(episodes: Sequence[Episode]) -> float | None:
+    """Share of groups without an outcome above 0."""
+    return _share([max(outcomes) <= 0 for outcomes in _group_outcomes(episodes)])
+
+
+def _all_success(episodes: Sequence[Episode]) -> float | None:
+    """Share of groups whose outcomes are equal and above 0."""
+    return _share([0 < min(outcomes) == max(outcomes) for outcomes in _group_outcomes(episodes)])
+
+
+def _group_outcomes(episodes: Sequence[Episode]) -> Iterable[list[float]]:
+    groups: dict[str, list[float]] = {}
+    for episode in unbroken(episodes):
+        groups.setdefault(episode.group_id, []).append(episode.outcome or 0.0)
+    return groups.values()
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("em", "exact match", lambda e: _known(e.em), heading="EM", interval=True),
+        Metric("f1", "F1", lambda e: _known(e.f1), heading="F1", interval=True),
+        Metric(
+            "cover_em",
+            "answer contains a gold answer",
+            lambda e: [cover_exact_match(e.answer, e.question.golden_answers)],
+            heading="cover EM",
+        ),
+        Metric("outcome", "outcome", lambda e: _known(e.outcome)),
+        Metric(
+            "gold_documents",
+            "gold documents found",
+            lambda e: _known(gold_document_rate(e)),
+            heading="gold",
+        ),
+        Metric(
+            "searches",
+            "searches per rollout",
+            lambda e: [float(len(e.searches))],
+            heading="searches",
+            digits=2,
+        ),
+        Metric("tokens", "tokens per rollout", _tokens, heading="tokens", digits=1),
+        Metric("query_tokens", "tokens per query", _query_tokens),
+        Metric(
+            "invalid_turns",
+            "turns without a valid action",
+            lambda e: [float(not step.valid) for step in e.steps],
+            heading="invalid",
+        ),
+        Metric(
+            "information_gain", "information gain of a search, nats", _gains, heading="IG, nats"
+        ),
+        Metric(
+            "information_gain_positive",
+            "share of gains above 0",
+            lambda e: [float(gain > 0) for gain in _gains(e)],
+        ),
+        Metric(
+            "log_prob",
+            "gold answer's log-prob given the documents",
+            lambda e: [s.log_prob for s in e.searches if s.log_prob is not None],
+        ),
+        Metric(
+            "baseline_log_prob",
+            "gold answer's log-prob given documents of other questions",
+            lambda e: [b for s in e.searches for b in s.baseline_log_probs or ()],
+        ),
+        Metric(
+            "failed_searches",
+            "searches that failed",
+            batch=lambda es: _share([s.retrieval_failed for e in es for s in e.searches]),
+        ),
+        Metric(
+            "failed_rollouts",
+            "rollouts in which a search failed",
+            batch=lambda es: _share([e.retrieval_failed for e in es]),
+        ),
+        Metric("all_fail", "groups without a success", batch=_all_fail),
+        Metric("all_success", "groups of equal outcomes above 0", batch=_all_success),
+        Metric(
+            "gain_gold_correlation",
+            "correlation of gain and finding gold",
+            batch=gain_gold_correlation,
+        ),
+    )
+}
+"""The metrics by name; :func:`register_metric` adds to it."""
+
+
+def register_metric(metric: Metric) -> None:
+    """Add a metric to the table.
+
+    Evaluations then have it in results.json and in their table, training in metrics.jsonl and
+    TensorBoard, and the viewer in its list and curves.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if metric.name in METRICS:
+        raise ValueError(f"a metric named {metric.name!r} exists already; choose another name")
+    METRICS[metric.name] = metric
+
+
+def episode_metrics(episode: Episode) -> dict[str, float]:
+    """The mean of each metric's numbers within an episode; one that is unknown is left out."""
+    found: dict[str, float] = {}
+    for metric in METRICS.values():
+        if metric.values is not None and (values := metric.values(episode)):
+            found[metric.name] = float(np.mean(values))
+    return found
+
+
+def batch_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Each metric over a batch of rollouts; one that is unknown is left out.
+
+    Rollouts in which a search failed are left out of the means.
+    """
+    whole = unbroken(episodes)
+    found: dict[str, float] = {}
+    for metric in METRICS.values():
+        if metric.values is not None:
+            values = [value for episode in whole for value in metric.values(episode)]
+            number = float(np.mean(values)) if values else None
+        else:
+            assert metric.batch is not None  # one of the two is there
+            number = metric.batch(episodes)
+        if number is not None:
+            found[metric.name] = number
+    return found
