@@ -15,13 +15,19 @@ from transformers.utils.hub import cached_file
 
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.evaluation.settings import Precision
 from igsearch_env.extras import import_extra
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def load_policy(
-    path: str, protocol: str | None = None, *, device: str = "cpu", **options: Any
+    path: str,
+    protocol: str | None = None,
+    *,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    **options: Any,
 ) -> TransformersPolicy:
     """Load a policy; a relative path is looked up in the checkout too.
 
@@ -30,6 +36,7 @@ def load_policy(
             Face hub.
         protocol: Name of the tag grammar; None for the checkpoint's own.
         device: Where it is to run.
+        precision: What it multiplies in: the type of its weights, or bfloat16 in float32's place.
         **options: See :meth:`TransformersPolicy.from_pretrained`.
 
     Raises:
@@ -38,6 +45,7 @@ def load_policy(
         ImportError: If it is a GGUF file and the ``gguf`` extra is not installed.
     """
     check_device(device)
+    options["autocast"] = torch.bfloat16 if precision == "bfloat16-autocast" else None
     if path.endswith(".gguf"):
         return _load_gguf(path, protocol, device, **options)
     folder = checkpoint_folder(path)

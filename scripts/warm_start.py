@@ -15,7 +15,7 @@ import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -26,10 +26,10 @@ from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
+from igsearch_env.evaluation.settings import Precision
 from igsearch_env.files import write_json
 from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.threads import set_threads
-from trainers.setup import AUTOCAST
 from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
 from trainers.warm_start.tiny_policy import PROTOCOL
 from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
@@ -82,7 +82,7 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
         arguments.protocol,
         dtype=torch.float32,
         device=arguments.device,
-        autocast=AUTOCAST[arguments.precision],
+        precision=arguments.precision,
         max_new_tokens=arguments.max_new_tokens,
         trained_in=EnvironmentSettings(
             top_k=arguments.top_k, max_searches=arguments.max_searches, counterfactual="documents"
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
     real.add_argument("--batch-size", type=int, help="demonstrations per update")
     real.add_argument("--learning-rate", type=float)
-    real.add_argument("--precision", choices=AUTOCAST, default="bfloat16-autocast")
+    real.add_argument("--precision", choices=get_args(Precision), default="bfloat16-autocast")
     real.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")

@@ -13,12 +13,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import dacite
 
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
+from igsearch_env.evaluation.settings import Precision
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
 
 T = TypeVar("T")
-
-Precision = Literal["float32", "bfloat16-autocast"]
 
 
 @dataclass(frozen=True)

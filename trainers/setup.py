@@ -23,17 +23,10 @@ from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.settings import make_engine
 from trainers.config import (
     PolicySettings,
-    Precision,
     TrainSettings,
     WorldSettings,
     make_credit_from,
 )
-
-AUTOCAST: dict[Precision, torch.dtype | None] = {
-    "float32": None,
-    "bfloat16-autocast": torch.bfloat16,
-}
-"""What matrices are multiplied in at each precision; None for the type of the weights."""
 
 
 @lru_cache(maxsize=2)
@@ -99,7 +92,7 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         protocol,
         device=config.device,
         dtype=torch.float32,
-        autocast=AUTOCAST[config.precision],
+        precision=config.precision,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         **options,

@@ -32,7 +32,7 @@ from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
-from igsearch_env.evaluation.settings import EvaluationSettings, comparable
+from igsearch_env.evaluation.settings import EvaluationSettings, Precision, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of sampling (default: 0)")
     add("--batch-size", type=int, help="questions side by side; a chunk (default: 128)")
     add("--device", help="where a checkpoint runs (default: cpu)")
+    add("--precision", choices=get_args(Precision), help="of a checkpoint (default: float32)")
     add("--threads", type=int, help="torch threads (default: as many as there are free cores)")
     add("--model", help="name of the endpoint's model (default: the only one that it serves)")
     add("--api", choices=get_args(Api), help="of the endpoint (default: completions)")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from igsearch_env.endpoint import Api
 from igsearch_env.settings import EnvironmentSettings
 
 MANNER = ("concurrency", "retries", "timeout", "api_key_variable")
 """Settings of how an endpoint is asked, not of what; they may change when a run is resumed."""
+
+Precision = Literal["float32", "bfloat16-autocast"]
+"""What a policy multiplies matrices in; its weights stay in float32."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class EvaluationSettings:
         seed: Seed of sampling, of random queries and of counterfactuals.
         batch_size: Questions that are played side by side; an endpoint has ``concurrency``.
         device: Where a checkpoint runs.
+        precision: What a checkpoint multiplies in: ``"float32"`` (the type of its weights), or
+            ``"bfloat16-autocast"``.
         threads: Torch threads; 0 for as many as there are free cores.
         model: Name of the endpoint's model; None if it serves only one.
         api: ``"completions"`` or ``"chat"``; see :class:`igsearch_env.endpoint.agent.OpenAIAgent`.
@@ -66,6 +71,7 @@ class EvaluationSettings:
     seed: int = 0
     batch_size: int = 128
     device: str = "cpu"
+    precision: Precision = "float32"
     threads: int = 0
     model: str | None = None
     api: Api = "completions"
@@ -82,6 +88,10 @@ class EvaluationSettings:
         if not self.corpus and not self.index:
             raise ValueError("there is nothing to search; give --corpus, or --index of a saved one")
         replace(EnvironmentSettings().rules, **self.environment)  # refuses what does not fit
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
+            )
         for name in ("limit", "max_new_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -289,6 +289,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         config.agent,
         config.protocol,
         device=config.device,
+        precision=config.precision,
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
         temperature=config.temperature,

@@ -108,7 +108,7 @@ def test_what_is_no_such_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif("IGSEARCH_GGUF" not in os.environ, reason="needs the path of a real model")
 def test_a_real_model_knows_a_capital(tmp_path: Path) -> None:
-    policy = load_policy(os.environ["IGSEARCH_GGUF"], autocast=torch.bfloat16)
+    policy = load_policy(os.environ["IGSEARCH_GGUF"], precision="bfloat16-autocast")
     template: Any = policy.tokenizer.tokenizer.apply_chat_template
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     text = template(asked, tokenize=False, add_generation_prompt=True)
