@@ -2,25 +2,37 @@
 
 python -m scripts.train --out runs/mine --config trainers/configs/demo.toml --set run.seed=1
 python -m scripts.train --out runs/mine --resume
+python -m scripts.train --out runs/mine --resume --set optimization.steps=200   # for longer
+
+Ctrl-C writes a checkpoint first. --import takes modules, or files, that register a credit method,
+a retriever, a policy or an outcome of your own; a resumed run imports them again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
 from rich.table import Table
 
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import run, run_parser
+from igsearch_env.cli.program import on_interrupt, quiet_transformers, run, run_parser
 from igsearch_env.evaluation.metrics import METRICS
+from igsearch_env.extras import extra
 from igsearch_env.files import write_json
 from igsearch_env.plugins import import_plugin
-from igsearch_env.viewer.page import write_page
-from trainers.config import TrainSettings, from_dict, load_config, override
-from trainers.local.grpo import GRPOTrainer
+from trainers.config import (
+    TrainSettings,
+    from_dict,
+    load_config,
+    make_credit_from,
+    override,
+    read_settings,
+)
 
 SMOKE = (
     "environment.protocol=refine-bare",
@@ -31,38 +43,79 @@ SMOKE = (
     "run.checkpoint_every=1",
     "run.eval_limit=4",
 )
+SHARES = {"rollouts": 0.6, "gains": 0.15, "update": 0.25}
+"""Parts of a step's time, until a step has told its own."""
 
 
-def main() -> None:
-    """Read the settings, train, and say where the results are."""
-    arguments = _parser().parse_args()
-    for name in arguments.modules:
-        import_plugin(name)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the settings, train, and say where the results are.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     config = _config(arguments)
-    trainer = GRPOTrainer(config, arguments.out, resume=arguments.resume)
+    for name in config.run.imports:
+        import_plugin(name)
+    make_credit_from(config.credit)  # a typo is told before torch is loaded, which takes seconds
+    with console.status(f"loading {config.policy.path}"):
+        with extra("train"):
+            from trainers.local.grpo import GRPOTrainer
+        quiet_transformers()
+        trainer = GRPOTrainer(config, arguments.out, resume=arguments.resume)
     if trainer.step:
         console.print(f"going on after step {trainer.step}")
     with progress_bar() as bar:
-        task = bar.add_task(
-            config.credit["method"],
-            total=config.optimization.steps,
-            completed=trainer.step,
-            note="",
-        )
-
-        def report(row: dict[str, Any]) -> None:
-            em, gold = (row.get(name, float("nan")) for name in ("em", "gold_documents"))
-            note = f"em {em:.3f}  gold {gold:.3f}"
-            bar.update(task, completed=row["step"], note=note)
-            if not console.is_terminal and row["step"] % 10 == 0:
-                console.print(f"step {row['step']}: {note}")
-
-        last = trainer.run(report)
+        shown = _Shown(bar, config, trainer.step)
+        with on_interrupt("a checkpoint of the last whole step is written: --resume goes on"):
+            last = trainer.run(shown.report, shown.watch)
     write_json(arguments.out / "results.json", last)
     console.print(last_step(last))
+    from igsearch_env.viewer.page import write_page
+
     page, _ = write_page(arguments.out)
     console.print(f"policy: {arguments.out / 'policy'}   log: {arguments.out / 'metrics.jsonl'}")
     console.print(f"page: {page}")
+
+
+class _Shown:
+    """The bar of a run; it moves within a step, so that the time left is known in the first one."""
+
+    def __init__(self, bar: Progress, config: TrainSettings, done: int) -> None:
+        self.bar, self.done, self.metrics = bar, done, ""
+        self.shares = dict(SHARES)
+        steps = config.optimization.steps
+        self.task = bar.add_task(config.credit["method"], total=steps, completed=done, note="")
+
+    def watch(self, part: str, done: int, total: int) -> None:
+        """Show where a step is."""
+        before = 0.0
+        for name, share in self.shares.items():
+            if name == part:
+                before += share * done / max(1, total)
+                break
+            before += share
+        note = f"{part} {done}/{total}  {self.metrics}"
+        # An evaluation comes after its step, which is done by then.
+        completed = self.done + (1.0 if part == "evaluation" else before)
+        self.bar.update(self.task, completed=completed, note=note)
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Show the metrics of a step, and learn from it how long its parts take."""
+        self.done = row["step"]
+        names = {"em": "em", "gold_documents": "gold"}
+        self.metrics = "  ".join(
+            f"{short} {row[name]:.3f}" for name, short in names.items() if name in row
+        )
+        took = row["seconds"]
+        seconds = {
+            "rollouts": took["rollout"] + took["retrieval"],
+            "gains": took["information_gain"],
+            "update": took["update"],
+        }
+        if total := sum(seconds.values()):
+            self.shares = {part: value / total for part, value in seconds.items()}
+        self.bar.update(self.task, completed=self.done, note=self.metrics)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,8 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="import a .py file or a module first, one that registers a credit method, a "
-        "retriever, questions or a corpus; may be repeated",
+        help="import a .py file or a module first, one that registers something of your own; may "
+        "be repeated",
     )
     parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
     return parser
@@ -85,10 +138,13 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     """The settings asked for; those of the run itself if it is resumed without any."""
     written = arguments.out / "config.json"
     overrides = [*(SMOKE if arguments.smoke else ()), *arguments.set]
+    if arguments.modules:
+        files = [str(Path(m).resolve()) if m.endswith(".py") else m for m in arguments.modules]
+        overrides.append(f"run.imports={json.dumps(files)}")
     if arguments.resume and not arguments.config:
         if not written.is_file():
             raise ValueError(f"there is no run to resume in {arguments.out}: no config.json")
-        return from_dict(override(json.loads(written.read_text(encoding="utf-8")), overrides))
+        return from_dict(override(read_settings(written), overrides))
     return load_config(arguments.config, overrides)
 
 

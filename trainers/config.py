@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -250,6 +251,25 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return from_dict(override(data, overrides))
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a run wrote into its ``config.json``.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        settings: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        sections = list(settings.values()) if isinstance(settings, dict) else [None]
+        if not all(isinstance(section, dict) for section in sections):
+            raise ValueError("it holds no sections of settings")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and resume with the --config and --set that "
+            "the run began with"
+        ) from error
+    return settings
+
+
 def override(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Apply changes of the form ``"section.key=value"`` to nested dictionaries, in place."""
     for change in changes:
@@ -335,13 +355,18 @@ def _check_names(kind: Any, data: dict[str, Any], prefix: str) -> None:
     """Refuse names that are no settings, with the nearest one that is."""
     known = [*_names(kind, prefix)]
     for name in _names_of(kind, data, prefix):
-        if name in known:
-            continue
-        last = name.rpartition(".")[2]
-        elsewhere = [one for one in known if one.rpartition(".")[2] == last]  # right, but not there
-        near = elsewhere or difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown setting {name}; {hint}")
+        if name not in known:
+            nearest = max(known, key=lambda one: _likeness(one, name))
+            close = _likeness(nearest, name)[0] > 0.6
+            hint = f"did you mean {nearest}?" if close else f"known are {', '.join(known)}"
+            raise ValueError(f"unknown setting {name}; {hint}")
+
+
+def _likeness(one: str, other: str) -> tuple[float, float]:
+    """How alike two names are, their sections aside, and with them: 1 for the same."""
+    pairs = ((one.rpartition(".")[2], other.rpartition(".")[2]), (one, other))
+    last, whole = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+    return last, whole
 
 
 def _names(kind: Any, prefix: str) -> Iterator[str]:

@@ -154,13 +154,18 @@ def on_interrupt(advice: str) -> Iterator[None]:
         raise
 
 
+def quiet_transformers() -> None:
+    """Turn off the bars that transformers shows over each loading of weights, if it is loaded."""
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.disable_progress_bar()
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a program; what its user can mend ends it with one line on stderr and status 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
-    if "transformers" in sys.modules:  # its bars over the loading of weights
-        sys.modules["transformers"].logging.disable_progress_bar()
+    quiet_transformers()
     try:
         main()
         sys.stdout.flush()

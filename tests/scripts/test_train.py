@@ -155,13 +155,11 @@ def test_the_settings_come_from_a_file_too(
     assert "information_gain" not in rows(tmp_path / "run")[0]
 
 
-def test_a_method_of_ones_own_is_imported_first(
-    tmp_path: Path,
-    tiny_settings: Settings,
-    train: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
+    tmp_path: Path, tiny_settings: Settings, train: Callable[..., int]
 ) -> None:
-    (tmp_path / "my_credit.py").write_text(
+    file = tmp_path / "my_credit.py"
+    file.write_text(
         "from dataclasses import dataclass\n"
         "import numpy as np\n"
         "from igsearch_env import CreditAssignment, register_credit\n"
@@ -172,12 +170,39 @@ def test_a_method_of_ones_own_is_imported_first(
         "    def __call__(self, episodes):\n"
         "        return [np.ones(episode.policy_tokens) for episode in episodes]\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
     settings = tiny_settings("optimization.steps=1", "credit.method=constant")
+
+    def forget() -> None:
+        """What another process would not know."""
+        del CREDIT["constant"]
+        del sys.modules["my_credit"]
+
     assert train(tmp_path / "run", settings) == 2
-    assert train(tmp_path / "run", settings, "--import", "my_credit") == 0
-    assert len(rows(tmp_path / "run")) == 1
-    del CREDIT["constant"]
+    assert train(tmp_path / "run", settings, "--import", str(file)) == 0
+    forget()
+    assert train(tmp_path / "run", ["optimization.steps=2"], "--resume") == 0
+    assert len(rows(tmp_path / "run")) == 2
+    forget()
+
+
+def test_help_and_typos_load_nothing_heavy(tmp_path: Path) -> None:
+    check = (
+        "import sys\n"
+        "from scripts.train import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except (ValueError, SystemExit) as ended: print(ended, file=sys.stderr)\n"
+        "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+    )
+    out = ["--out", str(tmp_path / "run"), "--set"]
+    for words, said in (
+        (["--help"], "0"),
+        ([*out, "run.sed=1"], "did you mean run.seed?"),
+        ([*out, "credit.alhpa=1"], "does not take alhpa"),
+    ):
+        command = [sys.executable, "-c", check, *words]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stderr
 
 
 def test_smoke(tmp_path: Path, taught_policy: Path, train: Callable[..., int]) -> None:
@@ -192,7 +217,12 @@ def test_smoke(tmp_path: Path, taught_policy: Path, train: Callable[..., int]) -
         ("used", ["run.seed=0"], (), "holds a run already; pass --resume"),
         ("used", ["run.seed=0"], ("--resume",), "has other settings (world.people"),
         ("new", [], ("--resume",), "there is no run to resume in"),
-        ("new", ["optimization.stpes=1"], (), "unknown settings: stpes"),
+        (
+            "new",
+            ["optimization.stpes=1"],
+            (),
+            "unknown setting optimization.stpes; did you mean optimization.steps?",
+        ),
         ("new", ["optimization.steps=x"], (), "optimization.steps must be int, got 'x'"),
         ("new", ["steps"], (), "expected section.key=value, got 'steps'"),
         ("new", ["credit.method=ppo"], (), "unknown credit method 'ppo'"),

@@ -54,6 +54,8 @@ def test_a_floor_is_a_word_or_a_number(text: str, expected: object) -> None:
             "optimization.stpes=1",
             "unknown setting optimization.stpes; did you mean optim",
         ),
+        ("run.stpes=1", "unknown setting run.stpes; did you mean optimization.steps"),
+        ("run.eval_evry=1", "did you mean run.eval_every"),
         ("run.steps=1", "unknown setting run.steps; did you mean optimization.steps"),
         ("optimizer.steps=1", "unknown setting optimizer; did you mean optimization"),
         ("steps=1", "unknown setting steps; did you mean optimization.steps"),

@@ -28,7 +28,7 @@ from igsearch_env.retrieval.base import check_alive
 from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
-from trainers.config import RESUMABLE, TrainSettings
+from trainers.config import RESUMABLE, TrainSettings, read_settings
 from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_policy
 from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
@@ -313,25 +313,6 @@ class GRPOTrainer:
         self.engine.pool.load_state_dict(state["pool"])
         torch.set_rng_state(state["torch"])
         self.step = state["step"]
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that a run wrote into its ``config.json``.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        settings: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        sections = list(settings.values()) if isinstance(settings, dict) else [None]
-        if not all(isinstance(section, dict) for section in sections):
-            raise ValueError("it holds no sections of settings")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and resume with the --config and --set that "
-            "the run began with"
-        ) from error
-    return settings
 
 
 @contextmanager
