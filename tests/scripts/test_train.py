@@ -175,7 +175,7 @@ def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
     def forget() -> None:
         """What another process would not know."""
         del CREDIT["constant"]
-        del sys.modules["my_credit"]
+        del sys.modules["igsearch_plugin_my_credit"]
 
     assert train(tmp_path / "run", settings) == 2
     assert train(tmp_path / "run", settings, "--import", str(file)) == 0
