@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,24 @@ def write_whole(path: Path, text: str) -> None:
     Args:
         path: The file; its folder is made if need be.
         text: What it is to hold.
+
+    Raises:
+        OSError: If it cannot be written; the message names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    with names_file(path):
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Name a file in the errors of writing it: a full disk does not tell which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -6,10 +6,12 @@ python -m scripts.demo --out runs/demo
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,23 +19,19 @@ from typing import Any
 
 from rich.table import Table
 
-from agents.loading import CHECKOUT
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import positive, run, run_parser
+from igsearch_env.cli.program import on_interrupt, positive, quiet_transformers, run, run_parser
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
-from scripts.demo_plots import plot_curves, plot_results
 from trainers.config import TrainSettings, load_config
-from trainers.local.checkpoint import checkpoints
 from trainers.local.run_log import read_log
-from trainers.setup import make_policy, make_questions, make_training_engine
-from trainers.warm_start.training import NoDocuments
 
-CONFIG = Path("trainers/configs/demo.toml")
+CHECKOUT = Path(__file__).resolve().parents[1]
+CONFIG = CHECKOUT / "trainers" / "configs" / "demo.toml"
 ARMS: Mapping[str, Sequence[str]] = {
     "ig_search": (),
     "grpo": ("--set", 'credit={method = "outcome"}'),
@@ -41,13 +39,22 @@ ARMS: Mapping[str, Sequence[str]] = {
 EVAL_SEED = 77
 
 
-def main() -> None:
-    """Train both arms in parallel, evaluate them, and write the table, the file and the plots."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train both arms in parallel, evaluate them, and write the table, the file and the plots.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     started = time.perf_counter()
-    config = load_config(CHECKOUT / CONFIG, arguments.set)
+    config = load_config(CONFIG, arguments.set)
     _check_folder(arguments)
     _train(arguments)
+    with console.status("loading torch"):  # not above: --help and typos need not wait for it
+        from scripts.demo_plots import plot_curves, plot_results
+        from trainers.setup import make_questions, make_training_engine
+
+        quiet_transformers()
     trained = time.perf_counter()
     set_threads(1)
     engine = make_training_engine(config, seed=EVAL_SEED)
@@ -86,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check_folder(arguments: argparse.Namespace) -> None:
     """Refuse a folder that holds arms, unless they are to be resumed; say so if they are."""
+    from trainers.local.checkpoint import checkpoints
+
     held = [arm for arm in ARMS if (arguments.out / arm / "config.json").exists()]
     if held and not arguments.resume:
         raise ValueError(
@@ -103,38 +112,54 @@ def _train(arguments: argparse.Namespace) -> None:
     for arm, settings in ARMS.items():
         folder = arguments.out / arm
         command = [sys.executable, "-m", "scripts.train", "--out", str(folder), "--resume"]
-        command += ["--config", str(CHECKOUT / CONFIG), *settings]
+        command += ["--config", str(CONFIG), *settings]
         command += [part for override in arguments.set for part in ("--set", override)]
         folder.mkdir(parents=True, exist_ok=True)
         log = (folder / "train.log").open("w", encoding="utf-8")
-        processes[arm] = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=log)
-    steps = load_config(CHECKOUT / CONFIG, arguments.set).optimization.steps
+        # In groups of their own: Ctrl-C reaches them from here, once, so that each can write its
+        # checkpoint in peace.
+        apart: dict[str, Any] = {} if os.name == "nt" else {"process_group": 0}
+        processes[arm] = subprocess.Popen(command, cwd=CHECKOUT, stdout=log, stderr=log, **apart)
+    steps = load_config(CONFIG, arguments.set).optimization.steps
     try:
-        with progress_bar() as bar:
+        with (
+            on_interrupt("both arms have written checkpoints: --resume goes on"),
+            progress_bar() as bar,
+        ):
             tasks = {arm: bar.add_task(f"train {arm}", total=steps, note="") for arm in ARMS}
-            told = dict.fromkeys(ARMS, 0)
             while any(process.poll() is None for process in processes.values()):
                 for arm, task in tasks.items():
                     rows = read_log(arguments.out / arm / "metrics.jsonl")
                     note = f"em {rows[-1]['em']:.3f}" if rows else ""
                     bar.update(task, completed=len(rows), note=note)
-                    if not console.is_terminal and len(rows) // 10 > told[arm]:
-                        told[arm] = len(rows) // 10
-                        console.print(f"{arm}: step {len(rows)} of {steps}, {note}")
                 time.sleep(0.5)
     finally:
-        for process in processes.values():
-            process.terminate()
+        _end(processes.values())
     for arm, process in processes.items():
         if process.wait() != 0:
             tail = (arguments.out / arm / "train.log").read_text(encoding="utf-8")[-2000:]
             raise ValueError(f"training {arm} ended with status {process.returncode}:\n{tail}")
 
 
+def _end(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """End processes that still run as Ctrl-C does, and wait for what they write then."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        if os.name == "nt":
+            process.terminate()
+        else:
+            process.send_signal(signal.SIGINT)
+    for process in running:
+        process.wait()
+
+
 def _evaluate(
     path: str, config: TrainSettings, engine: SearchQAEngine, questions: Sequence[Question]
 ) -> dict[str, Any]:
     """Sampled and greedy results on held-out questions; gains under the policy's own weights."""
+    from trainers.setup import make_policy
+    from trainers.warm_start.training import NoDocuments
+
     policy = make_policy(replace(config.policy, path=path), config.environment.protocol)
     scoring = replace(engine, scorer=policy.scorer())
     row: dict[str, Any] = {}

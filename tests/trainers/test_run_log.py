@@ -99,3 +99,26 @@ def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert path.read_text(encoding="utf-8") == "é\n"
     write_whole(path, "next\n")
     assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, 0)
+    log.path.unlink()
+    log.path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        log.write(rows(1)[0])
+    (tmp_path / ".config.json.unfinished").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/config\.json'"):
+        write_whole(tmp_path / "config.json", "{}\n")
+
+
+@pytest.mark.parametrize("line", ["\0\0\0", "[]", "{}", "7"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    log = RunLog(tmp_path, 0)
+    for row in rows(1, 2):
+        log.write(row)
+    text = log.path.read_text(encoding="utf-8").split("\n")
+    log.path.write_text("\n".join([text[0], line, *text[1:]]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is damaged .*remove it"):
+        RunLog(tmp_path, 1)

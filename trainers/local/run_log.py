@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.files import write_whole
+from igsearch_env.files import names_file, write_whole
 
 
 class RunLog:
@@ -36,7 +36,7 @@ class RunLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; it has a ``step``."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with names_file(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.last = row
         if self._board is not None:
@@ -50,11 +50,26 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that a kill cut short is left out."""
+    """The rows of a log; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        if line:
+            try:
+                row = json.loads(line)
+                row["step"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"line {number} of {path} is damaged ({error}); remove it to go on without it"
+                ) from error
+            rows.append(row)
+    return rows
 
 
 def _numbers(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
