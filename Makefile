@@ -82,7 +82,7 @@ constraints: ## Pin the newest versions of all dependencies afresh
 
 clean: ## Remove what building and testing leave behind; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
-		docs/_build docs/reference/generated
+		docs/_build docs/jupyter_execute docs/reference/generated
 	find . -path './.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

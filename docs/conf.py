@@ -1,12 +1,10 @@
 """Settings of the documentation: ``make docs`` builds it with Sphinx into docs/_build."""
 
-import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]  # the extension, and agents and trainers
-os.environ.setdefault("MPLBACKEND", "agg")
 
 project = "igsearch-env"
 author = "The igsearch-env maintainers"
@@ -20,13 +18,14 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_output_stderr = "remove"  # warnings of libraries
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
