@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHOWN = ("", "toml", "text")  # languages that are looked at, not run
 FENCE = re.compile(r"^( *)(```+|~~~+|:::+)([^\n`]*)$")
 COMMENT = re.compile(r"^<!-- (runs in|in tests): (.*) -->$")
-PRELOADED = ["torch", "transformers", "agents.loading", "trainers.setup", "trainers.local.grpo"]
+PRELOADED = ["sentence_transformers", "trainers.local.grpo", "igsearch_env.cli.evaluate"]
 
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(PRELOADED)

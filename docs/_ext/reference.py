@@ -218,7 +218,7 @@ def entries(
         text += f".. confval:: {prefix}{field.name}\n"
         text += "" if index else "   :no-index:\n"
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
-        text += f"   :type: ``{kind}``\n   :default: ``{default(field)}``\n\n   {meaning}\n\n"
+        text += f"\n   ``{kind}``, default ``{default(field)}``. {meaning}\n\n"
     return text
 
 
