@@ -38,10 +38,6 @@ VLLM = """\
 # vllm serve FOLDER --port PORT
 exec "{python}" "{server}" --policy "$2" --port "$4" --log "$PWD/vllm.jsonl"
 """
-IGSEARCH = """\
-#!/bin/sh
-exec "{python}" -m igsearch_env.cli "$@"
-"""
 
 
 def make_folder(work: Path) -> Path:
@@ -79,10 +75,9 @@ def make_standins(folder: Path, encoder: str) -> Path:
     _lay_out_hub(folder / "hub", encoder)
     (folder / "bin").mkdir()
     server = ROOT / "tests" / "completion_server.py"
-    for name, text in (("vllm", VLLM), ("igsearch", IGSEARCH)):
-        file = folder / "bin" / name
-        file.write_text(text.format(python=sys.executable, server=server), encoding="utf-8")
-        file.chmod(0o755)
+    vllm = folder / "bin" / "vllm"
+    vllm.write_text(VLLM.format(python=sys.executable, server=server), encoding="utf-8")
+    vllm.chmod(0o755)
     return folder
 
 

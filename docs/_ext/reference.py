@@ -42,7 +42,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("igsearch_env", "agents")
 NOT_SHOWN = ("igsearch_env.cli",)  # the page of programs shows these
 PROGRAMS = (
-    *(f"igsearch {name}" for name in ("evaluate", "compare", "view", "index", "serve", "recall")),
+    *(
+        f"igsearch {name}"
+        for name in ("evaluate", "compare", "view", "index", "serve", "check", "recall")
+    ),
     *(f"python -m scripts.{name}" for name in ("train", "warm_start", "demo")),
     *(
         f"python -m scripts.{group}.{path.stem}"
@@ -267,7 +270,7 @@ def help_of(program: str) -> str:
 
     Programs run in this process: one that starts afresh would import torch again.
     """
-    module, *words = program.replace("igsearch ", "python -m igsearch_env.cli.").split()[2:]
+    module, *words = program.replace("igsearch", "python -m igsearch_env.cli").split()[2:]
     shown = io.StringIO()
     with (
         mock.patch.dict(os.environ, {"COLUMNS": "88", "NO_COLOR": "1", "TERM": "dumb"}),
