@@ -1,13 +1,14 @@
 """How good an answer is: exact match, token F1 and containment, with bootstrap intervals.
 
 Answers are compared as the SQuAD evaluation script does, so figures compare with published ones.
+In other scripts than Latin, punctuation is what Unicode calls so; in scripts without blanks, every
+character counts as a word (:mod:`igsearch_env.words`), as in evaluations of Chinese and Korean.
 """
 
 from __future__ import annotations
 
 import re
 import string
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -16,25 +17,29 @@ from math import comb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from igsearch_env.words import WORD_RULE, folded, pieces, without_punctuation, words
+
+ANSWER_RULE = f"squad, {WORD_RULE}"
+"""Name of the rule that answers are compared by, for manifests."""
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WORD = re.compile(r"\w+")
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 _CHUNK = 1_000_000
 
 
 @lru_cache(maxsize=4096)
 def normalize_answer(text: str) -> str:
-    """Lower-case, then drop ASCII punctuation, English articles and surplus blanks, as SQuAD does.
+    """Fold, then drop punctuation, English articles and surplus blanks, as SQuAD does.
 
-    Composed and decomposed spellings of a character (é) come out the same (NFC).
+    Folding takes out case and what no reader sees, such as how an accent is spelled or how wide a
+    letter is. Punctuation is ASCII's and, in other scripts than Latin, Unicode's categories P.
 
-    >>> normalize_answer("The  Beatles!")
-    'beatles'
+    >>> normalize_answer("The  Beatles!"), normalize_answer("“北京。”")
+    ('beatles', '北京')
     """
-    text = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
-    text = _ARTICLES.sub(" ", unicodedata.normalize("NFC", text))
-    return " ".join(text.split())
+    text = without_punctuation(folded(text).translate(_PUNCTUATION))
+    return " ".join(_ARTICLES.sub(" ", text).split())
 
 
 def exact_match(prediction: str | None, golden_answers: Sequence[str]) -> float:
@@ -59,6 +64,8 @@ def exact_match(prediction: str | None, golden_answers: Sequence[str]) -> float:
 def f1_score(prediction: str | None, golden_answers: Sequence[str]) -> float:
     """F1 of the words of the normalised prediction, the highest over all golden answers.
 
+    In scripts without blanks, the words are the characters.
+
     As in HotpotQA's evaluation, yes, no and noanswer get no credit for overlap: unless both sides
     are equal, F1 is 0 when either of them is one of the three. It is never below
     :func:`exact_match`, which says what the arguments are.
@@ -81,10 +88,11 @@ def cover_exact_match(prediction: str | None, golden_answers: Sequence[str]) -> 
 
 
 def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
-    """Whether a passage holds a golden answer, as a run of whole words, case aside.
+    """Whether a text holds a golden answer, as a run of whole words, case aside.
 
-    Every character that is neither letter, digit nor underscore parts two words, so that
-    "1939–1945" and "Spanish-American" hold "1945" and "American". Articles do not count unless
+    Every character that is neither letter, mark, digit nor underscore parts two words, so that
+    "1939–1945" and "Spanish-American" hold "1945" and "American"; in scripts without blanks, every
+    character is a word. Articles do not count unless
     the answer has no other word. An answer without any word ("+") is never found.
 
     Raises:
@@ -215,9 +223,7 @@ def _check(golden_answers: Sequence[str]) -> None:
 def _exact(prediction: str, answer: str) -> float:
     given, gold = normalize_answer(prediction), normalize_answer(answer)
     if not given and not gold:
-        given, gold = (
-            unicodedata.normalize("NFC", side).strip().lower() for side in (prediction, answer)
-        )
+        given, gold = folded(prediction).strip(), folded(answer).strip()
     return float(given == gold)
 
 
@@ -226,7 +232,7 @@ def _f1(prediction: str, answer: str) -> float:
     closed = given in _CLOSED or gold in _CLOSED
     if not given or not gold or given == gold or closed:
         return _exact(prediction, answer)
-    given_words, gold_words = given.split(), gold.split()
+    given_words, gold_words = _split(given), _split(gold)
     shared = (Counter(given_words) & Counter(gold_words)).total()
     return 2.0 * shared / (len(given_words) + len(gold_words))
 
@@ -235,23 +241,19 @@ def _cover(prediction: str, answer: str) -> float:
     given, gold = normalize_answer(prediction), normalize_answer(answer)
     if not gold:
         return _exact(prediction, answer)
-    return float(f" {gold} " in f" {given} ")
+    return float(_spaced(_split(gold)) in _spaced(_split(given)))
+
+
+def _split(normalized: str) -> list[str]:
+    return [piece for part in normalized.split() for piece in pieces(part)]
 
 
 @lru_cache(maxsize=4096)  # a passage of the evidence pool is looked at again and again
 def _between_blanks(text: str) -> tuple[str, str]:
     """The words of a text between blanks, with and without its articles."""
-    words = _words(text)
-    return _spaced(words), _spaced(_without_articles(words))
+    every = words(text)
+    return _spaced(every), _spaced([word for word in every if not _ARTICLES.fullmatch(word)])
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(unicodedata.normalize("NFC", text).lower())
-
-
-def _without_articles(words: list[str]) -> list[str]:
-    return [word for word in words if not _ARTICLES.fullmatch(word)]
-
-
-def _spaced(words: list[str]) -> str:
-    return f" {' '.join(words)} "
+def _spaced(every: list[str]) -> str:
+    return f" {' '.join(every)} "

@@ -11,6 +11,7 @@ from igsearch_env.agent import Agent
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Document, Episode
 from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.words import runs
 
 _NAME = re.compile(r"[A-Z0-9][\w'’-]*(?:\s+(?:of|the|de|von|van)?\s*[A-Z0-9][\w'’-]*)*")
 
@@ -83,7 +84,7 @@ class RandomQueryAgent(_Scripted):
         if done >= self.searches or refused:
             return self._answer(extract_answer(episode))
         rng = random.Random(f"{self.seed} {episode.question.id} {episode.group_id} {done}")
-        words = re.findall(r"\w+", episode.question.text) or [episode.question.text]
+        words = runs(episode.question.text) or [episode.question.text]
         return self._search(" ".join(rng.sample(words, min(3, len(words)))))
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 from igsearch_env.answers import contains_answer, normalize_answer
 from igsearch_env.episode import Document, Question
 from igsearch_env.retrieval.base import Retriever
-from igsearch_env.retrieval.words import STOP_WORDS, words
+from igsearch_env.words import STOP_WORDS, words
 
 _BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
 _CLOSED = frozenset({"yes", "no"})

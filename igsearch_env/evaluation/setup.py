@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env.agent import Agent
+from igsearch_env.answers import ANSWER_RULE
 from igsearch_env.baselines import SCRIPTED, make_scripted
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings, protocol_record
 from igsearch_env.data.benchmarks import BENCHMARKS
@@ -136,6 +137,7 @@ def make_evaluation(
         "questions": [_set_record(one) for one in sets],
         "model": player.model,
         **{name: value for name, value in to_record(rules).items() if name not in NAMES},
+        "answer_rule": ANSWER_RULE,
         "protocol": protocol_record(player.protocol),
         "prompt_sha256": hashlib.sha256(player.protocol.prompt.encode()).hexdigest(),
         "scorer": type(player.scorer).__name__ if config.information_gain else None,

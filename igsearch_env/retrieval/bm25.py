@@ -20,10 +20,10 @@ from igsearch_env.retrieval.index_directory import (
     write_manifest,
 )
 from igsearch_env.retrieval.word_table import WordTable, check_bm25, index_words
-from igsearch_env.retrieval.words import query_words
+from igsearch_env.words import WORD_RULE, query_words
 
 FORMAT = "igsearch-env bm25"
-VERSION = 1
+VERSION = 2
 
 
 class BM25Retriever:
@@ -143,6 +143,13 @@ class BM25Retriever:
         """
         folder = Path(path)
         manifest = read_manifest(folder, FORMAT, VERSION, check_hashes=not mmap)
+        parameters = manifest.get("parameters")
+        rule = parameters.get("word_rule") if isinstance(parameters, dict) else None
+        if rule != WORD_RULE:
+            raise CorruptIndexError(
+                f"{folder} was built by the word rule {rule!r}, and queries are taken apart by "
+                f"{WORD_RULE!r}; build it again"
+            )
         documents = DocumentFile(folder)
         try:
             index = bm25s.BM25.load(folder, mmap=mmap)
@@ -166,7 +173,12 @@ class BM25Retriever:
     @property
     def parameters(self) -> dict[str, Any]:
         """What the results depend on besides the corpus, as JSON-ready data."""
-        return {"k1": self.k1, "b": self.b, "title_weight": self.title_weight}
+        return {
+            "k1": self.k1,
+            "b": self.b,
+            "title_weight": self.title_weight,
+            "word_rule": WORD_RULE,
+        }
 
     @property
     def documents(self) -> Iterable[Document]:

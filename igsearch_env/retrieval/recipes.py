@@ -19,6 +19,7 @@ from igsearch_env.retrieval.vector_index import (
     write_vector_index,
 )
 from igsearch_env.retrieval.word_table import PASSES, WordTable, check_bm25, index_words
+from igsearch_env.words import WORD_RULE
 
 
 class BM25Recipe:
@@ -30,7 +31,12 @@ class BM25Recipe:
 
     def __init__(self, k1: float = 0.9, b: float = 0.4, title_weight: int = 2) -> None:
         check_bm25(k1, b, title_weight)
-        self.parameters: dict[str, Any] = {"k1": k1, "b": b, "title_weight": title_weight}
+        self.parameters: dict[str, Any] = {
+            "k1": k1,
+            "b": b,
+            "title_weight": title_weight,
+            "word_rule": WORD_RULE,
+        }
 
     def shard(self, documents: Sequence[Document]) -> Arrays:
         """The words of some passages."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25s_alone import bm25s
-from igsearch_env.retrieval.words import words
+from igsearch_env.words import search_terms
 
 PASSES = 3
 """How often bm25s goes over the passages: their lengths, their words, their scores."""
@@ -38,7 +38,7 @@ class WordTable:
         vocabulary: dict[str, int] = {}
         numbers: list[NDArray[np.int32]] = []
         for doc in documents:
-            every = words(doc.title) * title_weight + words(doc.text)
+            every = search_terms(doc.title) * title_weight + search_terms(doc.text)
             row = [vocabulary.setdefault(word, len(vocabulary)) for word in every]
             numbers.append(np.array(row, dtype=np.int32))
         lengths = np.array([len(row) for row in numbers], dtype=np.int32)

@@ -44,8 +44,8 @@ from igsearch_env import (
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
-from igsearch_env.retrieval.words import query_words
 from igsearch_env.threads import set_threads
+from igsearch_env.words import query_words
 from scripts.benchmarks.timed_parts import TimedRetriever, TimedScorer
 from trainers.memory import keep_freed_memory, lasting_objects
 

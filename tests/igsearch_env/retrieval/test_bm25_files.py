@@ -12,6 +12,7 @@ from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory
+from igsearch_env.words import WORD_RULE
 
 VOCABULARY = ["lima", "peru", "the", "river", "of", "kōbe", "1990", "film", "x"]
 
@@ -150,10 +151,12 @@ def test_files_of_another_index_do_not_fit(saved: Path, tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "of version 99, expected 'igsearch-env bm25' of version 1"),
+        ({"version": 99}, "of version 99, expected 'igsearch-env bm25' of version 2"),
         ({"format": "faiss"}, "holds a 'faiss' index"),
         ({"passages": 59}, "do not fit together"),
-        ({"parameters": {}}, "cannot read"),
+        ({"parameters": {}}, "built by the word rule None, .* build it again"),
+        ({"parameters": {"word_rule": WORD_RULE}}, "cannot read"),
+        ({"version": 1}, "of version 1, expected .* build it again"),
         ({"files": {}}, "lists no files"),
         ({"files": {"documents.jsonl": 3}}, "does not describe"),
     ],
