@@ -267,7 +267,8 @@ def test_benchmarks_are_known_wherever_questions_are(
     monkeypatch.setenv("IGSEARCH_BENCHMARKS", str(tmp_path))
     expected = Question("nq-test_0", *LIMA, dataset="nq")
     assert load_questions("nq") == load_questions("nq", split="test") == [expected]
-    assert LIMA[0] in SearchQAEnv("nq", num_counterfactuals=0).reset()[0]
+    env = SearchQAEnv("nq", BM25Retriever.build(PAGES), top_k=1, num_counterfactuals=0)
+    assert LIMA[0] in env.reset()[0]
     with pytest.raises(ValueError, match="the name asks for split 'test', the argument for 'dev'"):
         load_questions("nq:test", split="dev")
 
