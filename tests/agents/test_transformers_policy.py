@@ -10,12 +10,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from agents.grpo_agent import GRPOAgent
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
 from igsearch_env.completion import Completion
-from igsearch_env.episode import Episode, Question, Segment, Step
+from igsearch_env.credit import make_credit
+from igsearch_env.episode import Document, Episode, Question, Segment, Step
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.settings import make_engine
+from igsearch_env.testing import check_agent
 
 MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = TagProtocol(name="plain", prompt="{question}")
@@ -372,6 +377,19 @@ def test_damaged_settings_of_a_checkpoint(tmp_path: Path, content: str) -> None:
     (tmp_path / "igsearch.json").write_text(content)
     with pytest.raises(ValueError, match=r"igsearch.json to be like .* correct it or remove it"):
         CheckpointSettings.load(tmp_path)
+
+
+def test_it_keeps_the_promises_of_an_agent(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    documents = [Document(f"d{i}", "Peru", f"Lima {i} .") for i in range(3)]
+    asked = [Question(f"q{i}", f"what is {i} ?", ("lima",)) for i in range(3)]
+    policy = TransformersPolicy(make_model("qwen3", len(bpe)), bpe, "refine", max_new_tokens=4)
+    engine = make_engine(
+        asked, BM25Retriever.build(documents), None, num_counterfactuals=0, max_searches=1
+    )
+    check_agent(policy, engine, episodes=3)
+    check_agent(GRPOAgent(policy, engine.information_gain, make_credit("outcome")), engine)
 
 
 def test_its_scorer_shares_weights_and_tokenizer(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from agents.scoring import trie_forward
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from igsearch_env.episode import Context, Segment
+from igsearch_env.testing import check_scorer
 
 Load = tuple[list[Context], list[str]]
 Scores = list[NDArray[np.float64]]
@@ -212,10 +212,9 @@ def test_arguments_are_checked(make_model: MakeModel, bpe: PreTrainedTokenizerFa
 
 
 @pytest.mark.parametrize("scorer_class", [TrieScorer, OneByOneScorer])
-def test_copies_are_the_same_object(
+def test_they_keep_the_promises_of_a_scorer(
     make_model: MakeModel,
     bpe: PreTrainedTokenizerFast,
     scorer_class: type[TrieScorer | OneByOneScorer],
 ) -> None:
-    scorer = scorer_class(make_model("llama", len(bpe)), bpe)
-    assert deepcopy(scorer) is scorer
+    check_scorer(scorer_class(make_model("llama", len(bpe), max_position_embeddings=2048), bpe))

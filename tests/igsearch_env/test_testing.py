@@ -48,14 +48,8 @@ def world() -> World:
 # --- what ships ----------------------------------------------------------------------------------
 
 
-def test_retrievers_that_ship(bm25: BM25Retriever) -> None:
-    check_retriever(bm25, QUERIES)
-    check_retriever(bm25, QUERIES, k=1)
+def test_a_fusion(bm25: BM25Retriever) -> None:
     check_retriever(FusionRetriever([bm25, bm25]), QUERIES)
-
-
-def test_the_scorer_that_ships() -> None:
-    check_scorer(UnigramScorer())
 
 
 @pytest.mark.parametrize("name", sorted(CREDIT))

@@ -69,18 +69,6 @@ def test_options_are_bound_at_construction() -> None:
     assert pickle.loads(pickle.dumps(credit)) == credit
 
 
-def test_every_method_gives_one_number_per_policy_token() -> None:
-    steps = [policy_step("search", 0, 4, (1, 3), search_step=0, information_gain=1.0)]
-    question = Question("q", "Who?", ("Lima",), gold_ids=("a",), silver_ids=("a",))
-    batch = [finished(1.0, steps), finished(0.0, steps, "other"), finished(0.0)]
-    told = {"question": question, "prior_log_prob": -1.0, "f1": 0.0}
-    batch = [replace(episode, **told) for episode in batch]  # type: ignore[arg-type]
-    for name in CREDIT:
-        arrays = make_credit(name)(batch)
-        assert [array.shape for array in arrays] == [(4,), (4,), (0,)], name
-        assert all(np.isfinite(array).all() for array in arrays), name
-
-
 def test_an_unknown_method_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown credit method 'ppo'; known are .*ig_search"):
         make_credit("ppo")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 
 from igsearch_env.episode import Segment
-from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
+from igsearch_env.gain.scorer import UnigramScorer
+from igsearch_env.testing import check_scorer
 
 LIMA = (Segment("Question: which city?\n", "system"), Segment("Lima, lima is big.", "document"))
 # Words of LIMA: question : which city ? lima , lima is big .   -> 11, two of them "lima".
@@ -52,13 +52,9 @@ def test_the_probabilities_of_a_vocabulary_sum_to_one() -> None:
     assert total == pytest.approx(1.0 + 0.7 / 5 / (5 + 0.7))
 
 
-def test_each_answer_is_scored_in_its_own_context() -> None:
-    rome = (Segment("Rome", "document"),)
-    scorer = UnigramScorer(100)
-    both = scorer.log_probs([LIMA, rome], [" Lima", " Lima"])
-    np.testing.assert_array_equal(both[0], scorer.log_probs([LIMA], [" Lima"])[0])
-    np.testing.assert_array_equal(both[1], scorer.log_probs([rome], [" Lima"])[0])
-    assert both[0][0] > both[1][0]
+def test_it_keeps_the_promises_of_a_scorer() -> None:
+    check_scorer(UnigramScorer())
+    check_scorer(UnigramScorer(vocabulary_size=100, smoothing=0.1))
 
 
 @pytest.mark.parametrize("answer", ["", "  \n"])
@@ -77,9 +73,3 @@ def test_refuses_unequal_numbers_of_contexts_and_answers(contexts: Any, answers:
 def test_refuses_impossible_arguments(size: int, smoothing: float) -> None:
     with pytest.raises(ValueError, match=f"got {size} and {smoothing}"):
         UnigramScorer(size, smoothing)
-
-
-def test_a_copy_is_the_scorer_itself() -> None:
-    scorer: AnswerScorer = UnigramScorer(100)
-    assert scorer.vocabulary_size == 100
-    assert copy.deepcopy({"scorer": scorer})["scorer"] is scorer

@@ -16,6 +16,7 @@ from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import SentenceEncoder
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
+from igsearch_env.testing import check_retriever
 
 QUERIES = ["Where was the poet born?", "capital", "What does the company export?"]
 SEARCHES = {"Flat": "", "IVF4,Flat": "nprobe=4", "HNSW16": "efSearch=160"}
@@ -45,6 +46,10 @@ def brute_force(
         pairs = zip(scores, (document.id for document in passages), strict=False)
         ranked[query] = sorted(pairs, key=lambda pair: -pair[0])
     return ranked
+
+
+def test_it_keeps_the_promises_of_a_retriever(retriever: DenseRetriever) -> None:
+    check_retriever(retriever, QUERIES)
 
 
 def test_a_batch_finds_what_its_queries_find_alone() -> None:

@@ -26,6 +26,7 @@ from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
+from igsearch_env.testing import check_retriever
 from tests.igsearch_env.retrieval.loopback import trickle
 
 FAST: dict[str, Any] = {"timeout": 20.0, "attempts": 3, "max_wait": 0.02}
@@ -165,6 +166,12 @@ def test_each_query_gets_its_own_documents_in_order(serve_answers: Any, dialect:
     else:
         asked = [body["query"] for body in server.bodies]
     assert sorted(asked) == sorted(set(queries))  # the repeated ones once
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_it_keeps_the_promises_of_a_retriever(serve_answers: Any, dialect: Dialect) -> None:
+    with HTTPRetriever(serve_answers(echo).url, dialect) as retriever:
+        check_retriever(retriever, ["a", "b"])
 
 
 def test_the_login_of_an_address_is_sent(serve_answers: Any) -> None:
