@@ -17,6 +17,7 @@ from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
+from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
 T = TypeVar("T")
 
@@ -154,8 +155,8 @@ class RunSettings:
     keep_checkpoints: int = 2
     save_rollouts_every: int = 20
     threads: int = 0
-    max_failed_searches: float = 0.2
-    failed_tries: int = 3
+    max_failed_searches: float = MAX_FAILED_SEARCHES
+    failed_tries: int = FAILED_TRIES
     imports: tuple[str, ...] = ()
 
 

@@ -24,8 +24,9 @@ from igsearch_env.rollout import collect
 from trainers import setup
 from trainers.config import load_config
 from trainers.local.checkpoint import checkpoints
-from trainers.local.grpo import GRPOTrainer, RetrieverLostError
+from trainers.local.grpo import GRPOTrainer
 from trainers.local.run_log import read_log
+from trainers.steady import RetrieverLostError
 
 MakeTrainer = Callable[..., GRPOTrainer]
 Weights = dict[str, torch.Tensor]
@@ -222,7 +223,7 @@ def test_methods_are_asked_the_same_questions(
         asked.append([question.id for question in questions])
         return real(engine, agent, questions, *args, **kw)
 
-    monkeypatch.setattr("trainers.local.grpo.collect", watched)
+    monkeypatch.setattr("trainers.steady.collect", watched)
     options = (
         (),
         ("credit.method=outcome",),

@@ -15,13 +15,19 @@ trl = pytest.importorskip("trl", reason="needs the extra trl")
 from agents.grpo_agent import GRPOAgent  # noqa: E402
 from agents.loading import load_policy  # noqa: E402
 from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
+from igsearch_env.completion import Completion  # noqa: E402
 from igsearch_env.credit import GRPO  # noqa: E402
+from igsearch_env.episode import Episode  # noqa: E402
 from igsearch_env.settings import make_engine  # noqa: E402
 from trainers.local.token_batch import TokenBatch, policy_log_probs  # noqa: E402
 from trainers.local.update import policy_loss  # noqa: E402
+from trainers.steady import RetrieverLostError  # noqa: E402
 from trainers.trl.rollouts import (  # noqa: E402
+    REFUSED,
+    REFUSED_WITH_TOKEN_CREDIT,
     SearchRollouts,
     TokenCreditTrainer,
+    check_config,
     prompts,
     reward,
 )
@@ -31,10 +37,10 @@ Make = Callable[..., Any]
 
 
 class Flaky:
-    """BM25 that gives up on every call but each third."""
+    """BM25 that gives up on every call but the first and each third after it."""
 
     def __init__(self, retriever: BM25Retriever) -> None:
-        self.retriever, self.calls = retriever, 0
+        self.retriever, self.calls = retriever, 2
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         self.calls += 1
@@ -51,6 +57,7 @@ def make(world: World, tmp_path: Path) -> Make:
         weight: float = 0.0,
         temperature: float = 1.0,
         credit: str = "ig_search",
+        allowed: float = 1.0,
         **settings: Any,
     ) -> Any:
         policy = load_policy("agents/world-tiny", seed=3)
@@ -86,10 +93,16 @@ def make(world: World, tmp_path: Path) -> Make:
             args=config,
             train_dataset=prompts(train),
             processing_class=policy.tokenizer.tokenizer,
-            rollout_func=SearchRollouts(engine, agent),
+            rollout_func=SearchRollouts(engine, agent, max_failed_searches=allowed),
         )
 
     return make
+
+
+def searching(policy: Any) -> Completion:
+    """A turn that searches."""
+    ids = policy.tokenizer.encode_answer("", "<search> Allia home </search>")[1]
+    return Completion.from_tokens(ids, [-1.0] * len(ids), policy.tokenizer.decode)
 
 
 def generate(trainer: Any) -> dict[str, Any]:
@@ -189,4 +202,112 @@ def test_trls_own_trainer_learns_from_shaped_rewards(make: Make) -> None:
 
 def test_temperatures_must_agree(make: Make) -> None:
     with pytest.raises(ValueError, match="samples at temperature 1"):
-        generate(make(temperature=0.7))
+        make(temperature=0.7)
+    with pytest.raises(ValueError, match="samples at temperature 1"):
+        generate(make(trl.GRPOTrainer, temperature=0.7))
+
+
+@pytest.mark.parametrize("kind", [TokenCreditTrainer, trl.GRPOTrainer])
+def test_nothing_is_learned_from_truncated_episodes_if_that_is_asked_for(
+    make: Make, kind: Any
+) -> None:
+    trainer = make(kind, mask_truncated_completions=True)
+    policy = trainer.rollout_func.agent.policy
+    stubborn = trainer.train_dataset[1]["prompt"]  # it is never answered
+    sampled = policy.act
+
+    def act(episodes: Sequence[Episode]) -> list[Completion]:
+        return [
+            searching(policy) if episode.question.id == stubborn else turn
+            for episode, turn in zip(episodes, sampled(episodes), strict=True)
+        ]
+
+    policy.act = act
+    batch = generate(trainer)
+    truncated = np.array([episode.truncated for episode in trainer.rollout_func.episodes])
+    assert 0 < truncated.sum() < len(truncated)
+    learned = (batch["tool_mask"] * batch["completion_mask"]).any(dim=1).numpy()
+    assert (learned == ~truncated).all()
+    assert batch["completion_mask"].any(dim=1).all()  # what is not learned is still read
+    if kind is TokenCreditTrainer:
+        assert not batch["advantages"][truncated].any()
+        assert batch["advantages"].any()
+    trainer._compute_loss(trainer.model, batch).backward()
+
+
+def config(tmp_path: Path, **settings: Any) -> Any:
+    return trl.GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"top_p": 0.9}, "the policy samples the turns"),
+        ({"top_k": 50}, "the policy samples the turns"),
+        ({"min_p": 0.1}, "the policy samples the turns"),
+        ({"repetition_penalty": 1.1}, "the policy samples the turns"),
+        ({"generation_kwargs": {"top_k": 5}}, "the policy samples the turns"),
+        ({"use_vllm": True}, "the policy samples the turns"),
+        ({"max_completion_length": 64}, "the environment's rules"),
+        ({"max_tool_calling_iterations": 3}, "the environment's rules"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "the prompt is that"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    tmp_path: Path, settings: dict[str, Any], reason: str
+) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=rf"GRPOConfig\({name}=.*would do nothing: {reason}"):
+        check_config(config(tmp_path, **settings), 1.0, token_credit=False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale_rewards": "batch"},
+        {"reward_weights": [0.5]},
+        {"multi_objective_aggregation": "normalize_then_sum"},
+        {"use_liger_kernel": True},
+        {"loss_type": "vespo"},
+    ],
+)
+def test_what_is_made_for_rewards_is_refused_with_token_credit_alone(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    given = config(tmp_path, **settings)
+    check_config(given, 1.0, token_credit=False)
+    with pytest.raises(ValueError, match="the credit method makes the advantages"):
+        check_config(given, 1.0, token_credit=True)
+
+
+def test_settings_that_keep_their_meaning_pass(tmp_path: Path) -> None:
+    check_config(config(tmp_path), 1.0, token_credit=True)
+    kept = config(
+        tmp_path,
+        loss_type="dr_grpo",
+        max_completion_length=900,
+        mask_truncated_completions=True,
+        num_iterations=2,
+        beta=0.04,
+        epsilon=0.1,
+        top_entropy_quantile=0.5,
+        importance_sampling_level="sequence",
+    )
+    check_config(kept, 1.0, token_credit=True)
+    for field in (*REFUSED, *REFUSED_WITH_TOKEN_CREDIT):
+        assert hasattr(kept, field), f"trl has no {field} any more"
+
+
+def test_a_retriever_that_dies_ends_training_with_a_checkpoint(make: Make, tmp_path: Path) -> None:
+    trainer = make(flaky=True, allowed=0.1, max_steps=3)
+    policy = trainer.rollout_func.agent.policy
+    policy.act = lambda episodes: [searching(policy) for _ in episodes]
+    with pytest.raises(RetrieverLostError, match="of the searches of step 1 failed"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-0").is_dir()
+
+
+def test_a_prompt_that_is_no_question_is_named(make: Make) -> None:
+    trainer = make()
+    with pytest.raises(ValueError, match="the prompt 'what' is not the id of a question"):
+        trainer.rollout_func(["what"], trainer)

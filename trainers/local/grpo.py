@@ -25,7 +25,6 @@ from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import check_alive
-from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import RESUMABLE, TrainSettings, read_settings
@@ -34,6 +33,7 @@ from trainers.local.run_log import RunLog
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
+from trainers.steady import RetrieverLostError, collect_steadily
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,6 @@ Report = Callable[[dict[str, Any]], None]
 Watch = Callable[[str, int, int], None]
 """Called while a step is under way with the part it is at (``"rollouts"``, ``"gains"``,
 ``"update"`` or ``"evaluation"``), how many episodes of it are done, and of how many."""
-
-
-class RetrieverLostError(OSError):
-    """Too many searches have failed, several times in a row."""
 
 
 class GRPOTrainer:
@@ -169,26 +165,16 @@ class GRPOTrainer:
         asked = self._questions()
         repeated = [question for question in asked for _ in range(o.group_size)]
         groups = group_ids(asked, self.step, o.group_size)
-        for _ in range(run.failed_tries):
-            watched = self._watched("rollouts", len(repeated))
-            episodes = collect(
-                self.engine, self.agent, repeated, groups, seconds=seconds, progress=watched
-            )
-            failed = _failed_share(episodes)
-            # The rollouts that are left when many fail are those that did not search: learning from
-            # them would teach the policy not to.
-            if failed <= run.max_failed_searches:
-                return episodes
-            logger.warning(
-                "step %d: %.0f %% of the searches failed; nothing is learned from it, and it is "
-                "tried again",
-                self.step + 1,
-                100 * failed,
-            )
-        raise RetrieverLostError(
-            f"{failed:.0%} of the searches of step {self.step + 1} failed in the last of "
-            f"{run.failed_tries} tries (run.max_failed_searches is {run.max_failed_searches}); see "
-            "to the retriever, and go on with --resume"
+        return collect_steadily(
+            self.engine,
+            self.agent,
+            repeated,
+            groups,
+            step=self.step + 1,
+            max_failed=run.max_failed_searches,
+            tries=run.failed_tries,
+            seconds=seconds,
+            watched=lambda: self._watched("rollouts", len(repeated)),
         )
 
     def _questions(self) -> list[Question]:
@@ -329,12 +315,6 @@ def _interrupt_delayed() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if waiting:
         raise KeyboardInterrupt
-
-
-def _failed_share(episodes: Sequence[Episode]) -> float:
-    """Share of the searches that failed; 0 without searches."""
-    failed = [step.retrieval_failed for episode in episodes for step in episode.searches]
-    return sum(failed) / len(failed) if failed else 0.0
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
