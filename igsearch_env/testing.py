@@ -310,12 +310,12 @@ def _rollouts() -> list[Episode]:
         _rollout(lima, "a", 1.0, [search, refined, answer], gains=[0.75, -0.25]),
         _rollout(lima, "a", 0.0, [search, "no action", wrong], gains=[None]),
         _rollout(lima, "a", 0.5, [answer]),
-        _rollout(lima, "a", 0.0, [search, other, wrong], failed=True),
+        _rollout(lima, "a", 0.0, [search, other, wrong], gains=[0.5], failed=1),
         _rollout(tokyo, "b", 0.0, [search, other, "no action"], gains=[1.5, 0.0]),
         _rollout(tokyo, "b", 0.0, ["東京 🙂", search, wrong], gains=[-3.0]),
         _rollout(tokyo, "c", 1.0, [search, wrong, other, answer], gains=[0.1, 2.0], attempts=2),
         _rollout(tokyo, "c", 0.0, [answer, search, wrong], gains=[0.2], attempts=2),
-        _rollout(lima, "broken", 0.0, [search, wrong], failed=True),
+        _rollout(lima, "broken", 0.0, [search, wrong], failed=0),
     ]
 
 
@@ -326,14 +326,14 @@ def _rollout(
     turns: Sequence[str],
     *,
     gains: Sequence[float | None] = (),
-    failed: bool = False,
+    failed: int | None = None,
     attempts: int = 1,
 ) -> Episode:
     rules = TurnRules(PROTOCOLS["refine"], max_searches=3, max_attempts=attempts)
     episode = rules.begin(question, group)
     for number, text in enumerate(turns):
         documents = (Document(f"d{number}", "Peru", text), Document("d9", "", "Lima ."))
-        found = SearchResult(documents, failed=failed and number == 0)
+        found = SearchResult(documents, failed=number == failed)
         episode = rules.read(episode, _completion(text)).extend(episode, rules, found)
     values = iter(gains)
     steps = [_settled(s, next(values, None)) if s.action == "search" else s for s in episode.steps]

@@ -282,10 +282,17 @@ def numbers(change: Callable[[Episode, NDArray[Any]], Any]) -> Callable[..., Any
     ]
 
 
+def regardless(episode: Episode, array: NDArray[Any]) -> NDArray[Any]:
+    """Pays the searches of a rollout that were made before one failed."""
+    for step in episode.searches if episode.retrieval_failed else ():
+        array[step.query_tokens] += 0.0 if step.retrieval_failed else 1.0
+    return array
+
+
 def gains(episode: Episode, array: NDArray[Any]) -> NDArray[Any]:
     """Adds the first search's gain, though the method says that it does not use it."""
     known = [gain for gain in episode.information_gains if gain is not None]
-    return array + sum(known[:1])
+    return array + sum(known[:1]) * (not episode.retrieval_failed)
 
 
 def keep(s: Wrong, episodes: Sequence[Episode], found: list[NDArray[Any]]) -> Any:
@@ -315,6 +322,7 @@ WRONG_CREDIT: dict[str, Callable[..., Any]] = {
     r"shape \(policy tokens,\)": numbers(lambda e, a: np.append(a, 0.0)),
     "finite advantages": numbers(lambda e, a: a / 0.0 if not e.retrieval_failed else a),
     "0 where a search failed": numbers(lambda e, a: a + 1.0),
+    "0 where a search failed, for a ragged batch": numbers(regardless),
     "episodes that are left as they were": spoil_episodes,
     "the same advantages a second time": flicker,
     "arrays that are new in each call": keep,
