@@ -3,6 +3,7 @@
 python -m scripts.train --out runs/mine --config trainers/configs/demo.toml --set run.seed=1
 python -m scripts.train --out runs/mine --resume
 python -m scripts.train --out runs/mine --resume --set optimization.steps=200   # for longer
+python -m scripts.train --out runs/mine --config trainers/configs/paper.toml --plan   # does it fit?
 
 Ctrl-C writes a checkpoint first. --import takes modules, or files, that register a credit method,
 a retriever, a policy or an outcome of your own; a resumed run imports them again.
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in config.run.imports:
         import_plugin(name)
     make_credit_from(config.credit)  # a typo is told before torch is loaded, which takes seconds
+    if arguments.plan:
+        _show_plan(config, arguments.memory, arguments.document_tokens)
+        return
     with console.status(f"loading {config.policy.path}"):
         with extra("train"):
             from trainers.local.grpo import GRPOTrainer
@@ -76,6 +80,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     page, _ = write_page(arguments.out)
     console.print(f"policy: {arguments.out / 'policy'}   log: {arguments.out / 'metrics.jsonl'}")
     console.print(f"page: {page}")
+
+
+def _show_plan(config: TrainSettings, gib: float | None, document_tokens: int) -> None:
+    """Print what the run takes; raise if that is more than there is."""
+    with extra("train"):
+        from trainers.plan import GIB, cheapest_changes, memory_of, plan
+    quiet_transformers()
+    memory = memory_of(config.policy.device) if gib is None else int(gib * GIB)
+    found = plan(config, document_tokens)
+    names = dict.fromkeys(name for parts in found.phases.values() for name in parts)
+    table = Table(title=f"memory in GiB, transcripts of up to {found.longest} tokens")
+    table.add_column("")
+    for phase in found.phases:
+        table.add_column(phase, justify="right")
+    for name in names:
+        sizes = [parts.get(name, 0) for parts in found.phases.values()]
+        table.add_row(name, *(f"{size / GIB:.2f}" if size else "" for size in sizes))
+    sums = (sum(parts.values()) for parts in found.phases.values())
+    table.add_row("sum", *(f"{size / GIB:.2f}" for size in sums), end_section=True)
+    console.print(table)
+    said = f"{found.peak / GIB:.1f} GiB of {memory / GIB:.1f} GiB"
+    if found.peak <= memory:
+        console.print(f"it fits: {said}, the search index aside")
+        return
+    changes = cheapest_changes(config, memory, document_tokens)
+    advice = "; ".join(f"--set {words} ({peak / GIB:.1f} GiB)" for words, peak in changes)
+    raise ValueError(f"it does not fit: {said}; try, one on top of the other: {advice or 'less'}")
 
 
 class _Shown:
@@ -129,6 +160,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="import a .py file or a module first, one that registers something of your own; may "
         "be repeated",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say how much memory the run takes, and do not start it"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="that --plan has (default: the device's)"
+    )
+    parser.add_argument(
+        "--document-tokens", type=int, default=150, help="that --plan reckons with (default: 150)"
     )
     parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
     return parser

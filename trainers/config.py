@@ -62,7 +62,7 @@ class PolicySettings:
     """The policy that is trained.
 
     Args:
-        path: A checkpoint folder or the name of a model on the Hugging Face hub.
+        path: A checkpoint folder, a GGUF file or the name of a model on the Hugging Face hub.
         max_new_tokens: Longest turn, in tokens.
         temperature: Of sampling.
         batch_size: Episodes that are sampled side by side.

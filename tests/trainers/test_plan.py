@@ -1,0 +1,120 @@
+"""The plan of a run's memory against what a small run really holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.inference import computing_in, decoder
+from igsearch_env.cli.program import run
+from scripts.train import main
+from trainers.config import TrainSettings, load_config
+from trainers.plan import cheapest_changes, longest_transcript, plan
+from trainers.setup import make_policy
+
+Settings = Callable[..., list[str]]
+LENGTHS = ("environment.max_searches=2", "environment.top_k=2", "policy.max_new_tokens=10")
+
+
+@pytest.fixture
+def words(tiny_settings: Settings) -> list[str]:
+    return [*tiny_settings(), *LENGTHS]
+
+
+@pytest.fixture
+def config(words: list[str]) -> TrainSettings:
+    return load_config(None, words)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16-autocast"])
+def test_activations_and_weights_are_those_of_the_real_model(
+    words: list[str], precision: str
+) -> None:
+    config = load_config(None, [*words, f"policy.precision={precision}"])
+    rows, width = config.optimization.micro_batch_size, longest_transcript(config, 20)
+    policy = make_policy(config.policy, "refine-bare")
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    mask = torch.ones((rows, width), dtype=torch.long)
+    mask[0, -1] = 0  # padded, as batches are
+    with hooks, computing_in(policy.model, policy.autocast):
+        decoder(policy.model)(input_ids=torch.zeros_like(mask), attention_mask=mask)
+    saved = sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
+    update = plan(config, 20).phases["update"]
+    found = update["activations"] + update["rounded weights"]
+    assert found == pytest.approx(saved, rel=0.03)
+    numbers = sum(p.numel() for p in policy.model.parameters())
+    assert update["weights"] == update["gradients"] == 4 * numbers
+    assert update["optimizer states"] == 8 * numbers
+
+
+def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
+    def parts(**fields: object) -> dict[str, int]:
+        changed = replace(config, optimization=replace(config.optimization, **fields))
+        return plan(changed, 20).phases["update"]
+
+    before = parts()
+    assert before["reference"] == 0
+    assert parts(kl=0.1)["reference"] == before["weights"]
+    checkpointed = parts(gradient_checkpointing=True)
+    assert checkpointed["activations"] < 0.6 * before["activations"]
+    width = longest_transcript(config, 20)
+    single = parts(micro_batch_tokens=width)
+    ratio = single["activations"] * config.optimization.micro_batch_size / before["activations"]
+    assert ratio == pytest.approx(1, rel=0.05)
+    assert single["weights"] == before["weights"]
+
+
+def test_longer_documents_and_more_searches_make_longer_transcripts(config: TrainSettings) -> None:
+    assert longest_transcript(config, 30) - longest_transcript(config, 20) == 2 * 2 * 10
+    longer = replace(config, environment=replace(config.environment, max_searches=3))
+    assert longest_transcript(longer, 20) - longest_transcript(config, 20) == 10 + 2 * 20
+
+
+def test_changes_shrink_the_run_and_stop_when_it_fits(
+    config: TrainSettings, words: list[str]
+) -> None:
+    peak = plan(config, 20).peak
+    changes = cheapest_changes(config, memory=0, document_tokens=20)
+    peaks = [smaller for _, smaller in changes]
+    assert 1 <= len(changes) <= 3
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] < peak
+    changed = load_config(None, [*words, *(word for word, _ in changes)])
+    assert plan(changed, 20).peak == peaks[-1]
+    assert cheapest_changes(config, memory=peak - 1, document_tokens=20) == changes[:1]
+
+
+def test_the_program_says_whether_it_fits_and_writes_nothing(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    options = [part for word in words for part in ("--set", word)]
+
+    def program(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["train", "--out", str(out), "--plan", *options, *more])
+        with pytest.raises(SystemExit) as ended:
+            run(main)
+        return int(ended.value.code or 0)
+
+    assert program("--memory", "64") == 0
+    assert "it fits" in capsys.readouterr().out
+    assert program("--memory", "0.001") == 2
+    assert "--set policy.precision=bfloat16-autocast" in capsys.readouterr().err
+    assert program("--set", f"policy.path={tmp_path}") == 2
+    assert "cannot read the configuration of policy.path" in capsys.readouterr().err
+    assert not out.exists()

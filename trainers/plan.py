@@ -1,0 +1,213 @@
+"""How much memory a run will take, by component, before anything is loaded.
+
+The model is built without weights (``torch``'s fake tensors know shapes and types, and hold no
+numbers) and run forward once: what autograd keeps of that pass is counted, not estimated. The rest
+follows from numbers of weights and tokens. Not in it are the search index and what the allocator
+cannot reuse.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from agents.inference import decoder, decoder_config
+from agents.loading import checkpoint_folder
+from igsearch_env.protocol.tags import get_protocol
+from trainers.config import TrainSettings
+from trainers.local.token_batch import LOGITS_AT_ONCE
+
+GIB = 1 << 30
+DOCUMENT_TOKENS = 150
+"""Tokens of a document, where nothing is said of them."""
+CHARACTERS_PER_TOKEN = 4  # of English text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory of a run.
+
+    Args:
+        phases: Bytes by component, of each part of a step: ``sampling`` (and scoring), ``update``
+            and ``optimizer``.
+        longest: Tokens of the longest transcript that was reckoned with.
+    """
+
+    phases: dict[str, dict[str, int]]
+    longest: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes that are needed at the worst moment."""
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+
+def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
+    """Count the memory of a run.
+
+    Args:
+        config: Its settings.
+        document_tokens: Tokens of a document.
+
+    Raises:
+        ValueError: If the model's configuration cannot be read.
+    """
+    o, autocast = config.optimization, config.policy.precision != "float32"
+    longest = longest_transcript(config, document_tokens)
+    rows, width = o.micro_batch_size, longest
+    if o.micro_batch_tokens:
+        rows = max(1, min(rows, o.micro_batch_tokens // longest))
+    with FakeTensorMode():
+        model = _bare_model(config.policy.path)
+        shape = decoder_config(model)
+        saved = _saved_bytes(model, rows, width, autocast)
+        numbers = sum(parameter.numel() for parameter in model.parameters())
+        largest = max(parameter.numel() for parameter in model.parameters())
+    layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
+    copies = 2 * numbers if autocast else 0  # the weights in bfloat16, once per pass
+    activations = saved - copies
+    if o.gradient_checkpointing:
+        # The input of each layer, and all of one layer at a time.
+        activations = 4 * rows * width * hidden * layers + activations // layers
+    head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else 4)
+    episodes = o.questions_per_step * o.group_size
+    beside = min(config.policy.batch_size, episodes)
+    vocabulary = int(shape.vocab_size)
+    turns = config.environment.max_searches + 1
+    written = rows * min(width, turns * config.policy.max_new_tokens)
+    lasting = {
+        "weights": 4 * numbers,
+        "gradients": 4 * numbers,
+        "optimizer states": 8 * numbers,
+        "reference": 4 * numbers if o.kl > 0 else 0,
+    }
+    return Plan(
+        {
+            "sampling": {
+                **lasting,
+                "rounded weights": copies,
+                # Those of all episodes, kept for the next turn, and those of the running batch.
+                "keys and values": (episodes + beside) * longest * per_token,
+                "logits": 3 * 4 * beside * vocabulary,
+            },
+            "update": {
+                **lasting,
+                "rounded weights": copies,
+                "activations": activations,
+                # Logits, log-probabilities, and two temporaries of the entropy.
+                "logits": 4 * 4 * min(LOGITS_AT_ONCE, written * vocabulary),
+                "temporaries": 4 * largest,
+            },
+            "optimizer": {
+                **lasting,
+                "temporaries": 4 * (largest if config.policy.device == "cpu" else numbers),
+            },
+        },
+        longest,
+    )
+
+
+def longest_transcript(config: TrainSettings, document_tokens: int) -> int:
+    """Tokens of a transcript with all its searches, each turn as long as it may be."""
+    e = config.environment
+    prompt = len(get_protocol(e.protocol).prompt) // CHARACTERS_PER_TOKEN + 30  # the question's
+    turn = config.policy.max_new_tokens
+    attempt = prompt + e.max_searches * (turn + e.top_k * document_tokens) + turn
+    return e.max_attempts * attempt
+
+
+def memory_of(device: str) -> int:
+    """Bytes of a device's memory; for a CPU, of the machine."""
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return int(torch.cuda.get_device_properties(kind).total_memory)
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def cheapest_changes(
+    config: TrainSettings, memory: int, document_tokens: int = DOCUMENT_TOKENS
+) -> list[tuple[str, int]]:
+    """Changes that make a run smaller, up to three, cheapest first, each on top of those before.
+
+    Returns:
+        Each as words for ``--set``, with the peak that it leads to, in bytes. They end with the
+        first that makes the run fit; changes that help nothing are left out.
+    """
+    found: list[tuple[str, int]] = []
+    peak = plan(config, document_tokens).peak
+    for words, changed in _changes(config, document_tokens):
+        smaller = plan(changed(config), document_tokens).peak
+        if smaller >= peak:
+            continue
+        config, peak = changed(config), smaller
+        found.append((words, peak))
+        if peak <= memory or len(found) == 3:
+            break
+    return found
+
+
+def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str, Any]]:
+    """Changes that cost little first: nothing, then time, then what is learned."""
+    longest, half = longest_transcript(config, document_tokens), config.policy.batch_size // 2
+
+    def optimization(**fields: Any) -> Any:
+        return lambda c: replace(c, optimization=replace(c.optimization, **fields))
+
+    def policy(**fields: Any) -> Any:
+        return lambda c: replace(c, policy=replace(c.policy, **fields))
+
+    yield "policy.precision=bfloat16-autocast", policy(precision="bfloat16-autocast")
+    yield (
+        f"optimization.micro_batch_tokens={longest}",
+        optimization(micro_batch_tokens=longest),
+    )
+    yield f"policy.batch_size={max(1, half)}", policy(batch_size=max(1, half))
+    yield "optimization.gradient_checkpointing=true", optimization(gradient_checkpointing=True)
+    yield "optimization.kl=0.0", optimization(kl=0.0)
+
+
+def _bare_model(path: str) -> PreTrainedModel:
+    """The model of a policy, made in a fake mode: its shapes without its numbers."""
+    folder = checkpoint_folder(path)
+    options: dict[str, Any] = {"pretrained_model_name_or_path": folder or path}
+    if path.endswith(".gguf"):
+        file = Path(path)
+        options = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        config = AutoConfig.from_pretrained(**options)
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot read the configuration of policy.path = {path!r} ({reason}); give a "
+            "checkpoint folder, a .gguf file or the name of a model on the Hugging Face hub"
+        ) from error
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    bare: PreTrainedModel = model.eval()
+    return bare
+
+
+def _saved_bytes(model: PreTrainedModel, rows: int, width: int, autocast: bool) -> int:
+    """Bytes that autograd keeps of a forward pass, weights aside, their rounded copies included."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # by storage; held, so that no number is used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    ids = torch.zeros((rows, width), dtype=torch.long)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        decoder(model)(input_ids=ids, use_cache=False)
+    return sum(
+        tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights
+    )
