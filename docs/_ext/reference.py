@@ -257,7 +257,7 @@ def programs_page() -> str:
     text = heading("Programs") + (
         "``pip install`` brings the ``igsearch`` command. The other programs run from a checkout.\n"
         "``python -m scripts.train_openrlhf`` takes the flags of OpenRLHF and those of\n"
-        ":doc:`../../guides/cluster`.\n\n.. contents::\n   :local:\n\n"
+        ":doc:`../../guides/cluster`.\n\n"
     )
     for program in PROGRAMS:
         block = "".join(f"   {line}".rstrip() + "\n" for line in help_of(program).splitlines())
