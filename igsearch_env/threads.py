@@ -26,6 +26,6 @@ def set_threads(threads: int = 0) -> int:
         How many it is.
     """
     chosen = threads or free_cores()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(chosen)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(chosen)
     return chosen

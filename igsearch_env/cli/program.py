@@ -156,7 +156,7 @@ def on_interrupt(advice: str) -> Iterator[None]:
 
 def quiet_transformers() -> None:
     """Turn off the bars that transformers shows over each loading of weights, if it is loaded."""
-    if "transformers" in sys.modules:
+    if sys.modules.get("transformers"):
         sys.modules["transformers"].logging.disable_progress_bar()
 
 

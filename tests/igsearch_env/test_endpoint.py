@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +13,32 @@ import pytest
 from transformers import AutoTokenizer
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.endpoint.agent import OpenAIAgent, messages, open_action
+from igsearch_env.endpoint.agent import OpenAIAgent, Refusals, messages, open_action
 from igsearch_env.endpoint.client import Endpoint
-from igsearch_env.endpoint.errors import EndpointError, RequestRefusedError
+from igsearch_env.endpoint.errors import (
+    ContextTooLongError,
+    EndpointError,
+    RequestRefusedError,
+    read_error,
+)
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.turn import SearchResult, TurnRules
+from tests.scripted_server import ScriptedServer
 
 PROTOCOL = PROTOCOLS["refine"]
 RULES = TurnRules(PROTOCOL, 2)
 POLICY = Path(__file__).resolve().parents[2] / "agents" / "world-tiny"
 
 
-class Server:
-    """Answers what ``answer`` returns for a body: a status with a body, or None to hang up."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.answer: Callable[[int, dict[str, Any]], tuple[int, Any] | None]
-        self.more: dict[str, str] = {}
-        self.most = self.now = 0
-        self.pause = 0.0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.reply({})
-
-            def do_POST(self) -> None:
-                self.reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-            def reply(self, body: dict[str, Any]) -> None:
-                with outer._lock:
-                    number = len(outer.asked)
-                    outer.asked.append(body)
-                    outer.paths.append(self.path)
-                    outer.headers.append({k.lower(): v for k, v in self.headers.items()})
-                    outer.now += 1
-                    outer.most = max(outer.most, outer.now)
-                time.sleep(outer.pause)
-                found = outer.answer(number, body)
-                with outer._lock:
-                    outer.now -= 1
-                if found is None:
-                    self.close_connection = True
-                    return
-                status, content = found
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                for name, value in outer.more.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *arguments: Any) -> None:
-                """Say nothing."""
-
-        class Http(ThreadingHTTPServer):
-            def handle_error(self, *arguments: Any) -> None:
-                """Say nothing of clients that no longer wait."""
-
-        self._http = Http(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
-
-    def says(self, text: str | None, reason: str = "stop", **more: Any) -> None:
-        choice = {"text": text, "message": {"content": text}, "finish_reason": reason, **more}
-        self.answer = lambda number, body: (200, {"choices": [choice]})
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    one = Server()
+def server() -> Iterator[ScriptedServer]:
+    one = ScriptedServer()
     yield one
     one.close()
 
 
-def endpoint(server: Server, **options: Any) -> Endpoint:
+def endpoint(server: ScriptedServer, **options: Any) -> Endpoint:
     return Endpoint(server.url, **{"first_pause": 0.001, "longest_pause": 0.01, **options})
 
 
@@ -115,11 +52,11 @@ def searched(name: str = "q") -> Episode:
     return RULES.read(episode, "<search> Peru </search>").extend(episode, RULES, found)
 
 
-def agent(server: Server, **options: Any) -> OpenAIAgent:
+def agent(server: ScriptedServer, **options: Any) -> OpenAIAgent:
     return OpenAIAgent(endpoint(server), "m", PROTOCOL, **options)
 
 
-def test_what_completions_are_asked(server: Server) -> None:
+def test_what_completions_are_asked(server: ScriptedServer) -> None:
     server.says("<answer> Lima ")
     (turn,) = agent(server, temperature=0.7, max_new_tokens=9).act([searched()])
     assert turn == "<answer> Lima </answer>"
@@ -136,7 +73,7 @@ def test_what_completions_are_asked(server: Server) -> None:
     }
 
 
-def test_what_chat_is_asked(server: Server) -> None:
+def test_what_chat_is_asked(server: ScriptedServer) -> None:
     server.says("<search> Lima ")
     assert agent(server, api="chat").act([searched()]) == ["<search> Lima </search>"]
     assert server.paths == ["/v1/chat/completions"]
@@ -175,7 +112,7 @@ def test_what_chat_is_asked(server: Server) -> None:
 )
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_the_end_of_a_turn(
-    server: Server, api: Any, text: str | None, reason: str, more: dict[str, Any], turn: str
+    server: ScriptedServer, api: Any, text: str | None, reason: str, more: dict[str, Any], turn: str
 ) -> None:
     server.says(text, reason, **more)
     assert agent(server, api=api).act([begun()]) == [turn]
@@ -188,7 +125,7 @@ def test_the_action_that_is_open() -> None:
     assert open_action(PROTOCOL, "") == ""
 
 
-def test_with_a_tokenizer_tokens_go_both_ways(server: Server) -> None:
+def test_with_a_tokenizer_tokens_go_both_ways(server: ScriptedServer) -> None:
     tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(POLICY))
     ids = tokenizer.tokenizer("<answer> Lima </answer>", add_special_tokens=False)["input_ids"]
     server.says("cut", token_ids=ids)
@@ -203,7 +140,7 @@ def test_with_a_tokenizer_tokens_go_both_ways(server: Server) -> None:
     assert (turn, turn.token_ids) == ("<answer> Lima </answer>", None)
 
 
-def test_many_episodes_are_asked_at_once_and_answered_in_order(server: Server) -> None:
+def test_many_episodes_are_asked_at_once_and_answered_in_order(server: ScriptedServer) -> None:
     server.pause = 0.03
     server.answer = lambda number, body: (200, {"choices": [{"text": body["prompt"][-60:]}]})
     episodes = [
@@ -215,7 +152,7 @@ def test_many_episodes_are_asked_at_once_and_answered_in_order(server: Server) -
     assert len({body["seed"] for body in server.asked}) == 24
 
 
-def test_the_seed_follows_from_the_question_and_the_turn(server: Server) -> None:
+def test_the_seed_follows_from_the_question_and_the_turn(server: ScriptedServer) -> None:
     server.says("x")
     for one, episode in ((0, begun()), (0, begun()), (1, begun()), (0, searched())):
         agent(server, seed=one).act([episode])
@@ -232,14 +169,16 @@ def failing(times: int, failure: tuple[int, Any] | None) -> Callable[..., tuple[
     "failure",
     [None, (500, b"oops"), (503, {}), (429, {}), (408, {}), (200, b"<html>"), (200, [1])],
 )
-def test_failures_that_pass_are_waited_for(server: Server, failure: tuple[int, Any] | None) -> None:
+def test_failures_that_pass_are_waited_for(
+    server: ScriptedServer, failure: tuple[int, Any] | None
+) -> None:
     server.answer = failing(3, failure)
     with endpoint(server, retries=3) as asked:
         assert asked.post("/x", {"a": 1}) == {"fine": 3}
     assert server.asked == [{"a": 1}] * 4
 
 
-def test_it_gives_up_in_the_end(server: Server) -> None:
+def test_it_gives_up_in_the_end(server: ScriptedServer) -> None:
     server.answer = failing(9, (503, {}))
     with pytest.raises(EndpointError, match=r"/v1/x gave no answer in 3 tries \(status 503\)"):
         endpoint(server, retries=2).post("/x", {})
@@ -249,7 +188,7 @@ def test_it_gives_up_in_the_end(server: Server) -> None:
         endpoint(server, retries=0).post("/x", {})
 
 
-def test_a_slow_answer_is_asked_for_again(server: Server) -> None:
+def test_a_slow_answer_is_asked_for_again(server: ScriptedServer) -> None:
     waited = threading.Event()
     server.answer = lambda number, body: (waited.wait(), (200, {"fine": number}))[1]
     asked = endpoint(server, retries=1, timeout=0.2)
@@ -259,7 +198,7 @@ def test_a_slow_answer_is_asked_for_again(server: Server) -> None:
     assert "fine" in endpoint(server, retries=0).post("/x", {})
 
 
-def test_a_refusal_is_not_repeated(server: Server) -> None:
+def test_a_refusal_is_not_repeated(server: ScriptedServer) -> None:
     server.answer = failing(9, (404, {"error": {"message": "no such model"}}))
     with pytest.raises(RequestRefusedError, match=r"status 404: .*no such model"):
         agent(server).act([begun()])
@@ -275,11 +214,205 @@ def test_a_refusal_is_not_repeated(server: Server) -> None:
     assert (turn, turn.token_ids) == ("", None)
 
 
-@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [{"text": 3}]}])
-def test_an_answer_of_another_api_is_refused(server: Server, answer: dict[str, Any]) -> None:
-    server.answer = lambda number, body: (200, answer)
-    with pytest.raises(ValueError, match="expected an answer of the OpenAI API"):
-        agent(server).act([begun()])
+def error(message: str, **more: Any) -> dict[str, Any]:
+    return {"error": {"message": message, **more}}
+
+
+TOO_LONG = {
+    "OpenAI": (
+        400,
+        error("Reduce it.", type="x", param="messages", code="context_length_exceeded"),
+    ),
+    "vLLM": (
+        400,
+        error(
+            "This model's maximum context length is 16 tokens. However, you requested 19", code=400
+        ),
+    ),
+    "vLLM's engine": (
+        500,
+        {"detail": "The decoder prompt (length 21) is longer than the maximum model length of 16"},
+    ),
+    "vLLM's limit of a turn": (
+        400,
+        error("'max_tokens' is too large: 9. This model's maximum context length is 16 tokens"),
+    ),
+    "SGLang": (
+        400,
+        {
+            "object": "error",
+            "message": "The input (6 tokens) is longer than the model's context length (4 tokens).",
+            "type": "BadRequestError",
+            "code": 400,
+        },
+    ),
+    "TGI": (
+        422,
+        {
+            "error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 32. "
+            "Given: 30 `inputs` tokens and 9 `max_new_tokens`",
+            "error_type": "validation",
+        },
+    ),
+    "TGI's inputs": (
+        422,
+        {
+            "error": "Input validation error: `inputs` must have less than 10 tokens. Given: 18",
+            "error_type": "validation",
+        },
+    ),
+    "llama.cpp": (400, error("too much", type="exceed_context_size_error", code=400, n_ctx=8)),
+    "llama.cpp's 500": (
+        500,
+        error("the request exceeds the available context size. try increasing it", code=500),
+    ),
+    "llama.cpp within a 200": (200, error("x", type="exceed_context_size_error", code=400)),
+    "llama-cpp-python": (500, error("Requested tokens (28) exceed context window of 20")),
+    "Ollama": (400, error("the input length exceeds the context length", type="api_error")),
+    "Gemini": (
+        400,
+        [
+            error(
+                "The input token count (120) exceeds the maximum number of tokens allowed (104).",
+                code=400,
+                status="INVALID_ARGUMENT",
+            )
+        ],
+    ),
+    "Anthropic": (400, error("prompt is too long: 21 tokens > 20 maximum")),
+    "a proxy": (413, b"<html>Request Entity Too Large</html>"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_a_transcript_that_is_too_long_ends_a_turn_and_nothing_else(
+    server: ScriptedServer, name: str
+) -> None:
+    server.answer = lambda number, body: TOO_LONG[name]
+    with pytest.raises(ContextTooLongError):
+        endpoint(server).post("/x", {})
+    assert len(server.asked) == 1
+    assert agent(server).act([begun()]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (400, error("Unknown field: foo")),
+        (400, error("The tokens per minute are limited")),
+        (422, {"detail": [{"loc": ["body", "stop"], "msg": "Field required"}]}),
+        (400, error("blocked by the content filter", code="content_filter")),
+        (200, error("The model produced no output", code=400)),
+        (200, error("no such thing", type="invalid_request_error")),
+        (500, error("list index out of range")),  # however often: it stumbles over this request
+        (200, {"choices": [{"error": {"message": "upstream"}}]}),
+        (200, {}),
+        (200, {"choices": []}),
+        (200, {"choices": [{"text": 3}]}),
+    ],
+)
+def test_another_refusal_fails_its_question_alone(
+    server: ScriptedServer, status: int, answer: dict[str, Any]
+) -> None:
+    """Until more questions are refused than may be; by default that is the first."""
+    fine = (200, {"choices": [{"text": "so"}]})
+    server.answer = lambda number, body: (status, answer) if "What is 1" in body["prompt"] else fine
+    refusals = Refusals(most=1)
+    asking = OpenAIAgent(endpoint(server, retries=1), "m", PROTOCOL, refusals=refusals)
+    episodes = [RULES.begin(Question(f"q{i}", f"What is {i}?", ("a",))) for i in range(3)]
+    assert asking.act(episodes) == ["so", "", "so"]
+    ((question, group), reason) = next(iter(refusals.reasons.items()))
+    assert (question, group) == ("q1", episodes[1].group_id)
+    assert "the endpoint refuses the request with status" in reason
+    asked = len(server.asked)
+    assert asking.act([episodes[1]]) == [""]  # it is not asked for the same again
+    assert len(server.asked) == asked
+    server.answer = lambda number, body: (status, answer)
+    with pytest.raises(RequestRefusedError, match="2 questions so far"):
+        asking.act([episodes[2]])
+    with pytest.raises(RequestRefusedError):
+        OpenAIAgent(endpoint(server, retries=0), "m", PROTOCOL).act([episodes[0]])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_refuses_everything_ends_the_run_at_once(
+    server: ScriptedServer, status: int
+) -> None:
+    server.answer = lambda number, body: (status, error("no such model"))
+    with pytest.raises(RequestRefusedError, match=f"status {status}: no such model"):
+        agent(server, refusals=Refusals(most=99)).act([begun()])
+    assert len(server.asked) == 1
+
+
+def test_an_error_that_passes_within_a_200_is_waited_for(server: ScriptedServer) -> None:
+    server.answer = failing(2, (200, error("overloaded", code=503)))
+    assert endpoint(server, retries=2).post("/x", {}) == {"fine": 2}
+
+
+def test_the_errors_of_an_answer() -> None:
+    assert read_error({"choices": [], "error": None}) is None
+    assert read_error(None) is None
+    assert read_error({"data": []}) is None
+    found = read_error(None, "  <html>\n Bad  </html>")
+    assert found is not None
+    assert found.message == "<html> Bad </html>"
+
+
+@pytest.mark.parametrize(
+    ("message", "turn"),
+    [
+        ({"content": [{"type": "text", "text": "<answer> a "}, {"type": "x"}]}, "<answer> a "),
+        ({"content": ["<answer>", " a "]}, "<answer> a "),
+        ({"content": "", "reasoning_content": "<answer> a "}, "<answer> a "),
+        ({"content": None, "reasoning": "<answer> a "}, "<answer> a "),
+        ({"content": "<answer> a ", "reasoning_content": "hm"}, "<answer> a "),
+        ({"content": None, "refusal": "I may not"}, "I may not"),
+        ({"content": []}, ""),
+        ({"content": None, "tool_calls": []}, ""),
+    ],
+)
+def test_where_the_text_of_a_message_may_be(
+    server: ScriptedServer, message: dict[str, Any], turn: str
+) -> None:
+    choice = {"message": message, "finish_reason": "length"}
+    server.answer = lambda number, body: (200, {"choices": [choice]})
+    assert agent(server, api="chat").act([begun()]) == [turn]
+
+
+@pytest.mark.parametrize("turn", ["", " \n"])
+def test_a_blank_turn_is_not_sent_back(turn: str) -> None:
+    episode = RULES.read(begun(), turn).extend(begun(), RULES, None)
+    ((role, content),) = [(m["role"], m["content"]) for m in messages(episode)]
+    assert role == "user"
+    assert content.startswith(begun().prompt.text)
+    assert len(content) > len(begun().prompt.text)  # the correction has joined it
+
+
+def test_fields_that_a_server_does_not_accept(server: ScriptedServer) -> None:
+    server.says("x")
+    agent(server, leave_out=("stop", "seed", "max_tokens", "temperature")).act([begun()])
+    assert set(server.asked[0]) == {"model", "prompt"}
+    refused = error("Unsupported: 'stop'", param="stop", code="unsupported_parameter")
+    server.answer = lambda number, body: (400, refused)
+    with pytest.raises(ValueError, match=r"does not accept 'stop' .*--leave-out stop"):
+        agent(server, refusals=Refusals(most=9)).act([begun()])
+    with pytest.raises(ValueError, match="leave_out may hold max_tokens, stop, seed"):
+        agent(server, leave_out=("top_p",))
+
+
+def test_a_model_that_knows_max_completion_tokens_only(server: ScriptedServer) -> None:
+    refused = error(
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+        "'max_completion_tokens' instead.",
+        param="max_tokens",
+        code="unsupported_parameter",
+    )
+    fine = {"choices": [{"text": "so"}]}
+    server.answer = lambda number, body: (400, refused) if "max_tokens" in body else (200, fine)
+    asking = agent(server, max_new_tokens=7)
+    assert asking.act([begun()]) == asking.act([searched()]) == ["so"]
+    limits = [body.get("max_completion_tokens") for body in server.asked]
+    assert limits == [None, 7, 7]  # refused once
 
 
 @pytest.mark.parametrize(
@@ -287,7 +420,7 @@ def test_an_answer_of_another_api_is_refused(server: Server, answer: dict[str, A
     [("7", 7.0), ("300", 30.0), ("0", 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0)],
 )
 def test_a_pause_that_the_server_asks_for(
-    server: Server, monkeypatch: pytest.MonkeyPatch, asked: str, pause: float
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, asked: str, pause: float
 ) -> None:
     server.more = {"retry-after": asked}
     server.answer = failing(1, (429, {}))
@@ -298,7 +431,7 @@ def test_a_pause_that_the_server_asks_for(
     assert pauses == [pytest.approx(pause, abs=1e-6)]
 
 
-def test_the_key_and_the_models(server: Server) -> None:
+def test_the_key_and_the_models(server: ScriptedServer) -> None:
     server.answer = lambda number, body: (200, {"data": [{"id": "a"}, {"id": "b"}]})
     with endpoint(server, api_key="secret") as asked:
         assert asked.models() == ["a", "b"]
@@ -307,7 +440,7 @@ def test_the_key_and_the_models(server: Server) -> None:
     assert "authorization" not in server.headers[1]
 
 
-def test_closing_ends_what_waits(server: Server) -> None:
+def test_closing_ends_what_waits(server: ScriptedServer) -> None:
     server.answer = failing(99, (503, {}))
     asked = endpoint(server, first_pause=60.0, longest_pause=60.0)
     failures: list[BaseException] = []
