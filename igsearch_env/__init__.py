@@ -7,7 +7,7 @@
 
 from gymnasium.envs.registration import register
 
-from igsearch_env.agent import Agent
+from igsearch_env.agent import Agent, register_agent
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CreditAssignment, make_credit, register_credit
 from igsearch_env.data.corpus import load_corpus
@@ -73,6 +73,7 @@ __all__ = [
     "load_questions",
     "make_credit",
     "open_retriever",
+    "register_agent",
     "register_credit",
     "register_retriever",
     "settle_belief",

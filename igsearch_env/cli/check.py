@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from igsearch_env.cli.program import Parser, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from igsearch_env.retrieval.conformance import Finding
 
 COLOURS = {"good": "green", "note": "yellow", "wrong": "red", "not spoken": "dim"}
 
@@ -20,27 +26,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
-    from rich.table import Table
-    from rich.text import Text
-
     from igsearch_env.cli.console import print_table, progress_bar
     from igsearch_env.retrieval.conformance import check_server, spoken_dialects
 
     with progress_bar() as bar:
         bar.add_task(f"ask {arguments.url}")
         findings = check_server(arguments.url, arguments.query, wait=arguments.wait)
-    table = Table(title=Text(arguments.url))
-    for heading in ("", "verdict", "what was found"):
-        table.add_column(heading)
-    for finding in findings:
-        verdict = Text(finding.verdict, COLOURS[finding.verdict])
-        table.add_row(finding.subject, verdict, Text(finding.text))
-    print_table(table)
+    print_table(_table(arguments.url, findings))
     spoken = spoken_dialects(findings)
     if not spoken:
         say("no dialect is spoken without an error")
         sys.exit(1)
     say(f"HTTPRetriever({arguments.url!r}, dialect={spoken[0]!r}) searches with it")
+
+
+def _table(url: str, findings: Sequence[Finding]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(url))
+    for heading in ("", "verdict", "what was found"):
+        table.add_column(heading)
+    for finding in findings:
+        verdict = Text(finding.verdict, COLOURS[finding.verdict])
+        table.add_row(finding.subject, verdict, Text(finding.text))
+    return table
 
 
 def _parser() -> Parser:

@@ -10,23 +10,15 @@ igsearch evaluate --out runs/served --resume
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from igsearch_env.cli.console import console, print_table, progress_bar
-from igsearch_env.cli.program import add_settings
-from igsearch_env.data.benchmarks import BENCHMARKS, FOLDER_VARIABLE, HUB
-from igsearch_env.endpoint import Api
+from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
 from igsearch_env.evaluation.metrics import METRICS
@@ -36,6 +28,9 @@ from igsearch_env.evaluation.settings import EvaluationSettings, Precision, comp
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SMOKE = {
     "questions": ["world-test"],
@@ -50,6 +45,8 @@ ENVIRONMENT = tuple(
     if field.name not in ("questions", "retriever")
 )
 """The settings of the environment that a command may change."""
+OPTIONS = tuple(f.name for f in fields(EvaluationSettings) if f.name != "environment")
+LONG_CHUNK = 60.0  # seconds that a kill may cost before a smaller batch is advised
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     given = vars(_parser().parse_args(argv))
+    from igsearch_env.cli.console import print_table, progress_bar
+
+    given.pop("import", None)
     out, resume, smoke = (given.pop(name) for name in ("out", "resume", "smoke"))
     changes = {name: given.pop(name) for name in ENVIRONMENT if name in given}
     folder = EvaluationFolder(out, resume=resume)
@@ -66,80 +66,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     if changes:
         given["environment"] = {**before.get("environment", {}), **changes}
     check_unchanged(comparable(before), comparable(given) if before else {}, out)
-    config = _config({**(SMOKE if smoke else {}), **before, **given}, out)
+    settings = _settings({**(SMOKE if smoke else {}), **before, **given}, out)
     started = time.perf_counter()
-    evaluation = make_evaluation(config, _say, sys.stderr.isatty())
-    try:
-        with folder.alone():
-            done = folder.begin(to_record(config), evaluation.inputs, evaluation.chunks)
-            seconds = defaultdict[str, float](float, loading=time.perf_counter() - started)
-            _play(evaluation, folder, done, seconds)
-            results = report([score for number in sorted(done) for score in done[number]])
-            seconds["total"] = time.perf_counter() - started
-            folder.finish(results, {name: round(value, 3) for name, value in seconds.items()})
-    finally:
-        evaluation.player.stop()
-    title = f"{config.agent} on {', '.join(config.questions)}"
+    with progress_bar() as bar:
+        loading = bar.add_task("load agent, questions and index")
+        evaluation = make_evaluation(settings, say, sys.stderr.isatty())
+        bar.remove_task(loading)
+        seconds = defaultdict[str, float](float, loading=time.perf_counter() - started)
+        try:
+            with (
+                folder.alone(),
+                on_interrupt(f"go on with igsearch evaluate --out {out} --resume"),
+            ):
+                done = folder.begin(to_record(settings), evaluation.inputs, evaluation.chunks)
+                _play(evaluation, folder, done, seconds, bar)
+                results = report([score for number in sorted(done) for score in done[number]])
+                seconds["total"] = time.perf_counter() - started
+                times = {name: round(value, 3) for name, value in seconds.items()}
+                folder.finish(results, times, len(evaluation.player.refused))
+        finally:
+            evaluation.player.stop()
+    if refused := evaluation.player.refused:
+        reason = next(iter(refused.values()))
+        say(f"{len(refused):,} questions were refused and count as not answered ({reason})")
+    title = f"{settings.agent} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
-    _say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
+    say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="igsearch evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # to tell what was given from what was not
-        allow_abbrev=False,
-    )
+def _parser() -> Parser:
+    parser = Parser("igsearch evaluate", __doc__)
     add = parser.add_argument
-    named = ", ".join(BENCHMARKS)
-    add(
-        "--questions",
-        nargs="+",
-        help=f"one or more of {named} (NAME:SPLIT for another split), benchmarks for all of them, "
-        "world-test, world-test:PEOPLE:SEED, a .jsonl or .parquet file, or hf:REPO",
-    )
-    add(
-        "--benchmarks",
-        help=f"folder of NAME/SPLIT.jsonl or .parquet (default: that in ${FOLDER_VARIABLE}, or "
-        f"else {HUB} on the Hugging Face hub)",
-    )
-    add("--corpus", help="world, world:PEOPLE:SEED, a .jsonl or .parquet file, or hf:REPO")
-    add("--index", help="folder of the BM25 index; built from the corpus if there is none yet")
-    add(
-        "--agent",
-        help="direct, search_once, random_query, oracle, the folder of a checkpoint, or the "
-        "address of an OpenAI-compatible endpoint",
-    )
-    add("--out", type=Path, required=True, help="folder for the records and the results")
-    add("--limit", type=int, help="ask only so many questions of each set, the first ones")
-    add("--samples", type=int, help="ask each question so often, for pass@k (default: 1)")
-    add("--max-new-tokens", type=int, help="longest turn (default: what the checkpoint says)")
-    add("--temperature", type=float, help="of sampling (default: 1)")
-    add("--greedy", action="store_true", help="take the most likely tokens, do not sample")
-    add("--information-gain", action="store_true", help="settle and report the gain of searches")
-    add("--seed", type=int, help="of sampling (default: 0)")
-    add("--batch-size", type=int, help="questions side by side; a chunk (default: 128)")
-    add("--device", help="where a checkpoint runs (default: cpu)")
-    add("--precision", choices=get_args(Precision), help="of a checkpoint (default: float32)")
-    add("--threads", type=int, help="torch threads (default: as many as there are free cores)")
-    add("--model", help="name of the endpoint's model (default: the only one that it serves)")
-    add("--api", choices=get_args(Api), help="of the endpoint (default: completions)")
-    add("--concurrency", type=int, help="questions at once at an endpoint (default: 16)")
-    add("--retries", type=int, help="how often a request is repeated (default: 8)")
-    add("--timeout", type=float, help="seconds to wait for an answer (default: 600)")
-    add("--api-key-variable", help="variable that holds the key (default: OPENAI_API_KEY)")
-    rules = parser.add_argument_group(
+    add("--out", type=folder, required=True, help="folder for the records and the results")
+    add("--resume", action="store_true", help="go on after what was played, with the same settings")
+    add("--smoke", action="store_true", help="a few questions, to see that it works")
+    add_import(parser)
+    add_settings(parser, EvaluationSettings, *OPTIONS)
+    environment = parser.add_argument_group(
         "environment", "by default that of the checkpoint's training, or else that of the library"
     )
-    add_settings(rules, EnvironmentSettings, *ENVIRONMENT)
-    add("--resume", action="store_true", default=False, help="go on after what was played")
-    add("--smoke", action="store_true", default=False, help="a few questions, to see that it works")
+    add_settings(environment, EnvironmentSettings, *ENVIRONMENT)
     return parser
 
 
-def _config(values: Mapping[str, Any], out: Path) -> EvaluationSettings:
+def _settings(values: Mapping[str, Any], out: Path) -> EvaluationSettings:
     try:
         return EvaluationSettings(**values)
     except TypeError as error:
@@ -153,30 +123,39 @@ def _play(
     folder: EvaluationFolder,
     done: dict[int, list[ExampleScore]],
     seconds: defaultdict[str, float],
+    bar: Any,
 ) -> None:
     """Play the chunks that are left, and add their episodes to the folder, their scores to done."""
     total = sum(len(chunk.questions) for chunk in evaluation.chunks)
     scored = [score for scores in done.values() for score in scores]
     right, ended = sum(score.values["em"] for score in scored), len(scored)
     if done:
-        _say(f"going on after {ended:,} of {total:,} episodes")
+        say(f"going on after {ended:,} of {total:,} episodes")
     left = [chunk for chunk in evaluation.chunks if chunk.number not in done]
-    with progress_bar() as bar:
-        task = bar.add_task("evaluate", total=total, completed=ended, note="")
-        for chunk, episodes in _played(evaluation, left, seconds):
-            folder.append(chunk, episodes)
-            done[chunk.number] = [score_example(episode) for episode in episodes]
-            tenths = 10 * ended // total
-            right += sum(score.values["em"] for score in done[chunk.number])
-            ended += len(episodes)
-            note = f"em {right / ended:.3f}"
-            bar.update(task, completed=ended, note=note)
-            if not console.is_terminal and 10 * ended // total > tenths:
-                _say(f"{ended:,} of {total:,} episodes: {note}")
+    task = bar.add_task("evaluate", total=total, completed=ended)
+    advised = False
+    begun = time.perf_counter()
+    for chunk, episodes in _played(evaluation, left, seconds, lambda n: bar.advance(task, n)):
+        folder.append(chunk, episodes)
+        done[chunk.number] = [score_example(episode) for episode in episodes]
+        right += sum(score.values["em"] for score in done[chunk.number])
+        ended += len(episodes)
+        bar.update(task, completed=ended, note=f"em {right / ended:.3f}")
+        passed, begun = time.perf_counter() - begun, time.perf_counter()
+        if passed > LONG_CHUNK and len(chunk.questions) > 1 and not advised:
+            advised = True
+            size = max(1, int(len(chunk.questions) * LONG_CHUNK / passed))
+            say(
+                f"{len(chunk.questions)} questions took {passed:.0f} s, which is what a kill may "
+                f"cost; --batch-size {size} would lose a minute"
+            )
 
 
 def _played(
-    evaluation: Evaluation, chunks: Sequence[Chunk], seconds: defaultdict[str, float]
+    evaluation: Evaluation,
+    chunks: Sequence[Chunk],
+    seconds: defaultdict[str, float],
+    progress: Callable[[int], None],
 ) -> Iterator[tuple[Chunk, list[Episode]]]:
     engine, player = evaluation.engine, evaluation.player
     if player.workers > 1:
@@ -185,11 +164,8 @@ def _played(
         )
         return
     for chunk in chunks:
-        yield chunk, play_chunk(engine, player.agent_of(chunk), chunk, seconds=seconds)
-
-
-def _say(line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        agent = player.agent_of(chunk)
+        yield chunk, play_chunk(engine, agent, chunk, seconds=seconds, progress=progress)
 
 
 def results_table(results: Mapping[str, Any], title: str, scorer: str | None) -> Table:
@@ -200,6 +176,10 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
         title: Title of the table.
         scorer: Class of the scorer that the information gains come from, or None.
     """
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
     micro, macro = results["micro"], results["macro"]
     headings = {name: metric.heading for name, metric in METRICS.items() if metric.heading}
     for name in micro:

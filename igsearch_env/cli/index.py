@@ -16,10 +16,9 @@ import os
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igsearch_env.cli.program import Parser, on_interrupt, positive, say
+from igsearch_env.cli.program import Parser, add_import, folder, on_interrupt, positive, say
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderSettings, SentenceEncoder
@@ -129,13 +128,14 @@ def _parser() -> Parser:
         "hf:REPO[:CONFIG][:SPLIT], or a built-in name",
     )
     source.add_argument(
-        "--fuse", type=Path, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
+        "--fuse", type=folder, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
     )
     add = parser.add_argument
-    add("--out", required=True, type=Path, help="folder to write; an index there is replaced")
+    add("--out", required=True, type=folder, help="folder to write; an index there is replaced")
     add("--resume", action="store_true", default=None, help="go on with an unfinished build")
     add("--shard-size", type=positive, help="passages a shard (default: 1024)")
     add("--quiet", action="store_true", help="show no progress")
+    add_import(parser)
     words = parser.add_argument_group("BM25")
     words.add_argument("--k1", type=float, help="saturation (default: 0.9)")
     words.add_argument("--b", type=float, help="length (default: 0.4)")

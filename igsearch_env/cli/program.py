@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from igsearch_env.plugins import import_plugin
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose help is the program's docstring, and whose errors are one line.
@@ -73,9 +75,12 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str
         elif typing.get_origin(kind) is Literal:
             options = {"choices": typing.get_args(kind)}
         elif typing.get_origin(kind) is tuple:
-            options = {"type": typing.get_args(kind)[0], "nargs": "+"}
+            part = typing.get_args(kind)[0]
+            words = typing.get_origin(part) is Literal
+            options = {"choices": typing.get_args(part)} if words else {"type": part}
+            options["nargs"] = "+"
         help_text = help_of[field.name]
-        if field.default not in (None, "", (), False, dataclasses.MISSING):
+        if not any(field.default is none for none in (None, "", (), False, dataclasses.MISSING)):
             help_text += f" (default: {field.default})"
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
@@ -112,8 +117,30 @@ def argument_docs(settings: type) -> dict[str, str]:
         entries = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w|\Z)", text, re.DOTALL | re.MULTILINE)
         for name, words in entries:
             plain = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(words.split())).replace("``", "")
-            found[name] = plain[:1].lower() + plain[1:].removesuffix(".")
+            first = plain[:1].lower() if plain[1:2].islower() else plain[:1]
+            found[name] = first + plain[1:].removesuffix(".")
     return found
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Give a parser ``--import``; each file or module is imported while arguments are read."""
+    parser.add_argument(
+        "--import",
+        type=_import,
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="first run a Python file (or import a module) that registers an agent, a retriever, "
+        "a question set or the like; may be repeated",
+    )
+
+
+def _import(name: str) -> str:
+    try:
+        import_plugin(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return name
 
 
 def positive(text: str) -> int:
@@ -124,10 +151,17 @@ def positive(text: str) -> int:
     return value
 
 
+def folder(text: str) -> Path:
+    """The path of a folder, for argparse; an address is none."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"expected a folder, got the address {text}")
+    return Path(text)
+
+
 def run_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of what every program that trains takes: --out, --resume and --set."""
     parser = Parser(None, description)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="go on with what is in the folder")
     parser.add_argument(
         "--set",

@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.program import Parser, positive
+from igsearch_env.cli.program import Parser, add_import, folder, positive
 from igsearch_env.data.questions import load_question_set
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.metrics import gold_share
 from igsearch_env.files import write_json
-from igsearch_env.retrieval.base import IndexedRetriever
+from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
 
 if TYPE_CHECKING:
@@ -51,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, questions in sets.items():
                 task = bar.add_task(f"{index}, {name}", total=len(questions))
                 found = recall(retriever, questions, args.top_k, partial(bar.advance, task))
-                rows.append({"index": str(index), "questions": name, **found})
+                rows.append({"index": index, "questions": name, **found})
     write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
     print_table(_table(rows, args.top_k))
 
 
 def recall(
-    retriever: IndexedRetriever,
+    retriever: Retriever,
     questions: Sequence[Question],
     top_k: int,
     progress: Callable[[int], None] | None = None,
@@ -114,8 +113,14 @@ def _parser() -> Parser:
     parser = Parser("igsearch recall", __doc__)
     add = parser.add_argument
     add("--questions", nargs="+", required=True, help="names or files of question sets")
-    add("--index", nargs="+", required=True, type=Path, help="folders of saved indexes")
+    add(
+        "--index",
+        nargs="+",
+        required=True,
+        help="folders of saved indexes, addresses of servers, or names of registered retrievers",
+    )
+    add_import(parser)
     add("--top-k", type=positive, default=3, help="passages per question (default: 3)")
     add("--split", help="ask only the questions of this split")
-    add("--out", type=Path, required=True, help="folder of the results")
+    add("--out", type=folder, required=True, help="folder of the results")
     return parser

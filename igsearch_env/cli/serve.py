@@ -16,18 +16,16 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, add_settings, positive, say
-from igsearch_env.data.corpus import load_corpus
-from igsearch_env.retrieval.base import IndexedRetriever
-from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.cli.program import Parser, add_import, add_settings, positive, say
+from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
-from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 
@@ -43,8 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     from igsearch_env.retrieval.server import RetrievalService, serve
 
-    if arguments.index and not Path(arguments.index).is_dir():
-        raise ValueError(f"there is no index {arguments.index}; build it with igsearch index")
+    index = arguments.index or ""
+    if index and index.partition(":")[0] not in RETRIEVERS and not Path(index).is_dir():
+        raise ValueError(f"there is no index {index}; build it with igsearch index")
     dense = {name: getattr(arguments, name) for name in DENSE_OPTIONS}
     dense = {name: value for name, value in dense.items() if value is not None}
     if dense and not arguments.index:
@@ -61,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listener = _listen(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     say(f"serving http://{host}:{port}/retrieve; /ready answers 200 when the index is loaded")
-    load = partial(_load, arguments.index, arguments.corpus, dense)
+    load = partial(_load, index or arguments.corpus, dense)
     serve(service, load, listener)
 
 
@@ -74,21 +73,20 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"port {port} of {host} is taken; --port 0 picks a free one") from error
 
 
-def _load(index: str | None, corpus: str, dense: dict[str, Any]) -> IndexedRetriever:
+def _load(name: str, dense: dict[str, Any]) -> Retriever:
     start = time.perf_counter()
-    retriever: IndexedRetriever = (
-        open_retriever(Path(index), **dense) if index else BM25Retriever.build(load_corpus(corpus))
-    )
-    seconds = time.perf_counter() - start
-    say(f"ready: {len(retriever):,} documents after {seconds:.1f} s")
+    retriever = open_retriever(name, **dense)
+    count = f"{len(retriever):,} documents" if isinstance(retriever, Sized) else name
+    say(f"ready: {count} after {time.perf_counter() - start:.1f} s")
     return retriever
 
 
 def _parser() -> Parser:
     parser = Parser("igsearch serve", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--index", help="folder of a saved index")
+    what.add_argument("--index", help="folder of a saved index, or a registered retriever")
     what.add_argument("--corpus", help="file or name of a corpus, as igsearch index takes it")
+    add_import(parser)
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     add("--port", type=int, default=8000, help="0 picks a free one (default: %(default)s)")

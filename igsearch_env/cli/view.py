@@ -6,9 +6,8 @@ igsearch view runs/mine
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from igsearch_env.cli.program import Parser, positive, say
+from igsearch_env.cli.program import Parser, folder, positive, say
 from igsearch_env.viewer.page import LIMIT, write_page
 
 
@@ -19,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     parser = Parser("igsearch view", __doc__)
-    parser.add_argument("folder", type=Path, help="the --out of an evaluation or a training run")
+    parser.add_argument("folder", type=folder, help="the --out of an evaluation or a training run")
     parser.add_argument(
         "--limit", type=positive, default=LIMIT, help="most rollouts to show (default: %(default)s)"
     )

@@ -140,12 +140,22 @@ class EvaluationFolder:
         with self._partial.open("ab") as file:
             file.write(line.encode("ascii"))
 
-    def finish(self, results: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """Write the records in order, the results, and the times; the evaluation is complete."""
+    def finish(
+        self, results: Mapping[str, Any], seconds: Mapping[str, float], refused: int = 0
+    ) -> None:
+        """Write the records in order, the results, and the times; the evaluation is complete.
+
+        Args:
+            results: What came out.
+            seconds: How long each part took in this run.
+            refused: Questions that an endpoint refused in this run.
+        """
         if self._partial.exists():
             self._order_records()
         write_json(self._results, results)
         self._described["runs"][-1] |= {"finished": _now(), "seconds": {**seconds}}
+        if refused:
+            self._described["runs"][-1]["refused"] = refused
         write_json(self._manifest, self._described)
         self._partial.unlink(missing_ok=True)
 

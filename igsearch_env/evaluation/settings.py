@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from igsearch_env.endpoint import Api
+from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.settings import EnvironmentSettings
 
-MANNER = ("concurrency", "retries", "timeout", "api_key_variable")
+MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused")
 """Settings of how an endpoint is asked, not of what; they may change when a run is resumed."""
 
 Precision = Literal["float32", "bfloat16-autocast"]
@@ -18,39 +18,50 @@ Precision = Literal["float32", "bfloat16-autocast"]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """Everything that an evaluation is made of.
+    """Everything that an evaluation is made of; ``igsearch evaluate`` has an option for each.
 
     Args:
-        questions: Names or files of the question sets.
-        agent: Name of a scripted agent, the folder of a checkpoint, or the address of an
-            OpenAI-compatible endpoint.
-        corpus: Name or file of the corpus; it may be left out where ``index`` has one.
-        index: Folder of a saved index; it is built from the corpus if there is none yet.
-        benchmarks: Folder of the benchmarks' files; None for the one that the environment names,
-            or else the hub.
-        limit: Ask only so many questions of each set, the first ones.
-        samples: How many times each question is asked.
-        max_new_tokens: Longest turn, in tokens; None for what the checkpoint says, or else 64, and
-            512 at an endpoint.
+        questions: Question sets: benchmarks (``NAME`` or ``NAME:SPLIT``), ``benchmarks`` for all
+            seven, ``world-test``, ``world-test:PEOPLE:SEED``, .jsonl or .parquet files, or
+            ``hf:REPO``.
+        agent: ``direct``, ``search_once``, ``random_query``, ``oracle``, the folder of a
+            checkpoint, the name of a model on the Hugging Face hub, the address of an
+            OpenAI-compatible endpoint, or a name that :func:`igsearch_env.register_agent` made
+            known.
+        corpus: ``world``, ``world:PEOPLE:SEED``, a .jsonl or .parquet file, or ``hf:REPO``; it may
+            be left out where there is an index.
+        index: Folder of a saved index, the address of a retrieval server, or the name of a
+            registered retriever; where a folder is empty or missing, BM25 is built from the corpus
+            and saved there.
+        benchmarks: Folder with ``NAME/SPLIT.jsonl`` or .parquet of the benchmarks (default: that in
+            IGSEARCH_BENCHMARKS, or else the Hugging Face hub).
+        limit: Ask only the first so many questions of each set.
+        samples: How many times each question is asked, for pass@k.
+        max_new_tokens: Longest turn, in tokens (default: what the checkpoint says, or else 64, and
+            512 at an endpoint).
         environment: Fields of :class:`~igsearch_env.settings.EnvironmentSettings` that are to be
             other than those that the checkpoint was trained with, by name, such as ``top_k``. The
             outcome is EM unless it is among them.
         temperature: Of sampling.
         greedy: Take the most likely tokens instead of sampling.
-        information_gain: Settle the gain of every search, with the checkpoint's own scorer or, for
-            other agents, with a unigram model.
+        information_gain: Compute the information gain of every search, with the checkpoint's own
+            scorer or, for other agents, with a unigram model.
         seed: Seed of sampling, of random queries and of counterfactuals.
-        batch_size: Questions that are played side by side; an endpoint has ``concurrency``.
-        device: Where a checkpoint runs.
-        precision: What a checkpoint multiplies in: ``"float32"`` (the type of its weights), or
-            ``"bfloat16-autocast"``.
-        threads: Torch threads; 0 for as many as there are free cores.
-        model: Name of the endpoint's model; None if it serves only one.
-        api: ``"completions"`` or ``"chat"``; see :class:`igsearch_env.endpoint.agent.OpenAIAgent`.
+        batch_size: Questions that are played side by side (an endpoint has a concurrency); after a
+            kill they are played again (default: 16 for a checkpoint on a CPU, or else 128).
+        device: Where a checkpoint runs, such as ``cuda``.
+        precision: What a checkpoint multiplies in: ``float32`` (the type of its weights), or
+            ``bfloat16-autocast``.
+        threads: Threads of torch; 0 for as many as there are free cores.
+        model: Name of the endpoint's model (default: the only one that it serves).
+        api: Of the endpoint: completions continues the transcript as it is, chat sends messages.
         concurrency: Questions that are played at once at an endpoint.
-        retries: How often a request is repeated.
-        timeout: Seconds to wait for an answer.
+        retries: How often a request to the endpoint is repeated.
+        timeout: Seconds to wait for an answer of the endpoint.
         api_key_variable: Environment variable that holds the endpoint's key, if it needs one.
+        leave_out: Fields of requests that the endpoint does not accept.
+        max_refused: Share of the questions that the endpoint may refuse; they count as not
+            answered. Above it the evaluation stops.
 
     Raises:
         ValueError: If a number is out of range, or questions, agent or corpus are missing.
@@ -69,7 +80,7 @@ class EvaluationSettings:
     greedy: bool = False
     information_gain: bool = False
     seed: int = 0
-    batch_size: int = 128
+    batch_size: int | None = None
     device: str = "cpu"
     precision: Precision = "float32"
     threads: int = 0
@@ -79,9 +90,12 @@ class EvaluationSettings:
     retries: int = 8
     timeout: float = 600.0
     api_key_variable: str = "OPENAI_API_KEY"
+    leave_out: tuple[RequestField, ...] = ()
+    max_refused: float = 0.05
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "questions", tuple(self.questions))
+        for name in ("questions", "leave_out"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, value in (("questions", all(self.questions)), ("agent", self.agent)):
             if not value or not self.questions:
                 raise ValueError(f"an evaluation needs {name}; give --{name}")
@@ -92,12 +106,11 @@ class EvaluationSettings:
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
-        for name in ("limit", "max_new_tokens"):
+        for name in ("limit", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, least in (
-            ("batch_size", 1),
             ("samples", 1),
             ("concurrency", 1),
             ("threads", 0),
@@ -105,6 +118,12 @@ class EvaluationSettings:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if strange := set(self.leave_out) - set(get_args(RequestField)):
+            raise ValueError(
+                f"leave_out may hold {', '.join(get_args(RequestField))}, got {', '.join(strange)}"
+            )
+        if not 0 <= self.max_refused <= 1:
+            raise ValueError(f"max_refused must be from 0 to 1, got {self.max_refused}")
         for name in ("temperature", "timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

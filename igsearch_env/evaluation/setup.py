@@ -8,13 +8,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.agent import Agent
+from igsearch_env.agent import AGENTS, Agent
 from igsearch_env.answers import ANSWER_RULE
 from igsearch_env.baselines import SCRIPTED, make_scripted
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings, protocol_record
@@ -40,6 +40,7 @@ NAMES = ("questions", "retriever")  # an evaluation has its own
 ALL = "benchmarks"
 """Name that stands for all seven benchmarks."""
 ENDPOINT_TOKENS = 512
+BATCH, CPU_BATCH = 128, 16  # questions side by side
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -57,6 +58,7 @@ class Player:
         trained_in: The rules of the environment that it was trained in.
         scorer: Scores answers for information gain.
         workers: Chunks that are played at once.
+        refused: What an endpoint said of each question that it refused.
         stop: Ends what is under way.
     """
 
@@ -67,6 +69,7 @@ class Player:
     trained_in: EnvironmentSettings = RULES
     scorer: AnswerScorer = field(default_factory=UnigramScorer)
     workers: int = 1
+    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     stop: Callable[[], None] = lambda: None
 
 
@@ -113,11 +116,11 @@ def make_evaluation(
     for one in sets:
         say(str(one))
     _check_ids(sets)
+    questions = [question for one in sets for question in one.questions]
     # A model may fail to load, and an index takes longer: so the model comes first.
-    player = None if config.agent in SCRIPTED else model_player(config, say)
+    player = None if config.agent in SCRIPTED else _model_player(config, len(questions), say)
     retriever = _retriever(config, say, show_progress)
     player = player or scripted_player(config, getattr(retriever, "documents", ()))
-    questions = [question for one in sets for question in one.questions]
     # What only training makes use of does not follow a policy into its evaluation.
     training_only = {
         name: getattr(EnvironmentSettings(), name)
@@ -238,19 +241,28 @@ def scripted_player(config: EvaluationSettings, documents: Iterable[Document]) -
         lambda chunk: agent(chunk.sample),
         protocol,
         {"scripted": config.agent},
-        config.batch_size,
+        config.batch_size or BATCH,
     )
 
 
-def model_player(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
-    """The policy of a checkpoint, or of an endpoint.
+def _model_player(config: EvaluationSettings, questions: int, say: Callable[[str], None]) -> Player:
+    if config.at_endpoint:
+        return _endpoint(config, questions, say)
+    if config.agent.partition(":")[0] in AGENTS:
+        return _registered(config)
+    return _checkpoint(config, say)
 
-    Raises:
-        ValueError: If there is none, or it cannot be loaded.
-        ImportError: If it is a checkpoint, and torch or the checkout is missing.
-        EndpointError: If the endpoint does not answer.
-    """
-    return _endpoint(config, say) if config.at_endpoint else _checkpoint(config, say)
+
+def _registered(config: EvaluationSettings) -> Player:
+    """An agent of the user's own, made afresh for each chunk."""
+    protocol = _protocol(config) or PROTOCOLS["refine"]
+    make = AGENTS[config.agent.partition(":")[0]]
+    return Player(
+        lambda chunk: make(config.agent, protocol, chunk.seed),
+        protocol,
+        {"registered": config.agent},
+        config.batch_size or BATCH,
+    )
 
 
 def import_loading() -> Any:
@@ -280,12 +292,15 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
     folder = loading.checkpoint_folder(config.agent)
     if folder is None and not HUB_NAME.fullmatch(config.agent):
         raise ValueError(
-            f"unknown agent {config.agent!r}: expected {', '.join(SCRIPTED)}, an address, the "
+            f"unknown agent {config.agent!r}: expected "
+            f"{', '.join((*SCRIPTED, *AGENTS))}, an address, the "
             "folder of a checkpoint, or the name of a model on the Hugging Face hub, and no folder "
             "was found at that path"
         )
     loading.check_device(config.device)
     set_threads(config.threads)
+    # A kill loses what is under way: on a CPU, a minute's work of a small model.
+    batch_size = config.batch_size or (CPU_BATCH if config.device == "cpu" else BATCH)
     say(f"loading the model {config.agent}")
     policy = loading.load_policy(
         config.agent,
@@ -293,7 +308,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         device=config.device,
         precision=config.precision,
         max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         temperature=config.temperature,
     )
     sha256 = _files_sha256(folder or loading.hub_folder(config.agent))
@@ -301,14 +316,14 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         lambda chunk: policy.fresh(chunk.seed, greedy=config.greedy),
         policy.protocol,
         {"checkpoint_sha256": sha256, "max_new_tokens": policy.max_new_tokens},
-        config.batch_size,
+        batch_size,
         policy.trained_in,
         policy.scorer(),
     )
 
 
-def _endpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
-    from igsearch_env.endpoint.agent import OpenAIAgent
+def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], None]) -> Player:
+    from igsearch_env.endpoint.agent import OpenAIAgent, Refusals
     from igsearch_env.endpoint.client import Endpoint
 
     endpoint = Endpoint(
@@ -332,6 +347,7 @@ def _endpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
             tokenizer = import_loading().load_tokenizer(Path(name))
         except ImportError as error:
             say(f"asking with text, not with the checkpoint's token ids: {error}")
+    refusals = Refusals(int(config.max_refused * questions * config.samples))
     agent = partial(
         OpenAIAgent,
         endpoint,
@@ -341,6 +357,8 @@ def _endpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
         temperature=0.0 if config.greedy else config.temperature,
         max_new_tokens=config.max_new_tokens or settings.max_new_tokens,
         tokenizer=tokenizer,
+        leave_out=config.leave_out,
+        refusals=refusals,
     )
     shown = agent()
     model = {"name": name, "api": shown.api, "max_new_tokens": shown.max_new_tokens}
@@ -352,6 +370,7 @@ def _endpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
         1,
         settings.trained_in,
         workers=config.concurrency,
+        refused=refusals.reasons,
         stop=endpoint.close,
     )
 

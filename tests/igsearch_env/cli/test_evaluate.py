@@ -283,7 +283,8 @@ def test_an_interrupt_keeps_what_was_done(
     with monkeypatch.context() as patched:
         patched.setattr(evaluation, "collect", interrupted)
         assert evaluate(*run, "--out", tmp_path / "out") == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    advice = f"go on with igsearch evaluate --out {tmp_path / 'out'} --resume"
+    assert capsys.readouterr().err == f"interrupted; {advice}\n"
     assert len(read_records(tmp_path / "out" / "episodes.jsonl.partial")) == 2
     assert evaluate(*run, "--out", tmp_path / "out", "--resume") == 0
     assert same_results(tmp_path / "whole", tmp_path / "out")
@@ -416,7 +417,7 @@ def cut(file: Path) -> None:
         (questions_of(), "is empty; a question set needs at least one row"),
         (questions_of({**QUESTION, "question": None}), "no column 'question'"),
         (questions_of({"id": "q", "question": "?"}), "no column 'golden_answers'"),
-        (questions_of({**QUESTION, "golden_answers": []}), "'q' has no golden answers"),
+        (questions_of({**QUESTION, "golden_answers": []}), "the question has no golden answers"),
         (questions_of({**QUESTION, "golden_answers": [" "]}), "must be a non-blank string"),
         (questions_of(QUESTION, QUESTION), "the question id 'q' was used before"),
         (options("--corpus", "wolrd"), "unknown corpus 'wolrd'"),
@@ -537,3 +538,31 @@ def test_scripted_agents_on_real_questions(
     gains = {agent: results[agent].get("information_gain") for agent in results}
     assert gains["direct"] is None
     assert gains["oracle"] > 0.0 < gains["search_once"]
+
+
+AGENT = """
+from igsearch_env import register_agent, register_retriever
+from igsearch_env.baselines import OracleAgent
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.data.corpus import load_corpus
+
+@register_agent("seer")
+def seer(name, protocol, seed):
+    assert name == "seer:blind"
+    return OracleAgent(protocol)
+
+@register_retriever("mine")
+def mine(name):
+    return BM25Retriever.build(load_corpus("world"))
+"""
+
+
+def test_an_agent_and_a_retriever_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "own_agent.py").write_text(AGENT)
+    run = ("--questions", "world-test", "--limit", 3, "--import", tmp_path / "own_agent.py")
+    run = (*run, "--agent", "seer:blind", "--index", "mine", "--out", tmp_path / "out")
+    assert evaluate(*run) == 0
+    assert read_json(tmp_path / "out" / "results.json")["micro"]["em"] == 1.0
+    inputs = read_json(tmp_path / "out" / "manifest.json")["inputs"]
+    assert inputs["model"] == {"registered": "seer:blind"}
+    assert evaluate(*run, "--resume") == 0

@@ -53,7 +53,7 @@ def test_help_and_mistyped_options_need_no_extra() -> None:
     lines = mistyped.stderr.splitlines()
     assert [line.startswith("error: ") for line in lines] == [True] * 4
     assert "no command 'evalute'; did you mean evaluate?" in lines[0]
-    assert "--questins; did you mean --questions? (igsearch evaluate --help" in lines[1]
+    assert "--questins y; did you mean --questions? (igsearch evaluate --help" in lines[1]
 
 
 def test_an_extra_that_is_missing_is_named() -> None:
