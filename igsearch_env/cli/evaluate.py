@@ -24,7 +24,7 @@ from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
-from igsearch_env.evaluation.settings import EvaluationSettings, Precision, comparable
+from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings
