@@ -23,6 +23,7 @@ from igsearch_env.endpoint.errors import (
 )
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.testing import check_agent
 from igsearch_env.turn import SearchResult, TurnRules
 from tests.scripted_server import ScriptedServer
 
@@ -54,6 +55,11 @@ def searched(name: str = "q") -> Episode:
 
 def agent(server: ScriptedServer, **options: Any) -> OpenAIAgent:
     return OpenAIAgent(endpoint(server), "m", PROTOCOL, **options)
+
+
+def test_it_keeps_the_promises_of_an_agent(server: ScriptedServer) -> None:
+    server.says("<answer> Lima </answer>")
+    check_agent(agent(server, concurrency=3))
 
 
 def test_what_completions_are_asked(server: ScriptedServer) -> None:
