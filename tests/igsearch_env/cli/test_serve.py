@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
@@ -21,6 +20,7 @@ import pytest
 
 from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
 from igsearch_env.baselines import RandomQueryAgent
+from igsearch_env.cli import __main__ as igsearch
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
@@ -285,43 +285,61 @@ def test_a_request_on_its_way_is_answered_before_the_end(
     assert server.process.wait(SECONDS) in (0, -signal.SIGTERM)
 
 
-def run(command: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "igsearch_env.cli", command, *flags]
-    environment = os.environ | {"COLUMNS": "200"}
-    return subprocess.run(
-        words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=SECONDS
-    )
+Program = Callable[..., tuple[int, str, str]]
 
 
-def test_a_check_tells_the_dialects(running: Server, world: World) -> None:
-    checked = run("check", running.url, "--query", world.documents[0].text)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "wrong" not in checked.stdout
+@pytest.fixture
+def program(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Program]:
+    """Runs a subcommand in this process: its exit code, and what it wrote to stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+    interval = sys.getswitchinterval()
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            igsearch.main(words)
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    yield run
+    sys.setswitchinterval(interval)  # a server makes it shorter
+
+
+def test_a_check_tells_the_dialects(running: Server, world: World, program: Program) -> None:
+    code, out, err = program("check", running.url, "--query", world.documents[0].text)
+    assert code == 0, out + err
+    assert "wrong" not in out
     for dialect in DIALECTS:
-        assert f"{dialect}" in checked.stdout
-    assert "dialect='search-r1'" in checked.stdout
+        assert f"{dialect}" in out
+    assert "dialect='search-r1'" in out
 
 
-def test_a_check_of_no_server_is_an_error() -> None:
-    checked = run("check", f"http://127.0.0.1:{free_port()}")
-    assert checked.returncode == 2
-    assert "error: cannot reach http://127.0.0.1" in checked.stderr
+def test_a_check_of_no_server_is_an_error(program: Program) -> None:
+    code, _, err = program("check", f"http://127.0.0.1:{free_port()}")
+    assert code == 2
+    assert "error: cannot reach http://127.0.0.1" in err
 
 
-def test_a_missing_or_damaged_index_ends_the_server(tmp_path: Path) -> None:
-    missing = run("serve", "--index", str(tmp_path / "none"), "--port", "0")
-    assert missing.returncode == 2
-    assert "there is no index" in missing.stderr
-    (tmp_path / "damaged").mkdir()
-    damaged = run("serve", "--index", str(tmp_path / "damaged"), "--port", "0")
-    assert damaged.returncode == 2
-    assert "is not an index: it has no manifest.json" in damaged.stderr
-
-
-def test_a_default_beyond_the_limit_is_refused(index: Path) -> None:
-    refused = run("serve", "--index", str(index), "--port", "0", "--top-k", "200")
-    assert refused.returncode == 2
-    assert "lower --top-k or raise --max-k" in refused.stderr
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--index", "none"], "there is no index"),
+        (["--index", "DAMAGED"], "is not an index: it has no manifest.json"),
+        (["--index", "INDEX", "--top-k", "200"], "lower --top-k or raise --max-k"),
+        (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
+        (["--index", "INDEX", "--precision", "float16"], "index, which has no precision"),
+        (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
+        (["--corpus", "world", "--port", "TAKEN"], "is taken; --port 0 picks a free one"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(
+    index: Path, tmp_path: Path, running: Server, program: Program, flags: list[str], message: str
+) -> None:
+    taken = running.url.split(":")[2].split("/")[0]
+    places = {"INDEX": str(index), "DAMAGED": str(tmp_path), "TAKEN": taken}
+    code, _, err = program("serve", "--port", "0", *(places.get(flag, flag) for flag in flags))
+    assert code == 2
+    assert message in err.splitlines()[-1]
 
 
 def test_a_dense_index_is_loaded_as_the_flags_say(
@@ -347,25 +365,3 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
     with HTTPRetriever(server.url) as retriever:
         (found,) = retriever.search(["poet"], 64)
     assert len(found) == 64  # one list of eight would hold fewer
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
-        (["--index", "INDEX", "--precision", "float16"], "index, which has no precision"),
-        (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
-    ],
-)
-def test_flags_that_the_index_has_no_use_for(index: Path, flags: list[str], message: str) -> None:
-    refused = run(
-        "serve", *(str(index) if flag == "INDEX" else flag for flag in flags), "--port", "0"
-    )
-    assert refused.returncode == 2
-    assert message in refused.stderr
-
-
-def test_a_port_that_is_taken_is_said(running: Server) -> None:
-    taken = run("serve", "--corpus", "world", "--port", running.url.split(":")[2].split("/")[0])
-    assert taken.returncode == 2
-    assert "is taken; --port 0 picks a free one" in taken.stderr
