@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 # A red build should be somebody's change, not somebody's luck; at a desk new examples are drawn.
@@ -24,6 +25,7 @@ pytest_plugins = ["tests.run_fixtures"]
 
 Imitate = Callable[..., float]
 Settings = Callable[..., list[str]]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +54,35 @@ def imitate() -> Imitate:
 
 
 @pytest.fixture(scope="session")
-def taught_policy(tmp_path_factory: pytest.TempPathFactory, imitate: Imitate) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Make a folder once for all processes that run tests: the first to want it makes it.
+
+    Give its name and what fills it; the folder comes back. Tests must not write into it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    # A worker of pytest-xdist has a folder of its own in the common one.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
+        place = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not place.exists():
+                unfinished = shared / f"{name}.unfinished"
+                fill(unfinished)
+                unfinished.rename(place)
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught_policy(made_once: MadeOnce, imitate: Imitate) -> Path:
     """A checkpoint of a tiny model that writes searches and answers of the embedded world."""
+    return made_once("taught-policy", lambda folder: teach_policy(folder, imitate))
+
+
+def teach_policy(folder: Path, imitate: Imitate) -> None:
+    """Teach a tiny model with demonstrations, and save it."""
     from agents.tokenization import SegmentTokenizer
     from agents.transformers_policy import TransformersPolicy
     from igsearch_env.data.world import World
@@ -78,9 +107,7 @@ def taught_policy(tmp_path_factory: pytest.TempPathFactory, imitate: Imitate) ->
     episodes = collect(engine, agent, rng.sample(world.train_questions, 320))
     model = build_model(0, layers=2, hidden=64)
     imitate(model, tokenizer, episodes, 60, rate=5e-3, size=32)
-    folder = tmp_path_factory.mktemp("policy")
     TransformersPolicy(model, tokenizer, PROTOCOL).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

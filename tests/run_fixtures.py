@@ -18,6 +18,7 @@ from trainers.local.grpo import GRPOTrainer
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 Settings = Callable[..., list[str]]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 PHRASES = [
     "\n<search> Zencorp lives in Marmora capital </search>",
@@ -69,12 +70,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Settings) -> Path:
+def trained_run(made_once: MadeOnce, tiny_settings: Settings) -> Path:
     """The folder of a training run of three steps whose rollouts were all kept."""
-    out = tmp_path_factory.mktemp("trained") / "run"
     settings = tiny_settings("run.save_rollouts_every=2", "optimization.questions_per_step=5")
-    GRPOTrainer(load_config(overrides=settings), out).run()
-    return out
+    config = load_config(overrides=settings)
+    return made_once("trained-run", lambda folder: GRPOTrainer(config, folder).run())
 
 
 @pytest.fixture(scope="module")  # until it ends, an event loop runs in the tests' thread

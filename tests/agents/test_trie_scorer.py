@@ -178,6 +178,18 @@ def test_a_context_beyond_the_models_positions_is_refused_before_any_work(
         scorer.log_probs([(Segment("a", "system"), OPENING), long], [" a", " b"])
 
 
+def test_a_context_that_just_fits_the_models_positions_is_scored(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    context = (Segment("lima " * 5, "document"), OPENING)
+    length = len(
+        OneByOneScorer(make_model("llama", len(bpe)), bpe).tokenizer.encode_scored(context, " a")[0]
+    )
+    for positions, fits in ((length, True), (length - 1, False)):
+        model = make_model("llama", len(bpe), max_position_embeddings=positions)
+        assert TrieScorer(model, bpe).fits([context], [" a"]) == [fits]
+
+
 def test_models_that_cannot_be_run_exactly_are_refused(
     make_model: MakeModel, bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

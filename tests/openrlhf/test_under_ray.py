@@ -136,6 +136,9 @@ def variables(*paths: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_niceness": "0",  # they give way to everything else if left alone
         "RAY_DEDUP_LOGS": "0",
+        # By itself Ray gives its dashboard, which takes jobs, 30 and 60 seconds to start.
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": str(SECONDS),
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(SECONDS),
     }
 
 

@@ -18,6 +18,7 @@ from igsearch_env.gain.information_gain import (
     AliasOperator,
     InformationGain,
     information_gain,
+    reduce_aliases,
 )
 
 LN2 = math.log(2.0)
@@ -140,6 +141,13 @@ class TestInformationGainByHand:
         baselines = [[np.array([-1.5]), np.array([-5.0])], [np.array([-3.0]), np.array([-4.0])]]
         gain = information_gain(real, baselines, aliases=operator)
         assert gain == pytest.approx(expected)
+
+    def test_aliases_of_a_context_alone(self) -> None:
+        scores = np.log([[0.5, 0.25], [0.25, 0.125], [0.375, 0.0625]])  # (aliases, contexts)
+        assert reduce_aliases(scores, "max") == pytest.approx(np.log([0.5, 0.25]))
+        assert reduce_aliases(scores, "best_real") == pytest.approx(np.log([0.5, 0.25]))
+        mean = [(0.5 + 0.25 + 0.375) / 3, (0.25 + 0.125 + 0.0625) / 3]
+        assert reduce_aliases(scores, "logmeanexp") == pytest.approx(np.log(mean))
 
     def test_the_published_operator_is_the_default(self) -> None:
         real = [np.array([-2.0]), np.array([-1.0])]
