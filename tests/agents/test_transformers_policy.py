@@ -110,6 +110,16 @@ def test_turns_end_at_stop_strings_end_tokens_and_the_limit(
     assert wordlevel.convert_ids_to_tokens(list(turns[3].token_ids or ())) == ["sand", "[EOS]"]
 
 
+def test_rows_keep_their_places_when_the_batch_shrinks_twice(
+    chain: PreTrainedModel, wordlevel: PreTrainedTokenizerFast
+) -> None:
+    policy = TransformersPolicy(chain, wordlevel, PROTOCOL, max_new_tokens=6)
+    # They end after 2, 3 and 6 tokens: most rows are over after 2, and most of the rest after 3.
+    turns = policy.act(episodes_of([*["of the book"] * 5, "who", "the dog river", "who"]))
+    answer = "<answer> peru </answer>"
+    assert turns == [*["sand [EOS]"] * 5, answer, "river river river river river river", answer]
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_the_sampling_distribution(
