@@ -22,7 +22,7 @@ from agents.sampling.sampler import Sample, SampleRequest, sample
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
 from igsearch_env.checkpoint_settings import CheckpointSettings
-from igsearch_env.completion import Completion
+from igsearch_env.completion import Completion, StopReason
 from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol, get_protocol
 from igsearch_env.settings import EnvironmentSettings
@@ -185,8 +185,9 @@ class TransformersPolicy:
 
         Returns:
             One completion per episode, with the sampled ids and their log-probabilities (nats)
-            under the distribution they were drawn from: at ``temperature``, or at 1 if greedy. It
-            has no tokens where the transcript leaves no room in the model's positions.
+            under the distribution they were drawn from: at ``temperature``, or at 1 if greedy, and
+            why the turn ends. It has no tokens where the transcript leaves no room in the model's
+            positions.
 
         Raises:
             ValueError: If a transcript has no tokens at all.
@@ -209,6 +210,13 @@ class TransformersPolicy:
                     samples[row] = one
         self.memory.replace(contexts, samples)
         return [self._completion(one) for one in samples]
+
+    def _stop_reason(self, ids: list[int]) -> StopReason:
+        if not ids:
+            return "no_room"
+        if ids[-1] in self._eos:
+            return "end"
+        return "stop" if self._ended(ids) else "length"
 
     def _sampled_part(self, transcript: Context) -> list[int]:
         """The transcript up to the end of its last turn: what an earlier call may have run."""
@@ -238,4 +246,6 @@ class TransformersPolicy:
 
     def _completion(self, one: Sample) -> Completion:
         texts = self.tokenizer.decode_batch([one.ids[:end] for end in range(len(one.ids) + 1)])
-        return Completion.from_tokens(one.ids, one.log_probs, lambda ids: texts[len(ids)])
+        return Completion.from_tokens(
+            one.ids, one.log_probs, lambda ids: texts[len(ids)], self._stop_reason(one.ids)
+        )

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal, get_args
+
+StopReason = Literal["stop", "length", "end", "no_room"]
+"""Why a turn ends: at a stop string (a closing tag), at its largest number of tokens, at an
+end-of-sequence token, or before it began because the transcript filled the model's context."""
 
 
 class Completion(str):
@@ -17,16 +22,18 @@ class Completion(str):
         log_probs: Log-probability of each id under the sampling policy, in nats, shape (tokens,).
         token_ends: For each token, how many characters of ``text`` are complete once it has been
             decoded, shape (tokens,). :meth:`from_tokens` computes it.
+        stop_reason: Why the turn ends (:data:`StopReason`); None if that is not known.
 
     Raises:
         ValueError: If the three do not have the same length, or ``token_ends`` does not end at
             ``len(text)``.
     """
 
-    __slots__ = ("log_probs", "token_ends", "token_ids")
+    __slots__ = ("log_probs", "stop_reason", "token_ends", "token_ids")
     token_ids: tuple[int, ...] | None
     log_probs: tuple[float, ...] | None
     token_ends: tuple[int, ...] | None
+    stop_reason: StopReason | None
 
     def __new__(
         cls,
@@ -34,12 +41,17 @@ class Completion(str):
         token_ids: Sequence[int] | None = None,
         log_probs: Sequence[float] | None = None,
         token_ends: Sequence[int] | None = None,
+        stop_reason: StopReason | None = None,
     ) -> Completion:
         """Check the lengths and attach the tokens."""
         self = super().__new__(cls, text)
         self.token_ids = None if token_ids is None else tuple(token_ids)
         self.log_probs = None if log_probs is None else tuple(log_probs)
         self.token_ends = None if token_ends is None else tuple(token_ends)
+        if stop_reason is not None and stop_reason not in get_args(StopReason):
+            known = ", ".join(get_args(StopReason))
+            raise ValueError(f"stop_reason must be None or one of {known}, got {stop_reason!r}")
+        self.stop_reason = stop_reason
         if self.token_ids is not None:
             self._check(self.token_ids)
         elif self.log_probs is not None or self.token_ends is not None:
@@ -67,7 +79,8 @@ class Completion(str):
             )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (type(self), (str(self), self.token_ids, self.log_probs, self.token_ends))
+        tokens = (self.token_ids, self.log_probs, self.token_ends)
+        return (type(self), (str(self), *tokens, self.stop_reason))
 
     @classmethod
     def from_tokens(
@@ -75,6 +88,7 @@ class Completion(str):
         token_ids: Sequence[int],
         log_probs: Sequence[float] | None,
         decode: Callable[[list[int]], str],
+        stop_reason: StopReason | None = None,
     ) -> Completion:
         """Decode sampled ids, and find where each of them ends in the text.
 
@@ -82,10 +96,11 @@ class Completion(str):
             token_ids: Sampled ids, shape (tokens,).
             log_probs: Their log-probabilities in nats, shape (tokens,), or None.
             decode: Maps ids to text without cleaning it up or dropping special tokens.
+            stop_reason: Why the turn ends.
         """
         ids = list(token_ids)
         text = decode(ids)
-        return cls(text, ids, log_probs, token_ends(ids, text, decode))
+        return cls(text, ids, log_probs, token_ends(ids, text, decode), stop_reason)
 
     def tokens_within(self, start: int, end: int) -> slice:
         """The tokens that lie wholly inside the characters ``[start, end)``.
@@ -110,12 +125,13 @@ class Completion(str):
     def head(self, end: int) -> Completion:
         """The shortest prefix of whole tokens that holds the characters ``[0, end)``."""
         if self.token_ids is None or self.token_ends is None:
-            return Completion(self[:end])
+            return Completion(self[:end], stop_reason=self.stop_reason)
         ends = (0, *self.token_ends)
         count = next((i for i, done in enumerate(ends) if done >= end), len(self.token_ends))
         stop = self.token_ends[count - 1] if count else 0
         log_probs = None if self.log_probs is None else self.log_probs[:count]
-        return Completion(self[:stop], self.token_ids[:count], log_probs, self.token_ends[:count])
+        ids, ends = self.token_ids[:count], self.token_ends[:count]
+        return Completion(self[:stop], ids, log_probs, ends, self.stop_reason)
 
 
 def token_ends(token_ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 Outcome = Literal["em", "f1", "zero"] | Callable[[str | None, Question], float]
 FALLBACK_ROUNDS = 5
+REFUSED = "the search engine does not take this query; write a shorter one"
 
 
 @dataclass
@@ -70,6 +71,10 @@ class SearchQAEngine:
         rules = self.rules
         turns = [rules.read(e, a) for e, a in zip(episodes, actions, strict=True)]
         results = self._search(episodes, turns)
+        for row, result in enumerate(results):
+            if result is not None and result.refused:
+                turns[row] = turns[row].without_action(REFUSED)
+                results[row] = None
         after = [
             turn.extend(episode, rules, result)
             for turn, episode, result in zip(turns, episodes, results, strict=True)
@@ -88,12 +93,11 @@ class SearchQAEngine:
         results: list[SearchResult | None] = [None] * len(turns)
         rows = [i for i, turn in enumerate(turns) if isinstance(turn.parsed, Search)]
         queries = [t.parsed.query for t in turns if isinstance(t.parsed, Search)]
-        for row, documents in zip(rows, self._retrieve(queries), strict=True):
-            if documents is None:
-                results[row] = SearchResult(failed=True)
-                continue
-            drawn = self._draw(episodes[row], documents)
-            results[row] = SearchResult(documents, counterfactuals=tuple(drawn))
+        for row, result in zip(rows, self._retrieve(queries), strict=True):
+            if result.documents:  # what found nothing has no gain, and is compared with nothing
+                drawn = self._draw(episodes[row], result.documents)
+                result = replace(result, counterfactuals=tuple(drawn))
+            results[row] = result
         self._fill_up(episodes, results)
         return results
 
@@ -104,29 +108,38 @@ class SearchQAEngine:
             shared = self.pool.shared_rng(episode.group_id, len(episode.searches))
         return self.pool.draw(episode.question, documents, self.num_counterfactuals, shared)
 
-    def _retrieve(self, queries: list[str]) -> list[tuple[Document, ...] | None]:
-        """Search; None for each query that the retriever gave up on."""
+    def _retrieve(self, queries: list[str]) -> list[SearchResult]:
+        """Search, once for all queries."""
         if not queries:
             return []
         found: Sequence[Sequence[Document] | None]
+        refused: Collection[int] = ()
         try:
             found = self.retriever.search(queries, self.top_k)
         except RetrievalError as error:
             found = error.found or [None] * len(queries)
+            refused = error.refused
         if len(found) != len(queries):
             raise ValueError(
                 f"the retriever returned {len(found)} lists of documents for {len(queries)} "
                 "queries; it must return one list per query"
             )
-        return [None if documents is None else tuple(documents) for documents in found]
+        return [
+            SearchResult(refused=place in refused, failed=place not in refused)
+            if documents is None
+            else SearchResult(tuple(documents))
+            for place, documents in enumerate(found)
+        ]
 
     def _fill_up(self, episodes: Sequence[Episode], results: list[SearchResult | None]) -> None:
-        """Where the pool was short, add passages found for the text of another question."""
+        """Where the pool was short, add documents found for the text of another question."""
         for _ in range(FALLBACK_ROUNDS):
+            # A row is in the list once for each counterfactual that it lacks, so that one search
+            # serves the whole step, however much each of its rows lacks.
             missing = [
                 row
                 for row, result in enumerate(results)
-                if result is not None and not result.failed
+                if result is not None and result.documents
                 for _ in range(self.num_counterfactuals - len(result.counterfactuals))
             ]
             if not missing:
@@ -134,20 +147,24 @@ class SearchQAEngine:
             picks = self.pool.rng.integers(len(self.questions), size=len(missing))
             asked = [self.questions[int(pick)] for pick in picks]
             found = self._retrieve([question.text for question in asked])
-            if all(documents is None for documents in found):
+            # A retriever that has just failed on all of them is not asked again.
+            if all(other.failed or other.refused for other in found):
                 break
-            for row, question, documents in zip(missing, asked, found, strict=True):
+            for row, question, other in zip(missing, asked, found, strict=True):
                 result = results[row]
-                if result is None or not documents:
+                if result is None or not other.documents:
                     continue
-                pair = Evidence(documents, NO_REFINEMENT, question.id, question.text)
-                if pair in result.counterfactuals:
+                evidence = Evidence(other.documents, NO_REFINEMENT, question.id, question.text)
+                # The same question may have been picked twice for a row. What is not allowed (the
+                # answer is in it, or a document that was really found) is tried again next round.
+                if evidence in result.counterfactuals:
                     continue
-                if self.pool.allows(pair, episodes[row].question, result.documents):
+                if self.pool.allows(evidence, episodes[row].question, result.documents):
                     self.pool.counts["fallback"] += 1
-                    pairs = (*result.counterfactuals, pair)
-                    results[row] = replace(result, counterfactuals=pairs)
-        short = (self.num_counterfactuals - len(r.counterfactuals) for r in results if r)
+                    counterfactuals = (*result.counterfactuals, evidence)
+                    results[row] = replace(result, counterfactuals=counterfactuals)
+        lacking = (r for r in results if r is not None and r.documents)
+        short = (self.num_counterfactuals - len(r.counterfactuals) for r in lacking)
         self.pool.counts["short"] += sum(short)
 
     def _remember(self, episode: Episode) -> None:

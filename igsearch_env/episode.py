@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
+from igsearch_env.completion import StopReason
+
 Source = Literal["policy", "document", "system"]
 Action = Literal["search", "answer", "invalid"]
 
@@ -151,6 +153,9 @@ class Step:
         query_tokens: The tokens of the query among all policy tokens of the episode, both tags
             excluded; empty if this is no search.
         log_probs: Log-probability of each token of the turn under the policy that sampled, nats.
+        stop_reason: Why the turn ends, where the policy says so; see
+            :data:`igsearch_env.completion.StopReason`. An invalid turn that ends at ``"length"``
+            was cut off, not malformed.
         search_step: Number of this search in the episode from 0, or None if this is no search.
         query: The query, stripped; empty if this is no search.
         query_span: Characters ``[start, end)`` of the turn between the two search tags.
@@ -173,6 +178,7 @@ class Step:
     query_tokens: slice
     refinement: Segment = NO_REFINEMENT
     log_probs: tuple[float, ...] | None = None
+    stop_reason: StopReason | None = None
     search_step: int | None = None
     query: str = ""
     query_span: tuple[int, int] | None = None

@@ -5,11 +5,16 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
+from igsearch_env.completion import StopReason
 from igsearch_env.episode import Document, Episode, Question, Step
 
 WIDTH = 100
 PASSAGE = 240
 CELLS_PER_NAT = 4
+CUT: dict[StopReason | None, str] = {
+    "length": "the turn came to its largest number of tokens",
+    "no_room": "the transcript left no room for a turn",
+}
 MAX_CELLS = 40
 
 
@@ -58,6 +63,8 @@ def _step(step: Step, question: Question) -> Iterator[str]:
         if not step.documents:
             yield _line("found", "")
     elif step.observation is not None:
+        if step.stop_reason in CUT:
+            yield _line("cut", CUT[step.stop_reason])
         yield _line("system", step.observation.text)
     if step.reflection is not None:
         yield _line("system", step.reflection.text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from igsearch_env.completion import Completion
@@ -87,10 +87,18 @@ class TurnRules:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search brought: documents, or a failure; and what is compared with it."""
+    """What a search brought.
+
+    Args:
+        documents: What was found, best first; empty if nothing was.
+        failed: Whether the retriever gave up on it.
+        refused: Whether the retriever does not take this query, and would not take it again.
+        counterfactuals: Evidence of other questions that it is compared with.
+    """
 
     documents: tuple[Document, ...] = ()
     failed: bool = False
+    refused: bool = False
     counterfactuals: tuple[Evidence, ...] = ()
 
 
@@ -101,6 +109,11 @@ class Turn:
     parsed: Search | Answer | Invalid
     completion: Completion
     refinement: Segment
+
+    def without_action(self, reason: str) -> Turn:
+        """The same turn, its action taken for invalid."""
+        end = None if isinstance(self.parsed, Invalid) else self.parsed.end
+        return replace(self, parsed=Invalid(reason, end))
 
     def extend(self, episode: Episode, rules: TurnRules, found: SearchResult | None) -> Episode:
         """The episode with this turn and the environment's reaction added.
@@ -131,6 +144,7 @@ class Turn:
             policy_tokens=slice(start, start + len(self.completion.token_ids or ())),
             refinement=self.refinement,
             log_probs=self.completion.log_probs,
+            stop_reason=self.completion.stop_reason,
             attempt=attempt,
             reflection=protocol.render_reflection(episode.question.text) if again else None,
             **{"query_tokens": slice(start, start)} | reaction,

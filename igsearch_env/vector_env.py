@@ -23,12 +23,19 @@ Flags = NDArray[np.bool_]
 class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]]):
     """Several :class:`SearchQAEnv` whose searches and scorings are batched.
 
-    There is no autoreset: a row that has ended stays ended (its action is ignored; empty text,
-    reward 0, both flags False, no info) until ``reset(options={"reset_mask": ...})`` starts it
-    anew. The rows share one evidence pool. ``info`` marks which rows have a key with ``_key``.
+    By default there is no autoreset: a row that has ended stays ended (its action is ignored; empty
+    text, reward 0, both flags False, no info) until ``reset(options={"reset_mask": ...})`` starts
+    it anew. The rows share one evidence pool. ``info`` marks which rows have a key with ``_key``.
+
+    Loops that never call ``reset`` again, such as CleanRL's, need ``autoreset_mode="NextStep"``:
+    the step after the one that ended a row begins a new episode there. It ignores the row's action
+    and gives the prompt, reward 0, both flags False and ``question`` in the info. A trainer must
+    leave such steps out, as with every Gymnasium environment in this mode.
 
     Args:
         num_envs: Number of rows.
+        autoreset_mode: A :class:`gymnasium.vector.AutoresetMode` or its value: ``"Disabled"`` or
+            ``"NextStep"``.
         render_mode: ``"ansi"`` makes :meth:`render` return each row as text.
         **kwargs: As for :class:`SearchQAEnv`.
     """
@@ -39,11 +46,25 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         "autoreset_mode": AutoresetMode.DISABLED,
     }
 
-    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.DISABLED,
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
+        mode = AutoresetMode(autoreset_mode)
+        if mode is AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "autoreset_mode must be 'Disabled' or 'NextStep', got 'SameStep': the observation "
+                "of the call that ends an episode would be lost"
+            )
+        self.metadata = {**self.metadata, "autoreset_mode": mode}
         self.engine = make_engine(**kwargs)
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -109,6 +130,8 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
     ) -> tuple[tuple[str, ...], NDArray[Any], Flags, Flags, dict[str, Any]]:
         """Play one turn of every row that has not ended.
 
+        With ``autoreset_mode="NextStep"`` the others begin a new episode.
+
         Args:
             actions: The text of one turn per row; those of ended rows are ignored.
 
@@ -123,6 +146,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         if isinstance(actions, str) or len(actions) != self.num_envs:
             got = "a single str" if isinstance(actions, str) else str(len(actions))
             raise ValueError(f"expected {self.num_envs} actions, one per row, got {got}")
+        over = [row for row, episode in enumerate(self.episodes) if episode.finished]
         rows = [row for row, episode in enumerate(self.episodes) if not episode.finished]
         texts = [""] * self.num_envs
         rewards = np.zeros(self.num_envs)
@@ -135,7 +159,12 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
             texts[row] = "".join(reply.text for reply in step.replies)
             rewards[row] = step.reward
             terminated[row], truncated[row] = episode.terminated, episode.truncated
-        infos = self._stacked((row, info) for row, (_, info) in zip(rows, played, strict=True))
+        told = {row: info for row, (_, info) in zip(rows, played, strict=True)}
+        if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
+            for row in over:
+                self._episodes[row] = episode = self._begin(row, None, None)
+                texts[row], told[row] = episode.prompt.text, {"question": episode.question}
+        infos = self._stacked(told.items())
         return tuple(texts), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:

@@ -115,6 +115,8 @@ class QueryBonus(CreditAssignment):
                 returns = discounted_sums(signals, self.gamma)
                 for step, value in zip(episode.searches, returns, strict=True):
                     length = query_length(step)
+                    if not step.documents and step.information_gain is None:
+                        continue  # a search that found nothing made no later one possible
                     if length:  # a query whose characters all share tokens with the tags has none
                         lengths = {"query": length, "batch_mean_query": mean_query, "none": 1.0}
                         tokens[step.query_tokens] += self.alpha * value / lengths[self.normalizer]

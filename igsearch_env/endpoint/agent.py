@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, get_args
 
-from igsearch_env.completion import Completion
+from igsearch_env.completion import Completion, StopReason
 from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
@@ -154,7 +154,7 @@ class OpenAIAgent:
         try:
             return self._completion(self._ask(episode))
         except ContextTooLongError:
-            return empty
+            return Completion("", known, None, known, "no_room")
         except RequestRefusedError as error:
             self.refusals.add(episode, error)
             return empty
@@ -203,14 +203,20 @@ class OpenAIAgent:
         if text is None:
             said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
             raise RequestRefusedError(200, ServerError(said))
+        if choice.get("finish_reason") == "stop" and not text.endswith(self.protocol.stop):
+            if "stop_reason" in choice:  # vLLM: the string, None, or a token id at the end of text
+                stop = choice["stop_reason"]
+                text += stop if stop in self.protocol.stop else ""
+            else:
+                text += open_action(self.protocol, text)
+        # Servers say "stop" of a stop string and of the model's own end alike.
+        ended: StopReason = "stop" if text.endswith(self.protocol.stop) else "end"
+        reasons: dict[Any, StopReason] = {"stop": ended, "length": "length"}
+        reason = reasons.get(choice.get("finish_reason"))
         if self.tokenizer is not None and choice.get("token_ids") is not None:
-            return Completion.from_tokens(choice["token_ids"], None, self.tokenizer.decode)
-        if choice.get("finish_reason") != "stop" or text.endswith(self.protocol.stop):
-            return Completion(text)
-        if "stop_reason" in choice:  # vLLM: the string, or None or a token id at the end of text
-            stop = choice["stop_reason"]
-            return Completion(text + stop if stop in self.protocol.stop else text)
-        return Completion(text + open_action(self.protocol, text))
+            ids = choice["token_ids"]
+            return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)
+        return Completion(text, stop_reason=reason)
 
 
 def _text(message: Any) -> str | None:

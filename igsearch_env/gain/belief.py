@@ -17,8 +17,8 @@ def settle_belief(
 
     For credit methods that reward the growth of p(gold answer), as IGPO does; they need no
     counterfactual evidence. Values that :meth:`InformationGain.settle` has filled in are kept. The
-    rules are the same: there is no value where a search failed, or where a context is too long for
-    the scorer.
+    rules are the same: there is no value where a search failed or found nothing, or where a
+    context is too long for the scorer.
 
     Args:
         episodes: Finished episodes.
@@ -43,7 +43,7 @@ def settle_belief(
             places.append((number, None))
             jobs.append(([(episode.prompt, opening)], golds))
         for index, step in enumerate(episode.steps):
-            if step.action == "search" and not step.retrieval_failed and step.log_prob is None:
+            if step.documents and step.log_prob is None:  # a search that found something
                 places.append((number, index))
                 jobs.append((information_gain.contexts(episode, index)[:1], golds))
     settled = list(episodes)

@@ -153,8 +153,9 @@ class InformationGain:
     ) -> list[Episode]:
         """Fill in the information gain of every search step that is due and has none yet.
 
-        Failed searches, those without counterfactual evidence, and those of which a context is too
-        long for a :class:`~igsearch_env.gain.scorer.BoundedScorer` stay None.
+        Searches that failed or found nothing, those without counterfactual evidence, and those of
+        which a context is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer` stay
+        None.
 
         Args:
             episodes: Episodes, finished or not.
@@ -224,7 +225,9 @@ class InformationGain:
     def due(self, episode: Episode, index: int) -> bool:
         """Whether step ``index`` is a search whose gain can be settled now and is not yet."""
         step = episode.steps[index]
-        if step.action != "search" or step.retrieval_failed or not step.counterfactuals:
+        # Documents of other questions against none at all would measure the length of the context
+        # and the words "nothing was found", not what the query was worth.
+        if step.action != "search" or not step.documents or not step.counterfactuals:
             return False
         known = episode.finished or index + 1 < len(episode.steps)
         return step.information_gain is None and (known or self.counterfactual == "documents")

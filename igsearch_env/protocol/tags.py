@@ -59,7 +59,9 @@ class TagProtocol:
             ``{tag}`` for the name of the tag around them.
         no_documents: Stands for the documents when a search found none.
         correction: Template of the observation after an invalid turn; may hold ``{reason}``,
-            and ``{search}`` and ``{answer}`` for the names of the tags.
+            and ``{search}`` and ``{answer}`` for the names of the tags. Neither this nor the two
+            below may hold a complete action: small models copy what they read, and a copied example
+            would be carried out.
         failure: Observation after a search that the retriever gave up on.
         reflection: Template of what opens another attempt; may hold ``{question}``, and
             ``{search}`` and ``{answer}`` for the names of the tags.
@@ -86,14 +88,14 @@ class TagProtocol:
     documents_block: str = "\n<{tag}>\n{documents}\n</{tag}>\n"
     no_documents: str = "(nothing was found)"
     correction: str = (
-        "\nThat turn could not be carried out: {reason}. Search with <{search}> query "
-        "</{search}>, or answer with <{answer}> answer </{answer}>.\n"
+        "\nThat turn could not be carried out: {reason}. Write a query inside the {search} tags, "
+        "or an answer inside the {answer} tags.\n"
     )
     failure: str = "\nThe search engine did not respond.\n"
     reflection: str = (
         "\nGo over what you did: which searches missed, what was assumed, and whether the answer "
         "is borne out by the passages. Then try once more, searching again where it helps, and "
-        "end with <{answer}> answer </{answer}>, the same one if you still hold it.\n\n"
+        "end with an answer inside the {answer} tags, the same one if you still hold it.\n\n"
         "Question: {question}\n"
     )
     answer_before: str = "\n"
@@ -114,6 +116,17 @@ class TagProtocol:
             raise ValueError(
                 f"protocol {self.name!r}: the tags must be distinct and not blank, got {self.tags}"
             )
+        replies = (
+            ("correction", self.render_correction("").text),
+            ("failure", self.failure),
+            ("reflection", self.render_reflection("").text),
+        )
+        for name, text in replies:
+            if not isinstance(TagProtocol.parse(self, text), Invalid):
+                raise ValueError(
+                    f"protocol {self.name!r}: {name} holds a complete action, which a policy may "
+                    f"copy and have carried out, got {text!r}; describe the tags in words"
+                )
         try:
             self.document.format(rank=1, title="", text="")
         except (KeyError, IndexError, ValueError) as error:

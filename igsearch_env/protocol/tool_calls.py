@@ -38,8 +38,8 @@ class ToolCallProtocol(TagProtocol):
     refine: str | None = None
     documents_block: str = "{documents}"
     correction: str = (
-        "That turn could not be carried out: {reason}. Call the function to search, or answer with "
-        "<{answer}> answer </{answer}>."
+        "That turn could not be carried out: {reason}. Call the function to search, or write an "
+        "answer inside the {answer} tags."
     )
     failure: str = "The search engine did not respond."
     answer_before: str = ""

@@ -15,14 +15,24 @@ class RetrievalError(Exception):
         message: What happened.
         found: Where only some of the queries failed: one entry per query, its documents or None.
             Left empty, all of them failed.
+        refused: The places of those queries among them that failed because of what they are (too
+            long, for instance) and would fail again: their turns are invalid, and the episode goes
+            on. Those of other failed queries are left out of training.
 
     Attributes:
         found: The same, as a tuple.
+        refused: The same, as a set.
     """
 
-    def __init__(self, message: str = "", found: Sequence[Sequence[Document] | None] = ()) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        found: Sequence[Sequence[Document] | None] = (),
+        refused: Iterable[int] = (),
+    ) -> None:
         super().__init__(message)
         self.found = tuple(found)
+        self.refused = frozenset(refused)
 
 
 class Retriever(Protocol):

@@ -84,6 +84,7 @@ class HTTPRetriever:
         self._cache: OrderedDict[tuple[str, int], list[Document]] = OrderedDict()
         self._lock = threading.Lock()
         self._line: HTTPLine | None = None
+        self._answered = False
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Search for several queries at once.
@@ -97,7 +98,8 @@ class HTTPRetriever:
             One list per query, in the order of the server.
 
         Raises:
-            HTTPRetrievalError: If a query had no answer; it carries those of the others.
+            HTTPRetrievalError: If a query had no answer; it carries those of the others, and says
+                which queries the server refused for what they are (status 400, 413, 414, 422, 431).
             ValueError: If ``k`` is less than 1, or ``queries`` is a single string.
         """
         if isinstance(queries, str):
@@ -118,10 +120,17 @@ class HTTPRetriever:
             lost = {query for query, docs in zip(queries, answers, strict=True) if docs is None}
             with self._lock:
                 self.counts["failed"] += len(lost)
+            # A server that has answered nothing yet may speak another dialect, or be another
+            # program; then it is not the query that is at fault.
+            refused = [
+                place
+                for place, one in enumerate(found)
+                if self._answered and isinstance(one, HTTPRetrievalError) and one.refused
+            ]
             first = failures[0]
             message = f"{len(failures)} of {len(queries)} queries failed: {first}"
             log.warning("%s", message)
-            raise HTTPRetrievalError(message, first.kind, answers)
+            raise HTTPRetrievalError(message, first.kind, answers, refused=refused)
         return [answer for answer in answers if answer is not None]
 
     def check_ready(self) -> None:
@@ -252,7 +261,9 @@ class HTTPRetriever:
         async with line.free:
             self.counts["requests"] += 1
             try:
-                return [*await line.ask(self.dialect, queries, k)]
+                answers = await line.ask(self.dialect, queries, k)
+                self._answered = True
+                return [*answers]
             except HTTPRetrievalError as failure:
                 self.counts[failure.kind] += 1
                 return [failure] * len(queries)

@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import CancelledError
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,6 +26,8 @@ with extra("http"):
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
+QUERY_STATUSES = (400, 413, 414, 422, 431)
+"""Refusals of what was asked; others from 400 on are about the address, the key or the method."""
 _LOGIN = re.compile(r"//[^/@\s]+@")
 _JSON = {"content-type": "application/json"}
 
@@ -42,6 +44,7 @@ class HTTPRetrievalError(RetrievalError):
             retriever was closed meanwhile).
         found: See :class:`igsearch_env.RetrievalError`.
         passing: Whether the same request may succeed later.
+        refused: See :class:`igsearch_env.RetrievalError`.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class HTTPRetrievalError(RetrievalError):
         kind: Failure = "unreachable",
         found: Sequence[Sequence[Document] | None] = (),
         passing: bool = True,
+        refused: Iterable[int] = (),
     ) -> None:
-        super().__init__(_LOGIN.sub("//", message), found)  # it goes into logs
+        super().__init__(_LOGIN.sub("//", message), found, refused)  # it goes into logs
         self.kind = kind
         self.passing = passing
 
@@ -206,7 +210,8 @@ def _read(
     if status != 200:
         passing = status >= 500 or status in REPEATED_STATUSES
         message = f"{url} answered {status}: {response.text[:200]}"
-        raise HTTPRetrievalError(message, "status", passing=passing)
+        refused = (0,) if status in QUERY_STATUSES and queries == 1 else ()
+        raise HTTPRetrievalError(message, "status", passing=passing, refused=refused)
     try:
         return read_answer(dialect, response.json(), queries)
     except WireError as error:

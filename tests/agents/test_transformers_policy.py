@@ -106,6 +106,7 @@ def test_turns_end_at_stop_strings_end_tokens_and_the_limit(
         "sand [EOS]",
         "<search> lima </search>",
     ]
+    assert [turn.stop_reason for turn in turns] == ["stop", "length", "stop", "end", "stop"]
     assert all(turn.log_probs == pytest.approx([0.0] * 6, abs=1e-4) for turn in turns[1:2])
     assert wordlevel.convert_ids_to_tokens(list(turns[3].token_ids or ())) == ["sand", "[EOS]"]
 
@@ -298,6 +299,7 @@ def test_what_does_not_fit_is_an_empty_turn(
     assert sizes[1] <= 3
     assert sizes[2:] == [0, 0]
     assert turns[2] == ""
+    assert [turn.stop_reason for turn in turns[2:]] == ["no_room", "no_room"]
     assert policy.overflows == 2
     assert policy.act([]) == []
 
@@ -428,3 +430,13 @@ def test_arguments_are_checked(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         TransformersPolicy(make_model("llama", len(bpe)), bpe, PROTOCOL, **options)  # type: ignore[arg-type]
+
+
+def test_a_turn_that_is_whole_at_its_limit_was_not_cut(
+    chain: PreTrainedModel, wordlevel: PreTrainedTokenizerFast
+) -> None:
+    policy = TransformersPolicy(chain, wordlevel, PROTOCOL, max_new_tokens=2)
+    turns = policy.act(episodes_of(["cat", "of the book"]))
+    assert [turn.stop_reason for turn in turns] == ["length", "end"]
+    policy = TransformersPolicy(chain, wordlevel, PROTOCOL, max_new_tokens=3)
+    assert policy.act(episodes_of(["cat"]))[0].stop_reason == "stop"

@@ -94,7 +94,9 @@ class TestRules:
 
     @pytest.mark.parametrize("attempts", [0, -1])
     def test_at_least_one(self, attempts: int) -> None:
-        with pytest.raises(ValueError, match=f"max_attempts must be at least 1, got {attempts}"):
+        with pytest.raises(
+            ValueError, match=f"max_attempts must be a whole number of at least 1, got {attempts}"
+        ):
             play([], attempts)
 
     def test_a_question_cannot_forge_tags_in_the_reflection(self) -> None:
@@ -141,7 +143,13 @@ class TestPay:
 
     def test_every_method_takes_it(self) -> None:
         batch = [play([SEARCH, a, SEARCH, b])[0] for a in (RIGHT, WRONG) for b in (RIGHT, WRONG)]
-        for name in set(CREDIT) - {"oracle_bonus", "igpo", "igpo_code", "igpo_ig_search"}:
+        for name in set(CREDIT) - {
+            "oracle_bonus",
+            "silver_chain",
+            "igpo",
+            "igpo_code",
+            "igpo_ig_search",
+        }:
             arrays = make_credit(name)(batch)
             assert [a.shape for a in arrays] == [(e.policy_tokens,) for e in batch], name
         # Attempt 0: +-2/3, attempt 1: +-2/3, in the order of the batch.

@@ -7,12 +7,13 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from igsearch_env.completion import Completion, token_ends
+from igsearch_env.completion import Completion, StopReason, token_ends
 
 
 def by_vocabulary(*vocabulary: bytes) -> Callable[[list[int]], str]:
@@ -306,3 +307,20 @@ def test_head_is_the_shortest_prefix_that_holds_the_end(data: st.DataObject, tex
     if head.token_ids and "\ufffd" not in text:
         shorter = byte_ends(tokens, text)[len(head.token_ids) - 2] if len(head.token_ids) > 1 else 0
         assert shorter < end
+
+
+class TestStopReason:
+    @pytest.mark.parametrize("reason", ["stop", "length", "end", "no_room", None])
+    def test_is_kept(self, reason: StopReason | None) -> None:
+        decode = by_vocabulary(b"a", b"b")
+        for turn in (
+            Completion("ab", stop_reason=reason),
+            Completion.from_tokens([0, 1], [-1.0, -1.0], decode, reason),
+        ):
+            same = (turn, turn.head(1), copy.deepcopy(turn), pickle.loads(pickle.dumps(turn)))
+            assert [one.stop_reason for one in same] == [reason] * 4
+
+    def test_an_unknown_one_is_refused(self) -> None:
+        unknown: Any = "eos"
+        with pytest.raises(ValueError, match="stop_reason must be None or one of stop, length"):
+            Completion("a", stop_reason=unknown)

@@ -23,11 +23,13 @@ from igsearch_env.endpoint.errors import (
 )
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.settings import make_engine
 from igsearch_env.testing import check_agent
 from igsearch_env.turn import SearchResult, TurnRules
 from tests.scripted_server import ScriptedServer
 
 PROTOCOL = PROTOCOLS["refine"]
+ENGINE = make_engine(protocol=PROTOCOL, num_counterfactuals=0)
 RULES = TurnRules(PROTOCOL, 2)
 POLICY = Path(__file__).resolve().parents[2] / "agents" / "world-tiny"
 
@@ -504,3 +506,31 @@ def test_bad_arguments() -> None:
         OpenAIAgent(asked, "m", PROTOCOL, api="legacy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="concurrency >= 1"):
         OpenAIAgent(asked, "m", PROTOCOL, concurrency=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "more", "expected"),
+    [
+        ("<answer> Lima ", "stop", {}, "stop"),
+        ("<answer> Lima ", "stop", {"stop_reason": "</answer>"}, "stop"),
+        ("I do not know.", "stop", {"stop_reason": None}, "end"),
+        ("I do not know.", "stop", {}, "end"),
+        ("<search> capital of", "length", {}, "length"),
+        ("anything", "content_filter", {}, None),
+        ("anything", None, {}, None),
+    ],
+)
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_turns_say_why_they_end(
+    server: ScriptedServer,
+    api: Any,
+    text: str,
+    finish: Any,
+    more: dict[str, Any],
+    expected: str | None,
+) -> None:
+    server.says(text, finish, **more)
+    (turn,) = agent(server, api=api).act([begun()])
+    assert turn.stop_reason == expected
+    ((episode, _),) = ENGINE.step([begun()], [turn])
+    assert episode.steps[0].stop_reason == expected

@@ -73,7 +73,7 @@ class TestDraws:
 class TestSharedDraws:
     """Eight rollouts of one question, and one of another, search side by side in a warm pool."""
 
-    QUERIES = ("Peru", "Peru", "Italy", "nothing", "Cuba", "Peru", "Kenya", "Fiji")
+    QUERIES = ("Peru", "Peru", "Italy", "Norway", "Cuba", "Peru", "Kenya", "Fiji")
 
     def drawn(self, shared: bool, seed: int = 0) -> list[tuple[str, ...]]:
         engine = engine_of(

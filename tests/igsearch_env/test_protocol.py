@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from igsearch_env.engine import REFUSED
 from igsearch_env.episode import Document, Segment
 from igsearch_env.protocol.tags import (
     PROTOCOLS,
@@ -21,6 +22,7 @@ from igsearch_env.protocol.tags import (
     TagProtocol,
     get_protocol,
 )
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
 REFINE, SEARCH_R1 = PROTOCOLS["refine"], PROTOCOLS["search-r1"]
 every_preset = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS.keys())
@@ -404,8 +406,7 @@ def test_a_correction_names_the_tags_in_use(protocol: TagProtocol) -> None:
     assert "{" not in correction
     assert "<search>" not in correction
     if protocol.correction == TagProtocol("plain", "{question}").correction:
-        assert "<query> query </query>" in correction
-        assert "<reply> answer </reply>" in correction
+        assert "inside the query tags, or an answer inside the reply tags" in correction
 
 
 class TestAnswerOpening:
@@ -503,3 +504,28 @@ class TestPresets:
         assert renamed.parse("<query>a</query>") == Search("a", (7, 8), 16)
         assert renamed.parse("<search>a</search>") == Invalid("no complete action")
         assert renamed.escape("<query><search>") == "‹query><search>"
+
+
+class TestWhatTheEnvironmentSaysCannotBeCarriedOut:
+    """Small models copy what they read: a copied correction must not run a search."""
+
+    REASONS = ("no complete action", "empty query", "empty answer", "no searches left", REFUSED)
+
+    @pytest.mark.parametrize(
+        "protocol", [*PROTOCOLS.values(), ToolCallProtocol(name="tools", prompt="{question}")]
+    )
+    def test_of_every_preset(self, protocol: TagProtocol) -> None:
+        said = [protocol.render_correction(reason).text for reason in self.REASONS]
+        said += [protocol.failure, protocol.render_reflection("Capital of Peru?").text]
+        said += [protocol.render_documents([]).text]
+        for text in said:
+            for copied in (text, text.strip(), text + text, f"<think> {text} </think>"):
+                assert isinstance(protocol.parse(copied), Invalid), copied
+
+    @pytest.mark.parametrize("name", ["correction", "failure", "reflection"])
+    def test_of_a_protocol_of_ones_own(self, name: str) -> None:
+        for action in ("<search> query </search>", "<answer> answer </answer>"):
+            with pytest.raises(ValueError, match=f"{name} holds a complete action"):
+                TagProtocol("mine", "{question}", **{name: f"Write {action}."})
+        with pytest.raises(ValueError, match="correction holds a complete action"):
+            TagProtocol("mine", "{question}", correction="<{search}> query </{search}>")

@@ -444,3 +444,77 @@ def test_pickling_goes_on_from_the_same_place() -> None:
     assert repr(twin.step(turns)) == repr(env.step(turns))
     assert repr(twin.reset()) == repr(env.reset())
     assert twin.episodes == env.episodes
+
+
+class TestNextStepAutoreset:
+    def make(self, rows: int = 4, **more: Any) -> Any:
+        arguments: dict[str, Any] = {"autoreset_mode": "NextStep", "max_searches": 1, **more}
+        return gymnasium.make_vec(
+            ID,
+            num_envs=rows,
+            questions=QUESTIONS,
+            num_counterfactuals=0,
+            retriever=FakeRetriever(),
+            **arguments,
+        )
+
+    def test_a_loop_that_never_resets_goes_on_for_ever(self) -> None:
+        """The loop of CleanRL's PPO: one reset, then steps; finished rows begin anew by themselves.
+
+        Row i answers in its turn i + 1, so that rows end apart.
+        """
+        envs = RecordEpisodeStatistics(self.make())
+        texts, _ = envs.reset(seed=1)
+        ended, begun, ages, over = [0] * 4, [1] * 4, [0] * 4, np.zeros(4, dtype=bool)
+        for _ in range(40):
+            actions = [ANSWER if age >= row else "x" for row, age in enumerate(ages)]
+            texts, rewards, terminated, truncated, infos = envs.step(actions)
+            done = terminated | truncated
+            for row in range(4):
+                if over[row]:  # this call began an episode: it is no transition
+                    assert texts[row].splitlines()[-1].startswith("Question: ")
+                    assert not done[row]
+                    assert rewards[row] == 0.0
+                    assert infos["_question"][row]
+                    assert infos["question"][row].text in texts[row]
+                    begun[row], ages[row] = begun[row] + 1, 0
+                else:
+                    ages[row] += 1
+                ended[row] += done[row]
+            over = done
+        assert min(ended) >= 8
+        assert all(e <= b <= e + 1 for e, b in zip(ended, begun, strict=True))
+        assert envs.episode_count == sum(ended)
+
+    def test_questions_follow_from_the_seed(self) -> None:
+        def asked(seed: int) -> list[str]:
+            env = self.make(2)
+            texts, _ = env.reset(seed=seed)
+            found = [*texts]
+            for _ in range(8):
+                texts, *_ = env.step([ANSWER] * 2)
+                found += texts
+            return found
+
+        assert asked(3) == asked(3) != asked(4)
+
+    def test_the_mode_is_told_and_is_off_unless_it_is_asked_for(self) -> None:
+        assert self.make().metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+        assert SearchQAVectorEnv(2).metadata["autoreset_mode"] is AutoresetMode.DISABLED
+        assert SearchQAVectorEnv.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+        mode = AutoresetMode.NEXT_STEP
+        assert SearchQAVectorEnv(2, autoreset_mode=mode).metadata["autoreset_mode"] is mode
+
+    @pytest.mark.parametrize("mode", ["SameStep", AutoresetMode.SAME_STEP, "always"])
+    def test_other_modes_are_refused(self, mode: Any) -> None:
+        with pytest.raises(ValueError, match=r"SameStep|always"):
+            SearchQAVectorEnv(2, autoreset_mode=mode)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
+def test_seeds_of_numpy_are_seeds(kind: Any) -> None:
+    env, same = SearchQAEnv(), SearchQAEnv()
+    assert env.reset(seed=kind(3))[0] == same.reset(seed=3)[0]
+    rows, others = SearchQAVectorEnv(2), SearchQAVectorEnv(2)
+    assert rows.reset(seed=kind(3))[0] == others.reset(seed=3)[0]
+    assert rows.reset(seed=[kind(5), None])[0][0] == others.reset(seed=[5, None])[0][0]

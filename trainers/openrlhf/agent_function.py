@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from openrlhf.utils.agent import AgentExecutorBase
 
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.completion import StopReason
 from igsearch_env.episode import Episode
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.plugins import import_plugin
@@ -27,6 +28,9 @@ SETTINGS = "IGSEARCH_ROLLOUT"
 """Name of the environment variable that holds :meth:`RolloutSettings.to_json`."""
 PLUGINS = "IGSEARCH_PLUGINS"
 """Name of that of what is imported first, as a list of paths."""
+
+
+NO_ROOM = SampledTurn((), None, "no_room")
 
 
 class _Tables(NamedTuple):  # not a dataclass: those want their module to be in sys.modules
@@ -83,7 +87,7 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
             ids = tables.tokenizer.encode_context(episode.transcript)
             room = min(self.settings.max_new_tokens, max_length - len(ids))
             asked = _turn_params(sampling_params, room, table.engine.rules.protocol.stop)
-            turn = await _sample(llm_engine, ids, asked) if room > 0 else SampledTurn((), None)
+            turn = await _sample(llm_engine, ids, asked) if room > 0 else NO_ROOM
             episode = await table.play(episode, turn)
         if not episode.finished:  # it will be left out of the update: play it no further
             episode = replace(episode, truncated=True, outcome=0.0, em=0.0, f1=0.0)
@@ -122,10 +126,14 @@ def _turn_params(sampling_params: Any, room: int, stop: Sequence[str]) -> Any:
 
 async def _sample(llm_engine: Any, ids: list[int], asked: Any) -> SampledTurn:
     output = (await llm_engine.generate(ids, asked)).outputs[0]
+    # vLLM's own stop_reason is the string that stopped the turn; None or a token id at its end.
+    ended: StopReason = "stop" if isinstance(output.stop_reason, str) else "end"
+    reasons: dict[Any, StopReason] = {"stop": ended, "length": "length"}
+    reason = reasons.get(output.finish_reason)
     if asked.logprobs is None:
-        return SampledTurn(output.token_ids, None)
+        return SampledTurn(output.token_ids, None, reason)
     pairs = zip(output.token_ids, output.logprobs, strict=True)
-    return SampledTurn(output.token_ids, [known[token].logprob for token, known in pairs])
+    return SampledTurn(output.token_ids, [known[token].logprob for token, known in pairs], reason)
 
 
 def _response(episode: Episode, tokenizer: SegmentTokenizer, logged: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import Completion
+from igsearch_env.completion import Completion, StopReason
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode
 
@@ -19,10 +19,12 @@ class SampledTurn(NamedTuple):
     Args:
         token_ids: Sampled ids, shape (tokens,).
         log_probs: Their log-probabilities in nats, shape (tokens,), or None.
+        stop_reason: Why the turn ends, if that is known.
     """
 
     token_ids: Sequence[int]
     log_probs: Sequence[float] | None
+    stop_reason: StopReason | None = None
 
 
 class _Waiting(NamedTuple):
@@ -95,4 +97,6 @@ class PlayBatcher:
     def _completion(self, turn: SampledTurn) -> Completion:
         ids = list(turn.token_ids)
         texts = self.tokenizer.decode_batch([ids[:end] for end in range(len(ids) + 1)])
-        return Completion.from_tokens(ids, turn.log_probs, lambda part: texts[len(part)])
+        return Completion.from_tokens(
+            ids, turn.log_probs, lambda part: texts[len(part)], turn.stop_reason
+        )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igsearch_env import Completion, Episode, Shaping, Step
+from igsearch_env import Completion, Document, Episode, Shaping, Step
 from igsearch_env.credit import GRPO, IGSearch
 from igsearch_env.settings import make_engine
 from tests.igsearch_env.credit.test_outcome import slow_advantages
@@ -39,7 +39,8 @@ def episode_of(
     at = 0
     for number, (length, gain) in enumerate(searches):
         query = (1, 1 + length) if length else (0, 0)
-        more = {"search_step": number, "information_gain": gain}
+        more: dict[str, Any] = {"search_step": number, "information_gain": gain}
+        more["documents"] = (Document(f"found {number}", "", "text"),)
         steps.append(
             policy_step("search", at, length + 2, query, **more, retrieval_failed=number == failed)
         )

@@ -15,13 +15,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from igsearch_env.episode import Document
+from igsearch_env.episode import Document, Question
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
+from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.server import RetrievalService, serve
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
+from igsearch_env.vector_env import SearchQAVectorEnv
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSAGES = [
@@ -314,3 +316,64 @@ def test_limits_are_at_least_one(name: str) -> None:
 def test_a_default_that_would_be_refused_is_refused_at_the_start(top_k: int) -> None:
     with pytest.raises(ValueError, match=f"top_k is {top_k}, and the limits allow 1 to 10 .*max-k"):
         RetrievalService(LIMITS, top_k)
+
+
+class TestAQueryThatIsRefused:
+    """A query that the server does not take is an invalid turn, and no failure of the search."""
+
+    LONG = "capital " * 20  # beyond LIMITS.max_characters
+
+    @pytest.mark.parametrize("dialect", DIALECTS)
+    def test_is_told_apart_from_those_that_failed(self, start: Any, dialect: Dialect) -> None:
+        with HTTPRetriever(start(lambda: BM25Retriever.build(PASSAGES)), dialect) as retriever:
+            retriever.wait_until_ready(60)
+            with pytest.raises(HTTPRetrievalError) as raised:
+                retriever.search(["Peru", self.LONG, "band", self.LONG], 1)
+            found = raised.value.found
+            assert [d and d[0].id for d in found] == ["1", None, "2", None]
+            assert raised.value.refused == {1, 3}
+
+    def test_is_no_excuse_for_a_server_that_has_answered_nothing(self, serve_answers: Any) -> None:
+        """It may speak another dialect, and refuse everything."""
+        server = serve_answers(lambda body: (422, b'{"detail": "field required"}'))
+        with (
+            HTTPRetriever(server.url, attempts=1) as retriever,
+            pytest.raises(HTTPRetrievalError) as raised,
+        ):
+            retriever.search(["Peru", "band"], 1)
+        assert raised.value.refused == set()
+
+    @pytest.mark.parametrize(
+        ("status", "refused"),
+        [(400, True), (413, True), (414, True), (422, True), (401, False), (404, False)],
+    )
+    def test_by_its_status(self, serve_answers: Any, status: int, refused: bool) -> None:
+        def answer(body: Any) -> tuple[int, bytes]:
+            if "bad" in body["queries"]:
+                return status, b"no"
+            return 200, json.dumps({"result": [[{"id": "1", "contents": "x"}]]}).encode()
+
+        with HTTPRetriever(serve_answers(answer).url, attempts=1) as retriever:
+            assert retriever.search(["good"], 1)
+            with pytest.raises(HTTPRetrievalError) as raised:
+                retriever.search(["bad"], 1)
+        assert (raised.value.refused == {0}) == refused
+
+    def test_is_an_invalid_turn_and_the_episode_goes_on(self, start: Any) -> None:
+        url = start(lambda: BM25Retriever.build(PASSAGES))
+        with HTTPRetriever(url) as retriever:
+            retriever.wait_until_ready(60)
+            asked = [Question(name, f"{name}?", ("Lima",)) for name in ("a", "b")]
+            env = SearchQAVectorEnv(2, questions=asked, retriever=retriever, top_k=1)
+            env.reset(seed=0)
+            turns = [f"<search> {query} </search>" for query in (self.LONG, "Peru")]
+            texts, rewards, terminated, truncated, infos = env.step(turns)
+            assert list(infos["action"]) == ["invalid", "search"]
+            assert "does not take this query" in texts[0]
+            assert not any([*terminated, *truncated, *rewards])
+            refused, other = env.episodes
+            assert (refused.retrieval_failed, other.retrieval_failed) == (False, False)
+            assert (refused.searches, len(other.searches)) == ((), 1)  # it costs no search
+            assert refused.steps[0].turn.text == turns[0]
+            env.step(["<search> band </search>", "<answer> Lima </answer>"])
+            assert env.episodes[0].searches[0].documents[0].id == "2"
