@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,31 @@ from igsearch_env.extras import import_extra
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
+POLICIES: dict[str, Callable[..., TransformersPolicy]] = {}
+"""Policies of a user's own, by the names that settings give them in place of a path."""
+
+
+def register_policy(
+    name: str,
+) -> Callable[[Callable[..., TransformersPolicy]], Callable[..., TransformersPolicy]]:
+    """Decorator that makes a policy known by ``name``, as the ``path`` of the settings.
+
+    The function is called as ``function(protocol, device=..., **options)``, with the options that
+    :meth:`TransformersPolicy.from_pretrained` takes, and returns the policy.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(made: Callable[..., TransformersPolicy]) -> Callable[..., TransformersPolicy]:
+        if name in POLICIES:
+            raise ValueError(f"a policy named {name!r} exists already; choose another name")
+        POLICIES[name] = made
+        return made
+
+    return register
+
+
 def load_policy(
     path: str,
     protocol: str | None = None,
@@ -29,7 +55,9 @@ def load_policy(
     precision: Precision = "float32",
     **options: Any,
 ) -> TransformersPolicy:
-    """Load a policy; a relative path is looked up in the checkout too.
+    """Load a policy, or make one that was registered by that name.
+
+    A relative path is looked up in the checkout too.
 
     Args:
         path: A checkpoint folder, a GGUF file (llama.cpp's), or the name of a model on the Hugging
@@ -45,6 +73,8 @@ def load_policy(
         ImportError: If it is a GGUF file and the ``gguf`` extra is not installed.
     """
     check_device(device)
+    if path in POLICIES:
+        return POLICIES[path](protocol, device=device, **options)
     options["autocast"] = torch.bfloat16 if precision == "bfloat16-autocast" else None
     if path.endswith(".gguf"):
         return _load_gguf(path, protocol, device, **options)

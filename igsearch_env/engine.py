@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from igsearch_env.answers import exact_match, f1_score
 from igsearch_env.episode import NO_REFINEMENT, Document, Episode, Evidence, Question, changed
@@ -16,9 +16,37 @@ from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
-Outcome = Literal["em", "f1", "zero"] | Callable[[str | None, Question], float]
+OutcomeFunction = Callable[[str | None, Question], float]
+"""Scores an answer to a question; the answer is None where there was none."""
+
+Outcome = str | OutcomeFunction
+"""A name in :data:`OUTCOMES`, or a function."""
+
+OUTCOMES: dict[str, OutcomeFunction] = {
+    "em": lambda answer, question: exact_match(answer, question.golden_answers),
+    "f1": lambda answer, question: f1_score(answer, question.golden_answers),
+    "zero": lambda answer, question: 0.0,
+}
+"""Outcomes by the names that settings give them."""
+
 FALLBACK_ROUNDS = 5
 REFUSED = "the search engine does not take this query; write a shorter one"
+
+
+def register_outcome(name: str) -> Callable[[OutcomeFunction], OutcomeFunction]:
+    """Decorator that makes an outcome known by ``name``, for the settings of every program.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(outcome: OutcomeFunction) -> OutcomeFunction:
+        if name in OUTCOMES:
+            raise ValueError(f"an outcome named {name!r} exists already; choose another name")
+        OUTCOMES[name] = outcome
+        return outcome
+
+    return register
 
 
 @dataclass
@@ -185,10 +213,8 @@ class SearchQAEngine:
         if after.finished or after.steps[-1].reflection is not None:
             golds = after.question.golden_answers
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)
-            if callable(self.outcome):
-                outcome = float(self.outcome(after.answer, after.question))
-            else:
-                outcome = {"em": em, "f1": f1, "zero": 0.0}[self.outcome]
+            scored = self.outcome if callable(self.outcome) else OUTCOMES[self.outcome]
+            outcome = float(scored(after.answer, after.question))
             fields["attempt_outcomes"] = (*after.attempt_outcomes, outcome)
             if after.finished:
                 reward = outcome

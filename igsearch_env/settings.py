@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import same_world, world_of_questions
-from igsearch_env.engine import Outcome, SearchQAEngine
+from igsearch_env.engine import OUTCOMES, Outcome, SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, InformationGain
 from igsearch_env.gain.pool import EvidencePool
@@ -23,7 +23,7 @@ from igsearch_env.turn import TurnRules
 _WORDS = {
     "counterfactual": get_args(Counterfactual),
     "aliases": get_args(AliasOperator),
-    "outcome": ("em", "f1", "zero"),
+    "outcome": OUTCOMES,
 }
 _COUNTS = {"max_searches": 1, "max_attempts": 1, "top_k": 1, "num_counterfactuals": 0}
 
@@ -57,7 +57,7 @@ class EnvironmentSettings:
         aliases: How the scores of several golden answers become one; see
             :func:`igsearch_env.information_gain`.
         outcome: What is paid for an answer: ``"em"``, ``"f1"``, or ``"zero"`` to learn from
-            information gain alone.
+            information gain alone, or a name given to :func:`igsearch_env.engine.register_outcome`.
         information_gain_weight: Weight of the shaped gain in the reward of the call in which it
             settles, for algorithms that do not look at ``info``.
         shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
@@ -84,7 +84,7 @@ class EnvironmentSettings:
     counterfactual: Counterfactual = "documents+refinement"
     floor: float | Literal["uniform", "none"] = "uniform"
     aliases: AliasOperator = "max"
-    outcome: Literal["em", "f1", "zero"] = "em"
+    outcome: str = "em"
     information_gain_weight: float = 0.0
     shared_counterfactuals: bool = False
 

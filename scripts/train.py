@@ -29,10 +29,10 @@ from igsearch_env.plugins import import_plugin
 from trainers.config import (
     TrainSettings,
     from_dict,
-    load_config,
     make_credit_from,
     override,
     read_settings,
+    read_toml,
 )
 
 SMOKE = (
@@ -56,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     config = _config(arguments)
-    for name in config.run.imports:
-        import_plugin(name)
     make_credit_from(config.credit)  # a typo is told before torch is loaded, which takes seconds
     if arguments.plan:
         _show_plan(config, arguments.memory, arguments.document_tokens)
@@ -181,11 +179,18 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     if arguments.modules:
         files = [str(Path(m).resolve()) if m.endswith(".py") else m for m in arguments.modules]
         overrides.append(f"run.imports={json.dumps(files)}")
+    data: dict[str, Any] = {}
     if arguments.resume and not arguments.config:
         if not written.is_file():
             raise ValueError(f"there is no run to resume in {arguments.out}: no config.json")
-        return from_dict(override(read_settings(written), overrides))
-    return load_config(arguments.config, overrides)
+        data = read_settings(written)
+    elif arguments.config:
+        data = read_toml(arguments.config)
+    override(data, overrides)
+    imports = data.get("run", {}).get("imports", ())
+    for name in imports if isinstance(imports, list) else ():
+        import_plugin(name)  # before the settings are read, which may name what it registers
+    return from_dict(data)
 
 
 def last_step(row: dict[str, Any]) -> Table:

@@ -243,13 +243,20 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     >>> load_config(overrides=["optimization.steps=3", "policy.path=runs/x"]).optimization.steps
     3
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ValueError(f"cannot read the settings of {path}: {error}") from error
+    data = {} if path is None else read_toml(Path(path))
     return from_dict(override(data, overrides))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What stands in a TOML file.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"cannot read the settings of {path}: {error}") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents.loading import POLICIES
 from igsearch_env.cli.program import run
 from igsearch_env.credit import CREDIT
+from igsearch_env.engine import OUTCOMES
+from igsearch_env.retrieval.open import RETRIEVERS
 from scripts.train import last_step, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,6 +186,42 @@ def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
     assert train(tmp_path / "run", ["optimization.steps=2"], "--resume") == 0
     assert len(rows(tmp_path / "run")) == 2
     forget()
+
+
+def test_a_retriever_a_policy_and_an_outcome_of_ones_own(
+    tmp_path: Path, tiny_settings: Settings, train: Callable[..., int], taught_policy: Path
+) -> None:
+    file = tmp_path / "my_parts.py"
+    file.write_text(
+        "from agents.loading import load_policy, register_policy\n"
+        "from igsearch_env import Document, register_retriever\n"
+        "from igsearch_env.engine import register_outcome\n"
+        "class One:\n"
+        "    def search(self, queries, k):\n"
+        "        return [[Document('mine', 'A page', 'of mine')] for _ in queries]\n"
+        "register_retriever('one-page')(lambda rest: One())\n"
+        "@register_policy('my-policy')\n"
+        "def policy(protocol, **options):\n"
+        f"    return load_policy({str(taught_policy)!r}, protocol, **options)\n"
+        "register_outcome('seven')(lambda answer, question: 7.0)\n"
+    )
+    settings = [
+        *tiny_settings("optimization.steps=1"),
+        "environment.retriever=one-page",
+        "policy.path=my-policy",
+        "environment.outcome=seven",
+    ]
+    try:
+        assert train(tmp_path / "run", settings) == 2
+        assert train(tmp_path / "run", settings, "--import", str(file)) == 0
+        assert rows(tmp_path / "run")[0]["outcome"] == 7.0
+        played = (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text()
+        assert "of mine" in played
+    finally:
+        del OUTCOMES["seven"]
+        POLICIES.clear()
+        RETRIEVERS.pop("one-page", None)
+        del sys.modules["igsearch_plugin_my_parts"]
 
 
 def test_help_and_typos_load_nothing_heavy(tmp_path: Path) -> None:
