@@ -158,7 +158,7 @@ class TransformersPolicy:
             seed: Seeds its generator.
             greedy: Whether it takes the most likely tokens instead of sampling.
         """
-        return TransformersPolicy(
+        policy = TransformersPolicy(
             self.model,
             self.tokenizer,
             self.protocol,
@@ -169,6 +169,8 @@ class TransformersPolicy:
             batch_size=self.batch_size,
             autocast=self.autocast,
         )
+        policy.memory.max_tokens = self.memory.max_tokens
+        return policy
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the weights to go on sampling alike."""
@@ -206,6 +208,7 @@ class TransformersPolicy:
                 rows = fitting[first : first + self.batch_size]
                 requests = [SampleRequest(contexts[row], known[row], limits[row]) for row in rows]
                 drawn = sample(self.model, requests, self._choose, self._ended)
+                self.memory.make_room(drawn)
                 for row, one in zip(rows, drawn, strict=True):
                     samples[row] = one
         self.memory.replace(contexts, samples)

@@ -66,6 +66,8 @@ class PolicySettings:
         max_new_tokens: Longest turn, in tokens.
         temperature: Of sampling.
         batch_size: Episodes that are sampled side by side.
+        memory_tokens: Keys and values of at most so many tokens are kept from one turn to the next;
+            what has no room is read again. 0 for no limit.
         device: Where it runs.
         precision: What sampling, scoring and the update multiply in: ``"float32"``, or
             ``"bfloat16-autocast"``, two to three times as fast where the processor multiplies
@@ -77,6 +79,7 @@ class PolicySettings:
     max_new_tokens: int = 24
     temperature: float = 1.0
     batch_size: int = 128
+    memory_tokens: int = 0
     device: str = "cpu"
     precision: Precision = "float32"
 
@@ -204,6 +207,7 @@ class TrainSettings:
                     "update; set minibatches to 1, or max_sampling_gap to 'none'"
                 )
         check_range("policy", self.policy, ("max_new_tokens", "batch_size"), least=1)
+        check_range("policy", self.policy, ("memory_tokens",), least=0)
         check_range("policy", self.policy, ("temperature",), above=0)
         none = ("eval_every", "save_rollouts_every")
         check_range("run", run, ("seed", "threads", *none), least=0)

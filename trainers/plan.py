@@ -84,6 +84,8 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
     vocabulary = int(shape.vocab_size)
     turns = config.environment.max_searches + 1
     written = rows * min(width, turns * config.policy.max_new_tokens)
+    tokens = episodes * longest
+    held = min(tokens, config.policy.memory_tokens or tokens)
     lasting = {
         "weights": 4 * numbers,
         "gradients": 4 * numbers,
@@ -95,8 +97,8 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
             "sampling": {
                 **lasting,
                 "rounded weights": copies,
-                # Those of all episodes, kept for the next turn, and those of the running batch.
-                "keys and values": (episodes + beside) * longest * per_token,
+                # What the last turn left, what this one leaves, and the running batch.
+                "keys and values": (held + min(tokens, held + beside * longest)) * per_token,
                 "logits": 3 * 4 * beside * vocabulary,
             },
             "update": {
@@ -170,6 +172,8 @@ def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str,
         f"optimization.micro_batch_tokens={longest}",
         optimization(micro_batch_tokens=longest),
     )
+    room = config.policy.batch_size * longest
+    yield f"policy.memory_tokens={room}", policy(memory_tokens=room)
     yield f"policy.batch_size={max(1, half)}", policy(batch_size=max(1, half))
     yield "optimization.gradient_checkpointing=true", optimization(gradient_checkpointing=True)
     yield "optimization.kl=0.0", optimization(kl=0.0)

@@ -87,7 +87,7 @@ def _with_silver(questions: list[Question], retriever: Retriever) -> list[Questi
 
 def make_policy(config: PolicySettings, protocol: str, **options: Any) -> TransformersPolicy:
     """The policy of a run; see :func:`agents.loading.load_policy`."""
-    return load_policy(
+    policy = load_policy(
         config.path,
         protocol,
         device=config.device,
@@ -97,6 +97,8 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         batch_size=config.batch_size,
         **options,
     )
+    policy.memory.max_tokens = config.memory_tokens or None
+    return policy
 
 
 def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:

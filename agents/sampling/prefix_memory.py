@@ -25,6 +25,8 @@ class PrefixMemory:
     Attributes:
         finished_tokens: At most so many tokens are kept of sequences that were not continued, the
             latest ones, for a scorer that starts from them. 0 keeps none.
+        max_tokens: At most so many positions, padding included, are kept for the next call; what
+            has no room is read again. None for no limit.
 
     Raises:
         ValueError: If the model has layers that are not attention.
@@ -34,6 +36,8 @@ class PrefixMemory:
         self._model = model
         self._enabled = sliding_window(model) is None
         self.finished_tokens = 0
+        self.max_tokens: int | None = None
+        self._kept: dict[int, int] = {}  # positions of each buffer kept from the running call
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
         self._continued: set[tuple[int, ...]] = set()
         self._finished: dict[tuple[int, ...], Prefix] = {}  # oldest first
@@ -52,6 +56,7 @@ class PrefixMemory:
         """For each sequence of ids, its keys and values (those of the last token missing)."""
         self._check_weights()
         self._continued = {tuple(ids) for ids in sequences}
+        self._kept = {}
         return [self._prefixes.get(tuple(ids)) for ids in sequences]
 
     def held(self) -> list[tuple[tuple[int, ...], Prefix]]:
@@ -64,6 +69,27 @@ class PrefixMemory:
         # run, so a scorer must not take it for known.
         everything = {**self._finished, **self._prefixes}
         return [(ids[: len(prefix)], prefix) for ids, prefix in everything.items()]
+
+    def make_room(self, samples: Sequence[Sample]) -> None:
+        """Let go of keys and values that exceed ``max_tokens``, before a call's next batch runs.
+
+        Args:
+            samples: The samples of a batch; those without room lose their prefix.
+        """
+        if self.max_tokens is None:
+            return
+        for sample in samples:
+            if sample.prefix is None:
+                continue
+            # Rows of a batch share their buffers: a first row pays for all of them.
+            keys = sample.prefix.layers[0][0]
+            cost = keys.shape[0] * keys.shape[2]
+            if keys.data_ptr() in self._kept:
+                continue
+            if sum(self._kept.values()) + cost > self.max_tokens:
+                sample.prefix = None
+            else:
+                self._kept[keys.data_ptr()] = cost
 
     def replace(self, contexts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> None:
         """Remember what was sampled after each context, and what was finished before."""

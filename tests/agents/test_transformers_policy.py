@@ -178,6 +178,30 @@ def test_neither_the_batch_nor_the_memory_changes_greedy_turns(
     assert played == [alone, alone, alone]
 
 
+def test_the_memory_keeps_no_more_than_it_is_allowed_and_changes_nothing(
+    make_model: MakeModel, bpe: PreTrainedTokenizerFast
+) -> None:
+    options = {"greedy": True, "max_new_tokens": 12, "batch_size": 2}
+    free = TransformersPolicy(make_model("llama", len(bpe)), bpe, PROTOCOL, **options)
+    expected = play(free, 3)
+    assert len(free.memory) == len(QUESTIONS)
+
+    def positions(policy: TransformersPolicy) -> int:
+        buffers = [prefix.layers[0][0] for _, prefix in policy.memory.held()]
+        sizes = {keys.data_ptr(): keys.shape[0] * keys.shape[2] for keys in buffers}
+        return sum(sizes.values())
+
+    for limit in (0, 1, positions(free) // 2, positions(free)):
+        policy = TransformersPolicy(free.model, bpe, PROTOCOL, **options)
+        policy.memory.max_tokens = limit
+        assert policy.fresh(0).memory.max_tokens == limit
+        assert play(policy, 3) == expected
+        assert positions(policy) <= limit
+        assert len(policy.memory) == {0: 0, 1: 0, positions(free): len(QUESTIONS)}.get(
+            limit, len(policy.memory)
+        )
+
+
 def test_a_window_is_respected_when_rows_are_padded(
     make_model: MakeModel, bpe: PreTrainedTokenizerFast
 ) -> None:

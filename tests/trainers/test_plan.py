@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from agents.inference import computing_in, decoder
 from igsearch_env.cli.program import run
 from scripts.train import main
 from trainers.config import TrainSettings, load_config
-from trainers.plan import cheapest_changes, longest_transcript, plan
+from trainers.plan import GIB, cheapest_changes, longest_transcript, plan
 from trainers.setup import make_policy
 
 Settings = Callable[..., list[str]]
@@ -118,3 +119,29 @@ def test_the_program_says_whether_it_fits_and_writes_nothing(
     assert program("--set", f"policy.path={tmp_path}") == 2
     assert "cannot read the configuration of policy.path" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_keys_and_values_are_counted_up_to_their_limit(config: TrainSettings) -> None:
+    def held(tokens: int) -> int:
+        policy = replace(config.policy, memory_tokens=tokens, batch_size=1)
+        return plan(replace(config, policy=policy), 20).phases["sampling"]["keys and values"]
+
+    o = config.optimization
+    width, episodes = longest_transcript(config, 20), o.questions_per_step * o.group_size
+    assert held(width) / held(0) == pytest.approx(3 / (2 * episodes))
+
+
+def test_paper_toml_fits_the_gpu_that_it_names(tmp_path: Path) -> None:
+    shape = {
+        "model_type": "qwen2",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    }  # Qwen2.5-3B's
+    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    paper = load_config("trainers/configs/paper.toml", [f"policy.path={tmp_path}"])
+    assert plan(paper).peak < 76 * GIB  # of 79 that an "80 GB" card leaves
