@@ -12,18 +12,22 @@ It wants an environment of its own (requirements/openrlhf-gpu.txt); see docs/gui
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from igsearch_env.cli.console import console
 from igsearch_env.cli.program import run
+from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.seams import check_versions
 
 
-def main() -> None:
-    """Check versions, read the flags, check the settings, and train."""
-    check_versions()
-    from trainers.openrlhf.flags import read_flags  # loads torch and transformers
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the flags, check versions and settings, and train.
 
-    flags = read_flags(sys.argv[1:], __doc__)
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    flags = read_flags(sys.argv[1:] if argv is None else argv, __doc__)
+    check_versions()
     from trainers.openrlhf.launch import Checked, launch  # loads OpenRLHF, which takes a while
 
     try:

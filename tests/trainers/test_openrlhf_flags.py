@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -146,3 +148,20 @@ def test_settings_and_questions_survive_as_text() -> None:
     assert RolloutSettings.from_json(settings.to_json()) == settings
     question = Question("é", "where is Zürich?", ("CH", "Schweiz"), "x", 2, ("a",), ("b",))
     assert read_label(make_label(question, training=False)) == (question, False)
+
+
+def test_help_and_typos_need_neither_torch_nor_openrlhf() -> None:
+    check = (
+        "import sys\n"
+        "from scripts.train_openrlhf import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except (ValueError, SystemExit) as ended: print(ended, file=sys.stderr)\n"
+        "assert not {'torch', 'transformers', 'openrlhf', 'ray'} & set(sys.modules)\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    words = ["--out", "x", *NEEDED, "--ig.top_k", "many"]
+    for given, said in ((["--help"], "0"), (words, "ig.top_k must be int")):
+        command = [sys.executable, "-c", check, *given]
+        ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stderr

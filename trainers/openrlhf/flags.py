@@ -9,13 +9,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agents.loading import CHECKOUT
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from igsearch_env.plugins import import_plugin
 from trainers.config import build, make_credit_from, override
 from trainers.openrlhf.rollout_settings import RolloutSettings
 
-AGENT = "trainers/openrlhf/agent_function.py"
+AGENT = Path(__file__).resolve().parent / "agent_function.py"
 METHOD = "ig_search"
 ROLLOUT = frozenset(field.name for field in fields(RolloutSettings))
 
@@ -83,6 +82,9 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     Raises:
         ValueError: If a flag is unknown here, reserved, or has a value that does not fit.
     """
+    # argparse knows the five flags of this program. OpenRLHF has about 200 of its own, which its
+    # parser is left to check, and those under --ig. depend on the credit method that one of them
+    # names: so both kinds are taken from what is left over.
     known, rest = _parser(description).parse_known_args(argv)
     for module in known.modules:
         import_plugin(module)
@@ -178,6 +180,8 @@ def _absolute(settings: dict[str, Any]) -> dict[str, str]:
 
 def _without_taken_back(file: list[str], given: list[str]) -> list[str]:
     """The flags of the file and of the command line, less those that the latter takes back."""
+    # Only a flag without a value can be taken back: one is *bare* if another flag follows it, or
+    # nothing. What is left over, OpenRLHF refuses in its own words.
     ends = [*(word.startswith("--") for word in file[1:]), True]
     bare = {word for word, end in zip(file, ends, strict=False) if word.startswith("--") and end}
     taken = {word for word in given if word.removesuffix("=false") in bare and "=" in word}
@@ -216,7 +220,7 @@ def _split(rest: Sequence[str]) -> tuple[list[str], list[str]]:
 def _chosen(flags: Flags) -> list[str]:
     """The flags of :data:`CHOSEN` that have a value."""
     chosen: dict[str, Any] = {
-        "train.agent_func_path": CHECKOUT / AGENT,
+        "train.agent_func_path": AGENT,
         "data.prompt_dataset": flags.train_data,
         "data.input_key": "input",
         "data.label_key": "label",

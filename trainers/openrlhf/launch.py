@@ -18,9 +18,8 @@ from ray import cloudpickle
 
 from agents.loading import CHECKOUT
 from trainers.openrlhf import policy_actor, trainers
-from trainers.openrlhf.arguments import check_engines
 from trainers.openrlhf.flags import Flags
-from trainers.openrlhf.preparation import prepare
+from trainers.openrlhf.preparation import check_engines, prepare
 
 PROGRAM = "openrlhf.cli.train_ppo_ray"
 SETTINGS = "IGSEARCH_ROLLOUT"  # trainers.openrlhf.agent_function reads both
@@ -42,7 +41,7 @@ def launch(flags: Flags) -> None:
         ValueError: If OpenRLHF or this project refuses the flags; nothing has been started then.
         Checked: If everything is in order and ``flags.check`` is set.
     """
-    run = _Run(flags)
+    run = _WrappedCalls(flags)
     for module in (policy_actor, trainers):
         # OpenRLHF's classes travel by value, since their names stand for remote ones. A class of
         # ours that travelled by name would find another copy of its base at the other end than
@@ -66,7 +65,7 @@ def launch(flags: Flags) -> None:
             raise ValueError(f"OpenRLHF refuses these flags: {error}") from error
 
 
-class _Run:
+class _WrappedCalls:
     """The two calls of OpenRLHF's program that are wrapped."""
 
     def __init__(self, flags: Flags) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from transformers import PreTrainedTokenizerFast
-
-from agents.chat import chat_protocol
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import InformationGain
@@ -16,6 +13,9 @@ from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.protocol.tags import TagProtocol, get_protocol
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class RolloutSettings(EnvironmentSettings):
     def tag_protocol(self, tokenizer: PreTrainedTokenizerFast) -> TagProtocol:
         """The grammar, its prompt in the chat template if that is asked for."""
         protocol = get_protocol(self.protocol)
-        return chat_protocol(protocol, tokenizer) if self.chat else protocol
+        if not self.chat:
+            return protocol
+        from agents.chat import chat_protocol  # loads transformers, for which flags need not wait
+
+        return chat_protocol(protocol, tokenizer)
 
     def information_gain(self, tokenizer: PreTrainedTokenizerFast) -> InformationGain:
         """How gains are computed."""
