@@ -14,6 +14,7 @@ from igsearch_env.gain.scorer import AnswerScorer
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
+from igsearch_env.text import clean_text
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 OutcomeFunction = Callable[[str | None, Question], float]
@@ -143,7 +144,7 @@ class SearchQAEngine:
         found: Sequence[Sequence[Document] | None]
         refused: Collection[int] = ()
         try:
-            found = self.retriever.search(queries, self.top_k)
+            found = self.retriever.search([clean_text(query) for query in queries], self.top_k)
         except RetrievalError as error:
             found = error.found or [None] * len(queries)
             refused = error.refused

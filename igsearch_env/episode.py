@@ -12,9 +12,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 from igsearch_env.completion import StopReason
+from igsearch_env.text import clean_text
 
 Source = Literal["policy", "document", "system"]
 Action = Literal["search", "answer", "invalid"]
+
+
+def _clean(value: object, *names: str) -> None:
+    """Let the text of some fields through the gate for text that others wrote."""
+    for name in names:
+        before = getattr(value, name)
+        if isinstance(before, str) and (after := clean_text(before)) is not before:
+            object.__setattr__(value, name, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,9 @@ class Document:
     title: str
     text: str
     score: float | None = None
+
+    def __post_init__(self) -> None:
+        _clean(self, "id", "title", "text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,7 @@ class Question:
     silver_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        _clean(self, "id", "text", "dataset")
         for name in ("golden_answers", "gold_ids", "gold_titles", "silver_ids"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -72,7 +85,8 @@ class Question:
                     f"got the string {value!r}; wrap it in a tuple"
                 )
             if value is not None:
-                object.__setattr__(self, name, tuple(value))
+                cleaned = (clean_text(v) if isinstance(v, str) else v for v in value)
+                object.__setattr__(self, name, tuple(cleaned))
         if not self.text.strip():
             raise ValueError(f"question {self.id!r}: text must not be blank, got {self.text!r}")
         for answer in self.golden_answers:

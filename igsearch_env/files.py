@@ -14,7 +14,8 @@ def write_whole(path: Path, text: str) -> None:
 
     Args:
         path: The file; its folder is made if need be.
-        text: What it is to hold.
+        text: What it is to hold. Half a surrogate pair, which UTF-8 cannot hold, is written as its
+            escape, as JSON reads it: a finished run is not lost for a strange file name.
 
     Raises:
         OSError: If it cannot be written; the message names the file.
@@ -22,7 +23,7 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with names_file(path):
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(path)
 
 

@@ -17,6 +17,7 @@ from igsearch_env.episode import (
     changed,
 )
 from igsearch_env.protocol.tags import Answer, Invalid, Search, TagProtocol
+from igsearch_env.text import clean_text
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class TurnRules:
                 f"the episode of question {episode.question.id!r} has ended; call reset() first"
             )
         completion = action if isinstance(action, Completion) else Completion(action)
+        if completion.token_ids is None:  # text that was never sampled may hold anything
+            completion = Completion(clean_text(completion))
         parsed = self.protocol.parse(completion)
         if parsed.end is not None:
             completion = completion.head(parsed.end)

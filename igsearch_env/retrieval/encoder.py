@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.extras import import_extra
+from igsearch_env.text import clean_text
 
 Vectors = NDArray[np.float32]
 
@@ -177,7 +178,7 @@ class SentenceEncoder:
             return np.empty((0, self.dimension), dtype=np.float32)
         with self._lock:
             vectors = encode(
-                [_valid_unicode(text) for text in texts],  # it sorts them by length itself
+                [clean_text(text) for text in texts],  # it sorts them by length itself
                 prompt=prefix,  # not in the texts: some models leave it out of the pooling
                 batch_size=self._batch_size,
                 show_progress_bar=False,
@@ -251,8 +252,3 @@ def _pooling(model: Any) -> str | None:
     """How a model says that token vectors become one; several ways are joined by a plus sign."""
     modes = next((module.pooling_mode for module in model if hasattr(module, "pooling_mode")), None)
     return modes if modes is None or isinstance(modes, str) else "+".join(modes)
-
-
-def _valid_unicode(text: str) -> str:
-    """Lone surrogates, which a tokenizer cannot read, become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")

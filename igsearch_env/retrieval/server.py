@@ -21,6 +21,7 @@ from igsearch_env.retrieval.server_gate import Gate
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.server_metrics import ServerMetrics
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K, PATH, Dialect, make_answer
+from igsearch_env.text import clean_text
 
 with extra("serve"):
     import uvicorn
@@ -135,6 +136,7 @@ class RetrievalService:
         k = request.topk or request.top_k or self.top_k
         if not 1 <= k <= limits.max_k:
             raise HTTPException(422, f"got topk = {k}; set it from 1 to {limits.max_k}")
+        queries = [clean_text(query) for query in queries]
         return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
 
 

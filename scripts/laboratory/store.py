@@ -30,8 +30,8 @@ class ResultStore:
 
     def __init__(self, folder: Path, record: Path) -> None:
         self.folder, self._record = folder, record
-        lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
-        self._known = [json.loads(line) for line in lines]
+        text = record.read_text(encoding="utf-8") if record.is_file() else ""
+        self._known = [json.loads(line) for line in text.split("\n") if line]
 
     def run(self, study: Study, trials: Sequence[Trial], workers: int | None) -> list[Result]:
         """The results of trials, in their order; those that are missing are run.

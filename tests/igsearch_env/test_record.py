@@ -19,7 +19,7 @@ from igsearch_env.record import episode_from_record, episode_record, to_record
 from igsearch_env.settings import make_engine
 
 text = st.text(st.characters(), max_size=8)  # lone surrogates included
-words = text.filter(lambda value: bool(value.strip()))
+words = text.filter(lambda value: bool(clean_text(value).strip()))
 number = st.floats(allow_nan=False)
 optional_number = st.none() | number
 
