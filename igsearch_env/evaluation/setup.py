@@ -19,7 +19,7 @@ from igsearch_env.answers import ANSWER_RULE
 from igsearch_env.baselines import SCRIPTED, make_scripted
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings, protocol_record
 from igsearch_env.data.benchmarks import BENCHMARKS
-from igsearch_env.data.corpus import load_corpus
+from igsearch_env.data.corpus import load_corpus, read_corpus
 from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Question
@@ -186,7 +186,7 @@ def _retriever(
     folder = Path(name) if name else None
     if folder is not None and folder.exists() and not _is_empty(folder):
         saved = open_retriever(folder)
-        if corpus and DocumentFile.sha256(load_corpus(corpus)) != saved.corpus_sha256:
+        if corpus and DocumentFile.sha256(read_corpus(corpus)) != saved.corpus_sha256:
             raise ValueError(
                 f"the index in {folder} was built from another corpus than {corpus}; choose "
                 "another folder, or leave out --corpus to search what the index holds"

@@ -133,8 +133,11 @@ class IndexBuild:
         else:
             self._check_job(index)
             documents = self._documents(index)
-            self._make_shards(documents)
-            passages = len(documents)
+            try:
+                self._make_shards(documents)
+                passages = len(documents)
+            finally:
+                documents.close()
             self._finish(index, passages)
             swap_in(index, self.out, self.partial / "replaced")
         shutil.rmtree(self.partial, ignore_errors=True)

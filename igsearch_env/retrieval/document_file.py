@@ -64,6 +64,11 @@ class DocumentFile:
             digest.update(_line(doc))
         return digest.hexdigest()
 
+    def close(self) -> None:
+        """Let go of the files: Windows renames no folder of which a file is mapped."""
+        self._bytes.close()
+        del self._offsets
+
     def __len__(self) -> int:
         """Number of passages."""
         return len(self._offsets) - 1

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
 from igsearch_env.data.corpus import BUILTIN_CORPORA, load_corpus
+from igsearch_env.data.rows import file_in_folder
 from igsearch_env.retrieval import bm25, dense
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -100,7 +101,8 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
     kind = text.partition(":")[0]
     named = isinstance(name, str)
     registered, is_address = named and kind in RETRIEVERS, named and kind in ("http", "https")
-    is_corpus = place.is_file() or (named and (kind == "hf" or kind in BUILTIN_CORPORA))
+    is_beir = named and place.is_dir() and file_in_folder(place, "corpus") is not None
+    is_corpus = place.is_file() or is_beir or (named and (kind == "hf" or kind in BUILTIN_CORPORA))
     is_index = not named or (text != "" and place.is_dir())
     if is_index and not (registered or is_address or is_corpus):
         return _load_index(place, mmap, dense_options)

@@ -17,6 +17,7 @@ from igsearch_env.episode import Document, Episode, Evidence, Question, Segment,
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.record import episode_from_record, episode_record, to_record
 from igsearch_env.settings import make_engine
+from igsearch_env.text import clean_text
 
 text = st.text(st.characters(), max_size=8)  # lone surrogates included
 words = text.filter(lambda value: bool(clean_text(value).strip()))

@@ -19,8 +19,9 @@ import pytest
 
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.episode import Document
+from igsearch_env.retrieval import building
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.building import IndexBuild, Recipe
+from igsearch_env.retrieval.building import IndexBuild, Recipe, swap_in
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.open import open_retriever
@@ -248,3 +249,24 @@ def test_a_corpus_is_read_as_a_stream(tmp_path: Path) -> None:
     assert next(reading).id == "0"
     corpus.unlink()
     assert [document.id for document in reading][-1] == "8"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux lists its maps there")
+def test_no_file_is_mapped_when_the_folder_is_renamed(
+    tmp_path: Path, passages: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to rename a folder of which a file is mapped."""
+    maps = []
+
+    def swap(fresh: Path, path: Path, old: Path) -> None:
+        maps.append(Path("/proc/self/maps").read_text())
+        swap_in(fresh, path, old)
+
+    monkeypatch.setattr(building, "swap_in", swap)
+    out = tmp_path / "index"
+    IndexBuild(lambda: passages, out, BM25Recipe(), NoBar()).run()
+    (held,) = maps
+    assert str(tmp_path) not in held
+    kept = open_retriever(out)
+    assert str(out) in Path("/proc/self/maps").read_text()  # the test can see a map
+    assert len(kept.search(["capital"], 1)) == 1

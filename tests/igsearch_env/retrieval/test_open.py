@@ -10,6 +10,8 @@ import pytest
 from igsearch_env.data.world import default_world
 from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
+from igsearch_env.evaluation import setup
+from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
@@ -146,3 +148,26 @@ def test_options_of_dense_indexes_are_for_no_other(tmp_path: Path) -> None:
     for name in ("world", "http://127.0.0.1:9"):
         with pytest.raises(ValueError, match="is no dense index, which search are for"):
             open_retriever(name, search="nprobe=2")
+
+
+def test_a_corpus_in_the_layout_of_beir_by_its_folder(tmp_path: Path) -> None:
+    row = {"_id": "d1", "title": "Lima", "text": "The capital of Peru."}
+    (tmp_path / "corpus.jsonl").write_text(json.dumps(row) + "\n")
+    ((found,),) = open_retriever(str(tmp_path)).search(["Peru"], 1)
+    assert found.id == "d1"
+
+
+def test_the_corpus_of_an_index_is_checked_as_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"id": "d1", "title": "Lima", "text": "In Peru."}) + "\n")
+    index = str(tmp_path / "index")
+    settings = EvaluationSettings(("nq",), "oracle", index=index, corpus=str(corpus))
+    setup._retriever(settings, print, False)
+    monkeypatch.setattr(setup, "load_corpus", None)  # which would hold every document
+    saved = setup._retriever(settings, print, False)
+    assert saved.search(["Peru"], 1)[0][0].id == "d1"
+    corpus.write_text(json.dumps({"id": "d1", "title": "Rome", "text": "In Italy."}) + "\n")
+    with pytest.raises(ValueError, match="was built from another corpus"):
+        setup._retriever(settings, print, False)
