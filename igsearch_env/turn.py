@@ -70,7 +70,7 @@ class TurnRules:
             )
         completion = action if isinstance(action, Completion) else Completion(action)
         if completion.token_ids is None:  # text that was never sampled may hold anything
-            completion = Completion(clean_text(completion))
+            completion = Completion(clean_text(completion), stop_reason=completion.stop_reason)
         parsed = self.protocol.parse(completion)
         if parsed.end is not None:
             completion = completion.head(parsed.end)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igsearch_env import Document, Question, SearchQAEnv
+from igsearch_env import Completion, Document, Question, SearchQAEnv
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
@@ -89,3 +89,12 @@ def test_results_are_written_whatever_they_hold(tmp_path: Path) -> None:
     data = {"questions": "caf\udce9.jsonl", "text": STRANGE}
     write_json(tmp_path / "results.json", data)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == data
+
+
+def test_a_cleaned_turn_keeps_why_it_stopped() -> None:
+    env = SearchQAEnv(QUESTIONS, BM25Retriever.build([Document("1", "", "x")]), top_k=1)
+    env.reset(seed=0)
+    turn = env.unwrapped.engine.rules.read(
+        env.unwrapped.episode, Completion(STRANGE, stop_reason="length")
+    )
+    assert (turn.completion, turn.completion.stop_reason) == (CLEAN, "length")
