@@ -114,9 +114,13 @@ class Completion(str):
         if self.token_ends is None:
             return slice(0, 0)
         ends = (0, *self.token_ends)
+        # ends[i] characters are complete before token i, so the first token inside is the first one
+        # before which everything up to the start is complete: a token that straddles it is out.
         first = next((i for i, done in enumerate(ends) if done >= start), len(self.token_ends))
         reach = next((i for i, done in enumerate(ends) if done >= end), len(self.token_ends))
         last = reach if ends[reach] <= end else reach - 1
+        # A character may be spread over several tokens, the last of which completes it. Tokens that
+        # complete nothing belong to the character after them, unless that one is ASCII (one byte).
         if self[end : end + 1].isascii():
             while last < len(self.token_ends) and ends[last + 1] == end:
                 last += 1

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step, changed
-from igsearch_env.gain.answer_score import answer_scores, check_head
 from igsearch_env.gain.scorer import AnswerScorer, BoundedScorer
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 
@@ -100,6 +99,64 @@ def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
         reduced: LogProbs = np.logaddexp.reduce(scores, axis=0) - math.log(len(scores))
         return reduced
     return np.asarray(scores.max(axis=0), dtype=np.float64)
+
+
+def answer_scores(
+    log_probs: Sequence[NDArray[np.float64]],
+    head_tokens: int = 0,
+    head_weight: float = 1.0,
+    floor: float | None = None,
+) -> NDArray[np.float64]:
+    """Weighted mean of the token log-probabilities of each answer, in nats per token.
+
+    Args:
+        log_probs: Log-probability of each token in nats, one array of shape (answer tokens,) per
+            answer.
+        head_tokens: How many leading tokens of an answer weigh more.
+        head_weight: Their weight against 1 for the others.
+        floor: Each token counts at least this much, in nats; None for no floor.
+
+    Returns:
+        The scores, shape (answers,).
+
+    Raises:
+        ValueError: If an answer has no tokens, a number is not a log-probability, one is -inf and
+            there is no floor, or the weights are out of range.
+    """
+    check_head(head_tokens, head_weight)
+    if not log_probs:
+        return np.zeros(0)
+    arrays = [np.asarray(values, dtype=np.float64) for values in log_probs]
+    for values in arrays:
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(
+                "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
+                f"got shape {values.shape}"
+            )
+    lengths = np.array([values.size for values in arrays])
+    starts = np.cumsum(lengths) - lengths  # (answers,)
+    flat = np.concatenate(arrays)  # (tokens of all answers,)
+    if not flat.max() <= 1e-6:  # nor is NaN
+        wrong = next(values for values in arrays if not values.max() <= 1e-6)
+        raise ValueError(f"log-probs must be numbers of at most 0, got {wrong.tolist()}")
+    if floor is not None:
+        flat = np.maximum(flat, floor)
+    elif np.isneginf(flat).any():
+        wrong = next(values for values in arrays if np.isneginf(values).any())
+        raise ValueError(f"a log-prob of -inf needs a floor, got {wrong.tolist()} and no floor")
+    places = np.arange(flat.size) - np.repeat(starts, lengths)
+    weights = np.where(places < head_tokens, head_weight, 1.0)
+    scores: NDArray[np.float64] = np.add.reduceat(flat * weights, starts)
+    return scores / np.add.reduceat(weights, starts)
+
+
+def check_head(head_tokens: int, head_weight: float) -> None:
+    """Refuse weights of leading tokens that are out of range."""
+    if head_tokens < 0 or not head_weight > 0:
+        raise ValueError(
+            "head_tokens must be at least 0 and head_weight above 0, "
+            f"got {head_tokens} and {head_weight}"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,21 +263,30 @@ class InformationGain:
             contexts is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer`.
         """
         lead = self.protocol.answer_lead
-        pairs = [[(c, lead + alias) for c in wanted for alias in golds] for wanted, golds in jobs]
+        # The lead (a blank) is scored with the answer: a byte-level BPE has them in one token, and
+        # a blank scored apart from its word would be a token that no policy ever writes.
+        parts = [
+            [(c, lead + alias) for c in contexts for alias in golds] for contexts, golds in jobs
+        ]
         if isinstance(scorer, BoundedScorer):
-            every = list(chain.from_iterable(pairs))
+            every = list(chain.from_iterable(parts))
             fits = iter(scorer.fits([c for c, _ in every], [answer for _, answer in every]))
-            known = [[next(fits) for _ in part] for part in pairs]
-            pairs = [part if all(fit) else [] for part, fit in zip(pairs, known, strict=True)]
-        scored = list(chain.from_iterable(pairs))
+            known = [[next(fits) for _ in part] for part in parts]
+            # A job is dropped whole: a mean over the counterfactuals that happen to fit would be
+            # compared with other evidence than that of its neighbours.
+            parts = [part if all(fit) else [] for part, fit in zip(parts, known, strict=True)]
+        # One call for everything, so that a scorer can share prefixes and fill its batches.
+        scored = list(chain.from_iterable(parts))
         found = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
         flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
-        ends = accumulate(map(len, pairs))
-        return [
-            flat[end - len(part) : end].reshape(len(wanted), len(golds)).T if part else None
-            for end, part, (wanted, golds) in zip(ends, pairs, jobs, strict=True)
-        ]
+        tables: list[LogProbs | None] = []
+        start = 0
+        for part, (contexts, golds) in zip(parts, jobs, strict=True):
+            scores = flat[start : start + len(part)]  # context by context, each with every alias
+            tables.append(scores.reshape(len(contexts), len(golds)).T if part else None)
+            start += len(part)
+        return tables
 
     def due(self, episode: Episode, index: int) -> bool:
         """Whether step ``index`` is a search whose gain can be settled now and is not yet."""

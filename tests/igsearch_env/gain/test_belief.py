@@ -11,8 +11,7 @@ import pytest
 
 from igsearch_env import Episode, InformationGain, settle_belief
 from igsearch_env.episode import Context
-from igsearch_env.gain.answer_score import answer_scores
-from igsearch_env.gain.information_gain import AliasOperator
+from igsearch_env.gain.information_gain import AliasOperator, answer_scores
 from tests.igsearch_env.fakes import FakeScorer, fake_log_probs, text_of
 from tests.igsearch_env.gain.test_information_gain import ALIAS_OPERATORS, slow_reduce
 from tests.igsearch_env.gain.test_settle import (

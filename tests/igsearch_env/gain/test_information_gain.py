@@ -13,10 +13,10 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from igsearch_env.gain.answer_score import answer_scores
 from igsearch_env.gain.information_gain import (
     AliasOperator,
     InformationGain,
+    answer_scores,
     information_gain,
     reduce_aliases,
 )
