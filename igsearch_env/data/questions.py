@@ -145,6 +145,11 @@ def load_questions(
 ) -> list[Question]:
     """Load the questions of a set, in the order of the source.
 
+    The layouts of FlashRAG, Search-R1, DeepResearcher, IGPO, SkyRL, KILT, BEIR, DPR, HotpotQA,
+    MuSiQue and PopQA are read, and plain columns ``question`` and ``golden_answers``, ``answers`` or
+    ``answer``, in JSONL, JSON, CSV, TSV and Parquet;
+    :func:`igsearch_env.data.questions.load_question_set` describes each.
+
     Args:
         name_or_path: What :func:`load_question_set` reads: a built-in name, a benchmark's name, a
             file, a folder or a data set of the hub.
