@@ -146,8 +146,8 @@ def load_questions(
     """Load the questions of a set, in the order of the source.
 
     The layouts of FlashRAG, Search-R1, DeepResearcher, IGPO, SkyRL, KILT, BEIR, DPR, HotpotQA,
-    MuSiQue and PopQA are read, and plain columns ``question`` and ``golden_answers``, ``answers`` or
-    ``answer``, in JSONL, JSON, CSV, TSV and Parquet;
+    MuSiQue and PopQA are read, and plain columns ``question`` and ``golden_answers``, ``answers``
+    or ``answer``, in JSONL, JSON, CSV, TSV and Parquet;
     :func:`igsearch_env.data.questions.load_question_set` describes each.
 
     Args:
