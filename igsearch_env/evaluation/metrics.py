@@ -114,6 +114,12 @@ def _tokens(episode: Episode) -> list[float]:
     return [float(episode.policy_tokens)] if known else []
 
 
+def _cut_turns(episode: Episode) -> list[float]:
+    """1.0 for a turn that a limit ended, else 0.0; nothing where nobody knows why it ended."""
+    reasons = [step.stop_reason for step in episode.steps if step.stop_reason is not None]
+    return [float(reason in ("length", "no_room")) for reason in reasons]
+
+
 def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
@@ -168,6 +174,7 @@ METRICS: dict[str, Metric] = {
             lambda e: [float(not step.valid) for step in e.steps],
             heading="invalid",
         ),
+        Metric("cut_turns", "turns cut by a limit of length", _cut_turns, heading="cut"),
         Metric(
             "information_gain", "information gain of a search, nats", _gains, heading="IG, nats"
         ),

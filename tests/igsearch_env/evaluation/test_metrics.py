@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from igsearch_env.cli.evaluate import results_table
+from igsearch_env.completion import Completion
 from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.evaluation.metrics import (
     METRICS,
@@ -296,3 +297,16 @@ def test_numbers_of_an_episode_are_averaged_within_it() -> None:
     assert found["invalid_turns"] == 0.25
     assert found["information_gain"] == 0.375
     assert "em" not in found  # it has not ended
+
+
+def test_turns_cut_by_length_are_told_apart_from_malformed_ones() -> None:
+    rules = TurnRules(PROTOCOLS["refine"])
+    episode = rules.begin(Question("q", "?", ("Lima",)))
+    for reason in ("length", "end", None, "no_room"):
+        turn = rules.read(episode, Completion("no action", stop_reason=reason))
+        episode = turn.extend(episode, rules, None)
+    found = episode_metrics(episode)
+    assert found["invalid_turns"] == 1.0
+    assert found["cut_turns"] == pytest.approx(2 / 3)  # nothing is known of the third turn
+    silent = replace(episode, steps=episode.steps[2:3])
+    assert "cut_turns" not in episode_metrics(silent)
