@@ -39,6 +39,8 @@ from igsearch_env.threads import set_threads
 NAMES = ("questions", "retriever")  # an evaluation has its own
 ALL = "benchmarks"
 """Name that stands for all seven benchmarks."""
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The checkout that the library lies in, if it is not installed from a wheel."""
 ENDPOINT_TOKENS = 512
 BATCH, CPU_BATCH = 128, 16  # questions side by side
 MODEL_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
@@ -274,9 +276,8 @@ def import_loading() -> Any:
     Raises:
         ImportError: If there is no checkout or no torch; the message says what to do.
     """
-    checkout = Path(__file__).resolve().parents[2]
-    if (checkout / "agents" / "loading.py").is_file() and str(checkout) not in sys.path:
-        sys.path.insert(0, str(checkout))
+    if (CHECKOUT / "agents" / "loading.py").is_file() and str(CHECKOUT) not in sys.path:
+        sys.path.insert(0, str(CHECKOUT))
     try:
         return importlib.import_module("agents.loading")
     except ImportError as error:
@@ -288,8 +289,8 @@ def import_loading() -> Any:
 
 
 def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
-    loading = import_loading()
-    folder = loading.checkpoint_folder(config.agent)
+    places = (Path(config.agent), CHECKOUT / config.agent)
+    folder = next((place for place in places if place.is_dir()), None)
     if folder is None and not HUB_NAME.fullmatch(config.agent):
         raise ValueError(
             f"unknown agent {config.agent!r}: expected "
@@ -297,6 +298,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
             "folder of a checkpoint, or the name of a model on the Hugging Face hub, and no folder "
             "was found at that path"
         )
+    loading = import_loading()
     loading.check_device(config.device)
     set_threads(config.threads)
     # A kill loses what is under way: on a CPU, a minute's work of a small model.

@@ -151,3 +151,5 @@ def test_a_checkpoint_without_the_checkout_says_what_to_do(installed: Installed)
     (line,) = installed("evaluate", *asked, status=2).splitlines()[-1:]
     assert line.startswith("error: a checkpoint is loaded with torch and a checkout")
     assert "vllm serve" in line
+    asked = (*asked[:-3], "orcale", "--out", "no")
+    assert "unknown agent 'orcale': expected direct" in installed("evaluate", *asked, status=2)
