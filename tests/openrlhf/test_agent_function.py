@@ -47,7 +47,13 @@ class LongWinded:
             asked_for = next(q for q in self.questions if q.text in prompt)
             action = f"<answer>{asked_for.golden_answers[0]}</answer>"
         written = self.tokenizer(" ".join(words) + action, add_special_tokens=False).input_ids
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, logprobs=None)])
+        return SimpleNamespace(
+            outputs=[
+                SimpleNamespace(
+                    token_ids=written, logprobs=None, finish_reason="stop", stop_reason=None
+                )
+            ]
+        )
 
 
 Play = Callable[..., tuple[list[dict[str, Any]], LongWinded]]

@@ -45,6 +45,7 @@ from trainers.openrlhf.launch import SETTINGS, Checked, launch
 from trainers.openrlhf.policy_actor import GainPolicyActor, make_scorer
 from trainers.openrlhf.rollout_settings import make_label
 from trainers.openrlhf.seams import original_class
+from trainers.steady import RetrieverLostError
 
 from .conftest import POLICY, ROOT
 
@@ -298,9 +299,27 @@ def test_the_loss_is_that_of_the_local_trainer(
     assert ours.clipped > 0
 
 
-def test_a_failed_search_takes_its_rollout_out_and_is_counted(
-    make_maker: Callable[..., Any], responses: list[dict[str, Any]]
+def test_a_step_with_too_many_failures_teaches_nothing_and_a_third_one_ends_the_run(
+    make_maker: Callable[..., Any],
 ) -> None:
+    maker = make_maker()
+    maker._count_lost(0.5)
+    maker._count_lost(0.5)
+    assert maker.lost_steps == 2
+    maker._count_lost(0.1)
+    assert maker.lost_steps == 0
+    maker._count_lost(0.5)
+    maker._count_lost(0.5)
+    with pytest.raises(RetrieverLostError, match="failed in each of 3 steps, 50% in the last"):
+        maker._count_lost(0.5)
+
+
+def test_a_failed_search_takes_its_rollout_out_and_is_counted(
+    make_maker: Callable[..., Any],
+    responses: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("trainers.openrlhf.experience_maker.MAX_FAILED_SEARCHES", 1.0)
     broken = []
     for i, response in enumerate(responses):
         episode = response["label"]

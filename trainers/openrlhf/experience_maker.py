@@ -20,6 +20,12 @@ from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.plugins import import_plugin
 from trainers.config import make_credit_from
 from trainers.local.update import sign_flips
+from trainers.steady import (
+    FAILED_TRIES,
+    MAX_FAILED_SEARCHES,
+    RetrieverLostError,
+    failed_share,
+)
 
 
 class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
@@ -35,12 +41,14 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         progress: How far training has come, from 0 to 1, for methods that change with it.
         metrics: Those of the last batch; see :func:`igsearch_env.evaluation.metrics.batch_metrics`.
         seconds: How long settling its gains took.
+        lost_steps: Steps in a row in which too many searches failed.
     """
 
     credit: CreditAssignment
     progress: float
     metrics: dict[str, float]
     seconds: float
+    lost_steps: int
 
     @classmethod
     def in_place_of(cls, maker: Any) -> Self:
@@ -57,7 +65,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
             maker.tokenizer,
         )
         made.credit = make_credit_from(made.args.ig.credit)
-        made.progress, made.metrics, made.seconds = 0.0, {}, 0.0
+        made.progress, made.metrics, made.seconds, made.lost_steps = 0.0, {}, 0.0, 0
         return made
 
     @torch.no_grad()
@@ -70,6 +78,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         for experience in experiences:
             experience.labels = []  # episodes are not for the training processes
         experiences = super().compute_advantages_and_returns(experiences)
+        self._count_lost(failed_share(episodes))
         credit = self.credit.at(self.progress)
         started = time.perf_counter()
         scored = credit.uses_information_gain or credit.uses_belief
@@ -79,12 +88,30 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         advantages = credit(episodes)
         for experience in experiences:
             rows = experience.index
-            write_advantages(experience, [episodes[i] for i in rows], [advantages[i] for i in rows])
+            write_advantages(
+                experience,
+                [episodes[i] for i in rows],
+                [advantages[i] for i in rows],
+                skip=self.lost_steps > 0,
+            )
         self.metrics = {
             **batch_metrics(episodes),
             "sign_flips": sign_flips(advantages, GRPO()(episodes)),
         }
         return experiences
+
+    def _count_lost(self, failed: float) -> None:
+        """Count steps in which too many searches failed: nothing is learned from one.
+
+        The rollouts that are left are those that did not search.
+        """
+        self.lost_steps = self.lost_steps + 1 if failed > MAX_FAILED_SEARCHES else 0
+        if self.lost_steps >= FAILED_TRIES:
+            raise RetrieverLostError(
+                f"more than {MAX_FAILED_SEARCHES:.0%} of the searches failed in each of "
+                f"{self.lost_steps} steps, {failed:.0%} in the last; see to the retriever, and go "
+                "on with --resume from the last checkpoint"
+            )
 
     @property
     def group_size(self) -> int:
@@ -144,6 +171,8 @@ def write_advantages(
     experience: Experience,
     episodes: Sequence[Episode],
     advantages: Sequence[NDArray[np.float64]],
+    *,
+    skip: bool = False,
 ) -> None:
     """Put one number per policy token where the experience has that token.
 
@@ -152,6 +181,7 @@ def write_advantages(
             ``action_mask`` and ``advantages``.
         episodes: The same rollouts, in order.
         advantages: One array of shape (policy tokens,) for each.
+        skip: Learn from none of them, as from a rollout in which a search failed.
 
     Raises:
         ValueError: If a row has not as many policy tokens as its episode.
@@ -164,7 +194,7 @@ def write_advantages(
                 f"a rollout of question {episode.question.id!r} has {len(values)} policy tokens, "
                 f"but its experience has {len(columns)}; was it cut at data.max_len?"
             )
-        if episode.retrieval_failed:
+        if skip or episode.retrieval_failed:
             experience.action_mask[row, columns[1:]] = 0
             if experience.base_action_log_probs is not None:
                 kept = (row, columns[:1])

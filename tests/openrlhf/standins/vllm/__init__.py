@@ -109,7 +109,7 @@ class AsyncLLMEngine:
             known = [None, *(_table(t, p) for t, p in zip(prompt[1:], picked, strict=True))]
         ids: list[int] = []
         tables = []
-        reason = "length"
+        reason, text = "length", ""
         while len(ids) < params.max_tokens:
             log_probs = (output.logits[0, -1].float() / params.temperature).log_softmax(-1)
             token = int(torch.multinomial(log_probs.exp(), 1))
@@ -127,6 +127,8 @@ class AsyncLLMEngine:
             token_ids=ids,
             text=self.tokenizer.decode(ids),
             finish_reason=reason,
+            # The string that stopped it, as vLLM says; None at an end-of-sequence token.
+            stop_reason=next((s for s in params.stop if s in text), None),
             logprobs=None if params.logprobs is None else tables,
         )
         return SimpleNamespace(outputs=[sampled], prompt_logprobs=known)
