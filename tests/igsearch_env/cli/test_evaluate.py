@@ -66,9 +66,9 @@ def test_scripted_agents_with_information_gain(tmp_path: Path, agent: str) -> No
     assert ("information_gain" in results) == (searches > 0)
     steps = [step for record in read_records(out / "episodes.jsonl") for step in record["steps"]]
     found = [step for step in steps if step["action"] == "search"]
-    assert all(len(step["counterfactuals"]) == 3 for step in found)
-    # A search that found nothing has no gain.
-    assert all((step["information_gain"] is None) == (not step["documents"]) for step in found)
+    for step in found:  # one that found nothing has no gain, and nothing to compare it with
+        assert len(step["counterfactuals"]) == (3 if step["documents"] else 0)
+        assert (step["information_gain"] is None) == (not step["documents"])
 
 
 def test_options_reach_the_environment(tmp_path: Path) -> None:
