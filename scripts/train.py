@@ -25,6 +25,7 @@ from igsearch_env.cli.program import on_interrupt, quiet_transformers, run, run_
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
+from igsearch_env.plugins import import_plugin
 from trainers.config import (
     TrainSettings,
     from_dict,

@@ -16,7 +16,6 @@ import dacite
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.gain.shaping import Shaping
-from igsearch_env.plugins import import_plugin
 from igsearch_env.settings import EnvironmentSettings, check_worlds
 from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
@@ -291,15 +290,7 @@ def override(data: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 
 
 def from_dict(data: dict[str, Any]) -> TrainSettings:
-    """Build settings from nested dictionaries; unknown keys and wrong types are refused.
-
-    What ``run.imports`` names is imported first, since other settings may name what it registers.
-    """
-    run = data.get("run")
-    imports = run.get("imports") if isinstance(run, dict) else None
-    if isinstance(imports, list | tuple):  # build refuses anything else
-        for name in imports:
-            import_plugin(str(name))
+    """Build settings from nested dictionaries; unknown keys and wrong types are refused."""
     return build(TrainSettings, data)
 
 

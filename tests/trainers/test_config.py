@@ -10,7 +10,6 @@ import pytest
 
 from agents.loading import CHECKOUT
 from igsearch_env.cli.program import argument_docs
-from igsearch_env.protocol.tags import PROTOCOLS
 from trainers.config import TrainSettings, from_dict, load_config
 
 
@@ -166,20 +165,3 @@ def test_every_setting_is_documented() -> None:
 def test_credit_options_alone_keep_the_default_method() -> None:
     assert load_config(None, ["credit.alpha=1.0"]).credit == {"method": "ig_search", "alpha": 1.0}
     assert load_config(None, ["credit.method=outcome"]).credit == {"method": "outcome"}
-
-
-def test_other_settings_may_name_what_is_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("igsearch_env.protocol.tags.PROTOCOLS", protocols := dict(PROTOCOLS))
-    file = tmp_path / "my_protocol.py"
-    file.write_text(
-        "from dataclasses import replace\n"
-        "from igsearch_env.protocol import tags\n"
-        "tags.PROTOCOLS['short'] = replace(tags.PROTOCOLS['refine-bare'], name='short')\n"
-    )
-    config = load_config(
-        overrides=[f"run.imports={json.dumps([str(file)])}", "environment.protocol=short"]
-    )
-    assert config.environment.protocol == "short"
-    assert "short" in protocols
