@@ -142,13 +142,18 @@ class SegmentTokenizer:
         vocabulary = self.tokenizer.get_vocab()
         return frozenset(i for token, i in vocabulary.items() if not wanted.isdisjoint(token))
 
+    @property
+    def known_ids(self) -> int:
+        """Ids below this number stand for tokens; a padded model has embeddings for more."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
     def check_fits(self, model: PreTrainedModel) -> None:
         """Check that the model has an embedding for every token.
 
         Raises:
             ValueError: If the largest id is not below the model's vocabulary size.
         """
-        largest = max(self.tokenizer.get_vocab().values())
+        largest = self.known_ids - 1
         size = int(model.config.get_text_config(decoder=True).vocab_size)
         if largest >= size:
             raise ValueError(

@@ -92,6 +92,7 @@ class TransformersPolicy:
         self.overflows = 0
         self.memory = PrefixMemory(model)
         self._generator = torch.Generator(device=model.device).manual_seed(seed)
+        self._known = self.tokenizer.known_ids
         self._eos = eos_ids(model, self.tokenizer.tokenizer)
         self._closing = self.tokenizer.tokens_with(stop[-1] for stop in self.protocol.stop)
 
@@ -232,6 +233,7 @@ class TransformersPolicy:
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Draw from float32 logits (B, V): ids and log-probabilities, shape (B,) each."""
+        logits = logits[:, : self._known]  # what a padded vocabulary adds has no text
         log_probs = torch.log_softmax(logits if self.greedy else logits / self.temperature, dim=-1)
         if self.greedy:
             ids = log_probs.argmax(dim=-1, keepdim=True)

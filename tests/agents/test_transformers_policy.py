@@ -21,6 +21,7 @@ from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine
 from igsearch_env.testing import check_agent
+from trainers.local.token_batch import TokenBatch, policy_log_probs
 
 MakeModel = Callable[..., PreTrainedModel]
 PROTOCOL = TagProtocol(name="plain", prompt="{question}")
@@ -338,15 +339,27 @@ def test_dropout_is_off_and_the_mode_is_restored(
     assert all(module.training for module in model.modules())
 
 
-def test_ids_beyond_the_tokenizer_are_kept(
+def test_ids_beyond_the_tokenizer_are_never_sampled(
     make_model: MakeModel, bpe: PreTrainedTokenizerFast
 ) -> None:
     model = make_model("llama", len(bpe) + 4_000)  # padded embeddings, likely to be drawn here
     policy = TransformersPolicy(model, bpe, PROTOCOL, max_new_tokens=10)
-    turns = policy.act(episodes_of())
-    ids = [token for turn in turns for token in turn.token_ids or ()]
-    assert max(ids) >= len(bpe)
-    assert all(len(turn.token_ids or ()) == len(turn.log_probs or ()) for turn in turns)
+    episodes = episodes_of()
+    batch = []
+    for episode, turn in zip(episodes, policy.act(episodes), strict=True):
+        assert max(turn.token_ids or ()) < len(bpe)
+        batch.append(after(episode, turn, "lima"))
+    # The update has the same probabilities: those of the tokens that there are, which sum to 1.
+    tokens = TokenBatch.from_episodes(batch, policy.tokenizer)
+    known = policy.tokenizer.known_ids
+    with torch.no_grad():
+        again, _ = policy_log_probs(model, tokens, known_ids=known)
+        everything, _ = policy_log_probs(model, tokens)
+    sampled = [
+        value for episode in batch for step in episode.steps for value in step.log_probs or ()
+    ]
+    torch.testing.assert_close(again, torch.tensor(sampled), atol=1e-4, rtol=1e-4)
+    assert (everything < again - 0.1).all()
 
 
 def test_checkpoints(make_model: MakeModel, bpe: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ class TokenBatch:
 
 
 def policy_log_probs(
-    model: PreTrainedModel, batch: TokenBatch, temperature: float = 1.0
+    model: PreTrainedModel,
+    batch: TokenBatch,
+    temperature: float = 1.0,
+    known_ids: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each policy token, and the entropy where it was chosen.
 
@@ -84,6 +87,7 @@ def policy_log_probs(
         model: A causal language model.
         batch: B episodes.
         temperature: Divides the logits, as in sampling.
+        known_ids: Only ids below it have a probability, as in sampling; None for all.
 
     Returns:
         Log-probs in nats and entropies in nats (detached), shape (policy tokens,) each, in the
@@ -97,9 +101,9 @@ def policy_log_probs(
     head = output_embeddings(model)
     size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
     if len(states) <= size:
-        return _read_off(head, states, targets, temperature)
+        return _read_off(head, states, targets, temperature, known_ids)
     parts = [
-        checkpoint(_read_off, head, *part, temperature, use_reentrant=False)
+        checkpoint(_read_off, head, *part, temperature, known_ids, use_reentrant=False)
         for part in zip(states.split(size), targets.split(size), strict=True)
     ]
     log_probs, entropies = zip(*parts, strict=True)
@@ -107,10 +111,10 @@ def policy_log_probs(
 
 
 def _read_off(
-    head: nn.Module, states: Tensor, targets: Tensor, temperature: float
+    head: nn.Module, states: Tensor, targets: Tensor, temperature: float, known_ids: int | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of targets, shape (P,), after hidden states, shape (P, H), and the entropies."""
-    logits = head(states).float() / temperature  # (P, V)
+    logits = head(states)[:, :known_ids].float() / temperature  # (P, V)
     log_probs = torch.log_softmax(logits, dim=-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
     return log_probs.gather(1, targets[:, None])[:, 0], entropy

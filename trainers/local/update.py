@@ -60,6 +60,7 @@ class Updater:
         autocast: torch.dtype | None = None,
     ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        self._known = tokenizer.known_ids
         self.temperature, self.reference, self.autocast = temperature, reference, autocast
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -166,13 +167,15 @@ class Updater:
         episodes = [row.episode for row in rows]
         batch = TokenBatch.from_episodes(episodes, self.tokenizer, self.model.device)
         with computing_in(self.model, self.autocast):
-            log_probs, entropy = policy_log_probs(self.model, batch, self.temperature)
+            log_probs, entropy = policy_log_probs(self.model, batch, self.temperature, self._known)
         if first:
             self._compare(rows, log_probs, sums)
         reference = None
         if self.reference is not None:
             with evaluating(self.reference, self.autocast):
-                reference, _ = policy_log_probs(self.reference, batch, self.temperature)
+                reference, _ = policy_log_probs(
+                    self.reference, batch, self.temperature, self._known
+                )
         result = policy_loss(
             log_probs,
             batch.spread([row.old_log_probs for row in rows]),
