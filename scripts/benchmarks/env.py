@@ -24,15 +24,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
+import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
 from rich.table import Table
 
 from agents.loading import load_policy
+from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import (
     BM25Retriever,
+    Document,
     EvidencePool,
     Question,
     SearchQAEnv,
@@ -43,10 +47,10 @@ from igsearch_env import (
 )
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run
+from igsearch_env.episode import Context
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from igsearch_env.words import query_words
-from scripts.benchmarks.timed_parts import TimedRetriever, TimedScorer
 from trainers.memory import keep_freed_memory, lasting_objects
 
 Kind = Literal["single", "sync", "async", "ours"]
@@ -79,7 +83,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Player:
     """One way to play a workload."""
 
     workload: Workload
@@ -197,21 +201,23 @@ def combined(search: Workload, scoring: Workload) -> Workload:
     return Workload("both", search.questions, options, timed, scoring.policy)
 
 
-def make_arm(workload: Workload, kind: Kind, rows: int) -> Arm:
+def make_arm(workload: Workload, kind: Kind, rows: int) -> Player:
     """Build the environment of an arm; its rows share a pool of counterfactuals."""
     options = {**workload.options, "pool": EvidencePool()}
     if kind == "ours":
-        return Arm(workload, kind, rows, SearchQAVectorEnv(rows, **options))
+        return Player(workload, kind, rows, SearchQAVectorEnv(rows, **options))
     if kind == "single":
-        return Arm(workload, kind, rows, SearchQAEnv(**options))
+        return Player(workload, kind, rows, SearchQAEnv(**options))
     makers = [lambda: SearchQAEnv(**options)] * rows
     if kind == "async":
         mode = AutoresetMode.DISABLED
-        return Arm(workload, kind, rows, AsyncVectorEnv(makers, False, autoreset_mode=mode))
-    return Arm(workload, kind, rows, SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED))
+        return Player(workload, kind, rows, AsyncVectorEnv(makers, False, autoreset_mode=mode))
+    return Player(
+        workload, kind, rows, SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    )
 
 
-def measure(arms: Sequence[Arm], rounds: int) -> list[dict[str, Any]]:
+def measure(arms: Sequence[Player], rounds: int) -> list[dict[str, Any]]:
     """Play rounds of all arms in turn, after one of single rows to warm up."""
     results: list[list[dict[str, float | None]]] = [[] for _ in arms]
     for arm in arms:
@@ -288,6 +294,53 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="less than 45 seconds")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     return parser
+
+
+class TimedRetriever:
+    """A retriever that adds up the seconds spent in it."""
+
+    def __init__(self, retriever: BM25Retriever) -> None:
+        self.retriever, self.seconds = retriever, 0.0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.retriever)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Search, and take the time."""
+        started = time.process_time()
+        found = self.retriever.search(queries, k)
+        self.seconds += time.process_time() - started
+        return found
+
+
+class TimedScorer:
+    """A scorer that adds up the seconds spent in it."""
+
+    def __init__(self, scorer: TrieScorer) -> None:
+        self.scorer, self.seconds = scorer, 0.0
+        self.vocabulary_size = scorer.vocabulary_size
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
+        """Which contexts can be scored, and take the time."""
+        started = time.process_time()
+        answered = self.scorer.fits(contexts, answers)
+        self.seconds += time.process_time() - started
+        return answered
+
+    def log_probs(
+        self, contexts: Sequence[Context], answers: Sequence[str]
+    ) -> list[NDArray[np.float64]]:
+        """Score, and take the time."""
+        started = time.process_time()
+        values = self.scorer.log_probs(contexts, answers)
+        self.seconds += time.process_time() - started
+        return values
 
 
 if __name__ == "__main__":

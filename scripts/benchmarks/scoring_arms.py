@@ -37,7 +37,7 @@ WORDS = 2  # ids below are special tokens
 
 
 @dataclass(frozen=True)
-class Arm:
+class ScoringCase:
     """What is measured.
 
     Args:
@@ -138,7 +138,7 @@ class PaddedScorer:
         return [row[-count:].numpy() for row, (_, count) in zip(chosen, pairs, strict=True)]
 
 
-def measure(arm: Arm) -> Measurement:
+def measure(arm: ScoringCase) -> Measurement:
     """Run an arm; meant for a process of its own, because memory is that of the process."""
     torch.set_num_threads(arm.threads)
     tokenizer = SegmentTokenizer(make_tokenizer())

@@ -28,7 +28,7 @@ SECONDS = 20.0  # of single queries, at most
 
 
 @dataclass(frozen=True)
-class Arm:
+class IndexCase:
     """An index to measure.
 
     Args:
@@ -45,7 +45,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchCost:
     """How an index was searched and what came of it.
 
     Args:
@@ -80,7 +80,7 @@ class Measurement:
     build_seconds: float
     index_bytes: int
     peak_bytes: int
-    searches: tuple[Search, ...]
+    searches: tuple[SearchCost, ...]
 
 
 def make_vectors(base: Vectors, count: int, noise: float, seed: int, path: Path) -> None:
@@ -106,7 +106,7 @@ def make_vectors(base: Vectors, count: int, noise: float, seed: int, path: Path)
     written.flush()
 
 
-def measure(arm: Arm) -> Measurement:
+def measure(arm: IndexCase) -> Measurement:
     """Build an index, write it, map it into memory as a retriever does, and search it."""
     folder = Path(arm.folder)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
@@ -136,7 +136,7 @@ def measure(arm: Arm) -> Measurement:
     return Measurement(build_seconds, size, peak, tuple(searches))
 
 
-def _search(index: Any, search: str, queries: Vectors) -> Search:
+def _search(index: Any, search: str, queries: Vectors) -> SearchCost:
     found, in_batch = [], []
     for start in range(0, len(queries), BATCH):
         batch = queries[start : start + BATCH]
@@ -152,7 +152,7 @@ def _search(index: Any, search: str, queries: Vectors) -> Search:
         alone.append(time.perf_counter() - began)
         if sum(alone) > SECONDS:
             break
-    return Search(
+    return SearchCost(
         search,
         found,
         1000 * statistics.median(alone),

@@ -39,7 +39,7 @@ from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import Vectors
 from igsearch_env.retrieval.vector_index import code_bytes
-from scripts.benchmarks.vector_arms import Arm, make_vectors, measure
+from scripts.benchmarks.vector_arms import IndexCase, make_vectors, measure
 
 WIKIPEDIA = (21_015_324, 768)
 NOISE = 0.5
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(_table(sizes, f"{WIKIPEDIA[0]:,} × {WIKIPEDIA[1]}, estimated"))
 
 
-def plan(count: int, folder: Path, threads: int, quick: bool) -> list[Arm]:
+def plan(count: int, folder: Path, threads: int, quick: bool) -> list[IndexCase]:
     """The indexes for so many vectors; flat comes first, since the others are compared with it."""
     product = "PQ48x4" if quick else "PQ48"  # half the bits, a fraction of the training
     lists = lists_for(count)
@@ -85,7 +85,9 @@ def plan(count: int, folder: Path, threads: int, quick: bool) -> list[Arm]:
     arms: dict[str, tuple[str, ...]] = {"Flat": ("",)}
     arms |= {f"IVF{lists},{code}": probes for code in ("Flat", "SQ8", product)}
     arms["HNSW32"] = tuple(f"efSearch={wide}" for wide in (32, 128, 512))
-    return [Arm(factory, searches, str(folder), threads) for factory, searches in arms.items()]
+    return [
+        IndexCase(factory, searches, str(folder), threads) for factory, searches in arms.items()
+    ]
 
 
 def lists_for(count: int) -> int:
@@ -93,7 +95,7 @@ def lists_for(count: int) -> int:
     return int(2 ** round(log2(sqrt(count))))
 
 
-def run_arms(arms: Sequence[Arm], folder: Path) -> list[dict[str, Any]]:
+def run_arms(arms: Sequence[IndexCase], folder: Path) -> list[dict[str, Any]]:
     """Measure the arms whose file is not in ``folder`` yet, each in a fresh process.
 
     Returns:

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from scripts.benchmarks import env as bench_env
-from scripts.benchmarks.env import Arm, Workload, make_arm, measure, plan, scoring_workload, verdict
+from scripts.benchmarks.env import (
+    Player,
+    Workload,
+    make_arm,
+    measure,
+    plan,
+    scoring_workload,
+    verdict,
+)
 
 
 @pytest.fixture(scope="module")
@@ -14,11 +22,11 @@ def workload() -> Workload:
 
 
 @pytest.fixture(scope="module")
-def arms(workload: Workload) -> list[Arm]:
+def arms(workload: Workload) -> list[Player]:
     return [make_arm(workload, "single", 1), *(make_arm(workload, k, 3) for k in ("sync", "ours"))]
 
 
-def test_every_arm_plays_the_same_turns_to_the_end(arms: list[Arm]) -> None:
+def test_every_arm_plays_the_same_turns_to_the_end(arms: list[Player]) -> None:
     for arm in arms:
         arm.round(0)
     single, sync, ours = (arm.env for arm in arms)
@@ -32,7 +40,7 @@ def test_every_arm_plays_the_same_turns_to_the_end(arms: list[Arm]) -> None:
         assert None not in episode.information_gains
 
 
-def test_time_inside_retriever_and_scorer_is_taken(arms: list[Arm]) -> None:
+def test_time_inside_retriever_and_scorer_is_taken(arms: list[Player]) -> None:
     for row in measure(arms, rounds=1):
         assert row["steps_per_second"] > 0
         assert row["steps_per_cpu_second"] > 0

@@ -12,11 +12,11 @@ import torch
 from agents.scoring.flops import RolloutShape, one_by_one, padded, trie
 from scripts.benchmarks import scoring as bench_scoring
 from scripts.benchmarks.scoring import METHODS, plan, run_arms, summarise
-from scripts.benchmarks.scoring_arms import Arm, Measurement, count_unique, measure
+from scripts.benchmarks.scoring_arms import Measurement, ScoringCase, count_unique, measure
 from scripts.benchmarks.scoring_cost import cost
 
 ROLLOUT = RolloutShape(2, 2, prompt=9, query=4, documents=20, refinement=6, opening=3, answer=4)
-ARMS = [Arm(1, 128, method, ROLLOUT, rollouts=3, run=2, repeats=1) for method in METHODS]
+ARMS = [ScoringCase(1, 128, method, ROLLOUT, rollouts=3, run=2, repeats=1) for method in METHODS]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,7 +9,7 @@ import pytest
 from igsearch_env.data.world import default_world
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
-from scripts.benchmarks.vector_arms import Arm, make_vectors, measure
+from scripts.benchmarks.vector_arms import IndexCase, make_vectors, measure
 from scripts.benchmarks.vectors import lists_for, main, make_rows, sizing
 
 
@@ -36,10 +36,10 @@ def test_an_arm_finds_what_brute_force_finds(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", vectors)
     np.save(tmp_path / "queries.npy", queries)
     best = np.argsort(-(queries @ vectors.T), axis=1)[:, :3]
-    flat = measure(Arm("Flat", ("",), str(tmp_path)))
+    flat = measure(IndexCase("Flat", ("",), str(tmp_path)))
     assert flat.searches[0].found == best.tolist()
     assert flat.index_bytes == pytest.approx(500 * 32 * 4, abs=100)
-    lists = measure(Arm("IVF8,Flat", ("nprobe=1", "nprobe=8"), str(tmp_path)))
+    lists = measure(IndexCase("IVF8,Flat", ("nprobe=1", "nprobe=8"), str(tmp_path)))
     assert lists.searches[0].found != lists.searches[1].found == best.tolist()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["queries.npy", "vectors.npy"]
 
