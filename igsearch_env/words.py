@@ -13,7 +13,7 @@ from functools import cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-WORD_RULE = "unicode-1"
+WORD_RULE = "unicode-2"
 """Name of the rule, for manifests; it changes whenever a text may be taken apart differently."""
 
 _LUCENE = (
@@ -42,6 +42,11 @@ _UNSPACED = (
     "\u3105-\u312f\u31a0-\u31bf\ua000-\ua48c"  # Bopomofo, Yi
 )
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
+_OPTIONAL = re.compile(  # what most texts leave out, in composed form; last, vowels in Arabic
+    "(?<=[\u0400-\u052f])[\u0300\u0301]"  # stress in Cyrillic
+    "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # points in Hebrew
+    "|[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]"
+)
 _WIDE = re.compile("[\uff01-\uffee]+")  # full-width Latin, half-width Kana and Hangul
 _BEYOND_LATIN = re.compile(
     "[\u0370-\u1dff\u1f00-\u1fff\u2c80-\u2dff\u2e80-\ud7ff\uf900-\ufdff\ufe30-\ufeff"
@@ -81,20 +86,22 @@ def _ranges(category: str) -> str:
 
 
 def folded(text: str) -> str:
-    """A text with differences taken out that no reader sees: for comparing, not for showing.
+    """A text with differences taken out that say nothing: for comparing, not for showing.
 
-    It comes in lower case and composed (NFC), with full-width letters and half-width Kana in their
-    usual width, and without invisible formatting (soft hyphens, joiners, marks of direction); a
-    zero-width space becomes a blank.
+    It comes case-folded (ß is ss, İ is i) and composed (NFC), with full-width letters and
+    half-width Kana in their usual width, without invisible formatting (soft hyphens, joiners, marks
+    of direction), and without the marks that most texts leave out: stress in Cyrillic, points in
+    Hebrew, vowels in Arabic. A zero-width space becomes a blank.
 
-    >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école"
-    (True, True)
+    >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école", folded("Straße")
+    (True, True, 'strasse')
     """
     if text.isascii():
         return text.lower()
     text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _patterns().format.sub("", text.replace("\u200b", " "))
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    text = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i")
+    return _OPTIONAL.sub("", unicodedata.normalize("NFC", text))
 
 
 def without_punctuation(text: str) -> str:

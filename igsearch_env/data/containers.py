@@ -20,7 +20,7 @@ from typing import Any
 SEPARATOR = "<|answer_split|>"
 """Stands between the answers of one text in the files of DeepResearcher and IGPO."""
 
-_QUOTED = re.compile(r"""[\[{]\s*["']|array\(\s*[\[(]""")
+_QUOTED = re.compile(r"""[\[{]\s*(?:[bru]?["']|array\()|array\(\s*[\[(]""")
 _GOES_ON = re.compile(r"""[\[{][^\]}]*[\]}].*[^\]}]""", re.DOTALL)  # '["Heroes"] (song)'
 _SEVERAL = re.compile(r"""["']\s*[,:]""")
 _KEYS = ("target", "targets", "ground_truth", "answers", "answer", "text", "value", "aliases")
@@ -50,7 +50,9 @@ def opened(value: Any) -> Any:
         return _parsed(value)
     if hasattr(value, "tolist"):  # numpy's arrays and numbers
         value = value.tolist()
-    if isinstance(value, tuple | set | frozenset):
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=str)  # in an order that is the same in every process
+    if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value
 
@@ -133,9 +135,10 @@ def _parsed(text: str) -> Any:
 
 
 def _names(value: list[Any]) -> bool:
-    """Whether a list holds text or null somewhere: "[1, 2]" alone may well be an answer."""
+    """Whether a list holds text, bytes or null: "[1, 2]" alone may well be an answer."""
     return any(
-        isinstance(item, str | dict | None) or (isinstance(item, list | tuple) and _names([*item]))
+        isinstance(item, str | bytes | dict | None)
+        or (isinstance(item, list | tuple) and _names([*item]))
         for item in value
     )
 

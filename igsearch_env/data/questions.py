@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -233,6 +234,7 @@ _TEXTS = ("question", "query")
 _ANSWERS = ("golden_answers", "answers", "possible_answers", "answer", "ground_truth")
 _REWARDS = ("reward_model", "reward_spec")
 _OBJECTS = ("metadata", "extra_info", *_REWARDS)
+_NUMBERS = re.compile(r"\s*\[\s*\d+(\s*,\s*\d+)*\s*\]\s*", re.ASCII)
 _SHOT = re.compile(r"^[ \t]*Question:", re.MULTILINE)
 
 
@@ -241,20 +243,30 @@ def _question(row: Row, stem: str, answers_needed: bool) -> Question:
     columns = row.columns
     hops = columns.get("hops")
     hops = int(hops) if isinstance(hops, str) and hops.isdecimal() else hops  # of a CSV file
+    if isinstance(hops, float):  # pandas writes whole numbers so where one of them is missing
+        hops = int(hops) if hops.is_integer() else None if hops != hops else hops
     if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
         raise row.error(f"'hops' must be a whole number, got {hops!r}")
     dataset = str(_first(columns, "dataset", "data_source") or "")
     text, answers = _text(row), _answers(row, answers_needed)
-    ids = _strings(row, *_found(columns, "gold_ids", "supporting_ids"))
+    ids = _gold_ids(row)
     titles = _strings(row, *_found(columns, "gold_titles", "supporting_titles"))
     try:
         titles = titles or tuple(_evidence_titles(columns))
     except ValueError as error:
         raise row.error(f"the titles of the gold documents: {error}") from error
+    name = _id(row, stem)
     try:
-        return Question(_id(row, stem), text, answers, dataset, hops, ids, titles)
+        return Question(name, text, answers, dataset, hops, ids, titles)
     except ValueError as error:
         raise ValueError(f"{row.where}: {error}") from error
+
+
+def _gold_ids(row: Row) -> tuple[str, ...]:
+    name, value = _found(row.columns, "gold_ids", "supporting_ids")
+    if isinstance(value, str) and _NUMBERS.fullmatch(value):  # as an answer it could be plain text
+        value = json.loads(value)
+    return _strings(row, name, value)
 
 
 def _opened(row: Row) -> Row:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from igsearch_env.data.containers import BrokenContainerError, opened
 from igsearch_env.extras import import_extra
 
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
@@ -87,7 +88,8 @@ def read_rows(
     A CSV or TSV file has a header, quotes as in spreadsheets, and cells that are text; an empty
     cell is a missing value. Without a header, two or three columns are taken for id, text and title
     of a corpus (MS MARCO), and two for a question and its list of answers (DPR) or for id and
-    question.
+    question (TREC). Of these, TSV files of a corpus and of ids and questions have no quotes: a
+    quote in them is a character as any other.
 
     Args:
         source: Path of a file whose name ends in one of :data:`SUFFIXES`, or
@@ -125,9 +127,10 @@ def _existing(source: str, kind: str, builtin: Collection[str]) -> Path:
             f"and no file was found at that path either"
         )
     if path.is_dir() or not path.name.endswith(SUFFIXES):
+        folder = f"; for a folder of data files, write hf:{source}" if path.is_dir() else ""
         raise ValueError(
             f"cannot read a {kind} from {source!r}: expected a file that ends in "
-            f"{', '.join(SUFFIXES)}; for a folder of data files, write hf:{source}"
+            f"{', '.join(SUFFIXES)}{folder}"
         )
     return path
 
@@ -183,7 +186,8 @@ def _json_or_lines(path: Path) -> Iterator[Row]:
         whole = not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
         if not whole:
             try:
-                json.loads(first.decode("utf-8-sig"))
+                one = json.loads(first.decode("utf-8-sig"))
+                whole = isinstance(one, dict) and isinstance(one.get("data"), list)
             except ValueError:
                 whole = True  # an object of several lines
     if not whole:
@@ -209,8 +213,12 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
     where = str(path)
     try:
         with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            delimiter = "\t" if "\t" in text.readline() else ","
+            first = text.readline()
+            delimiter = "\t" if "\t" in first else ","
             text.seek(0)
+            if delimiter == "\t" and _is_plain(first.rstrip("\r\n").split("\t"), kind):
+                yield from _plain_rows(path, kind)
+                return
             lines = csv.reader(text, delimiter=delimiter, strict=True)
             names: list[str] = []
             number = 0
@@ -237,6 +245,34 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
+
+
+def _is_plain(cells: list[str], kind: str) -> bool:
+    """Whether a TSV file is written without quotes: MS MARCO's and TREC's have no header."""
+    if _HEADERS & {cell.strip().strip('"').lower() for cell in cells}:
+        return False
+    return kind == "corpus" or not cells[-1].lstrip('" ').startswith("[")
+
+
+def _plain_rows(path: Path, kind: str) -> Iterator[Row]:
+    """Rows of a file without header in which a quote is a character as any other."""
+    names: list[str] = []
+    number = 0
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
+        for line_number, line in enumerate(text, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {line_number}"
+            cells = line.rstrip("\r\n").split("\t")
+            names = names or _column_names(cells, kind, where)[0]
+            if len(cells) != len(names):
+                raise ValueError(
+                    f"{where}: expected {len(names)} columns, {', '.join(map(repr, names))}, "
+                    f"got {len(cells)}"
+                )
+            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            yield Row(values, number, where)
+            number += 1
 
 
 def _column_names(cells: list[str], kind: str, where: str) -> tuple[list[str], bool]:
@@ -283,7 +319,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _rows_of_split(rows: Iterator[Row], split: str, source: str) -> Iterator[Row]:
     seen: dict[str, None] = {}
     for row in rows:
-        extra = row.columns.get("extra_info")
+        try:
+            extra = opened(row.columns.get("extra_info"))
+        except BrokenContainerError as error:
+            raise row.error(f"'extra_info': {error}") from error
         name = row.columns.get("split") or (extra.get("split") if isinstance(extra, dict) else None)
         if name is None:
             raise row.error(f"cannot pick split {split!r} without a column 'split'")

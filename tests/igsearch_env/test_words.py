@@ -65,10 +65,21 @@ def test_whether_a_text_holds_an_answer(text: str, answer: str, held: bool) -> N
         ("Москва…", "москва"),
         ("\u200fالقاهرة", "القاهرة"),
         ("¿Lima?", "¿Lima"),
+        ("STRASSE", "Straße"),
+        ("ISTANBUL", "İstanbul"),
+        ("ΟΔΟΣ", "οδοσ"),
+        ("Москва\u0301", "Москва"),
+        ("القَاهِرَة", "القاهرة"),
+        ("שָׁלוֹם", "שלום"),
     ],
 )
 def test_answers_that_are_equal(given: str, gold: str) -> None:
     assert exact_match(given, [gold]) == f1_score(given, [gold]) == 1.0
+
+
+@pytest.mark.parametrize(("one", "other"), [("й", "и"), ("ё", "е"), ("ألف", "الف"), ("ß", "s")])
+def test_answers_that_differ(one: str, other: str) -> None:
+    assert exact_match(one, [other]) == 0.0
 
 
 def test_f1_counts_characters_where_there_are_no_blanks() -> None:
@@ -117,7 +128,7 @@ def test_a_cluster_keeps_its_marks() -> None:
 @given(st.text(st.characters(max_codepoint=0x24F, exclude_categories=["M", "Cf", "Cs"])))
 def test_latin_text_is_taken_apart_as_ever(text: str) -> None:
     """As the rules were before other scripts came: runs of word characters, SQuAD's answers."""
-    lower = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).lower())
+    lower = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     if any(unicodedata.combining(character) for character in lower):
         return
     expected = re.findall(r"\w+", lower)

@@ -313,3 +313,39 @@ def test_the_hints_for_names_of_data_sets_hold(
         load_questions(hint)
     hint = str(second.value).rpartition("as in ")[2]
     assert len(load_questions(hint)) == 1
+
+
+@pytest.mark.parametrize("first", ["0\tThe Manhattan Project", '0\t"The Manhattan" Project'])
+def test_a_quote_in_a_table_without_header_is_a_character(tmp_path: Path, first: str) -> None:
+    """MS MARCO's collection.tsv and queries.tsv hold such lines."""
+    table = first + '\n1\t"Heroes" is a\rsong\n2\t12" records\r\n'
+    pages = load_corpus(write(tmp_path / "collection.tsv", table))
+    assert [page.text for page in pages[1:]] == ['"Heroes" is a\rsong', '12" records']
+    assert pages[0].text == first.partition("\t")[2]
+    asked = write(tmp_path / "queries.dev.tsv", table)
+    found = load_question_set(asked, answers_needed=False).questions
+    assert [question.text for question in found] == [page.text for page in pages]
+
+
+def test_whole_numbers_that_pandas_wrote(tmp_path: Path) -> None:
+    rows = [
+        {"question": "a", "answer": "b", "hops": 2.0, "gold_ids": "[1, 22]"},
+        {"question": "c", "answer": "[1, 2]", "hops": float("nan"), "gold_ids": "[REC]"},
+    ]
+    first, second = load_questions(write(tmp_path / "q.jsonl", lines(*rows)))
+    assert (first.hops, first.gold_ids) == (2, ("1", "22"))
+    assert (second.hops, second.gold_ids) == (None, ("[REC]",))
+    assert second.golden_answers == ("[1, 2]",)
+
+
+def test_a_data_list_on_one_line(tmp_path: Path) -> None:
+    rows = {"data": [{"question": "a", "answer": "b"}]}
+    for indent in (None, 1):
+        path = write(tmp_path / "q.json", json.dumps(rows, indent=indent))
+        assert load_questions(path)[0].text == "a"
+
+
+def test_the_split_in_an_object_that_is_text(tmp_path: Path) -> None:
+    table = "question,answer,extra_info\na,b,{'split': 'dev'}\nc,d,{'split': 'train'}\n"
+    path = write(tmp_path / "q.csv", table)
+    assert [question.text for question in load_questions(path, split="dev")] == ["a"]
