@@ -345,19 +345,18 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(
     model = make_model("llama", len(bpe) + 4_000)  # padded embeddings, likely to be drawn here
     policy = TransformersPolicy(model, bpe, PROTOCOL, max_new_tokens=10)
     episodes = episodes_of()
-    batch = []
+    batch: list[Episode] = []
+    sampled: list[float] = []
     for episode, turn in zip(episodes, policy.act(episodes), strict=True):
         assert max(turn.token_ids or ()) < len(bpe)
         batch.append(after(episode, turn, "lima"))
+        sampled += turn.log_probs or ()
     # The update has the same probabilities: those of the tokens that there are, which sum to 1.
     tokens = TokenBatch.from_episodes(batch, policy.tokenizer)
     known = policy.tokenizer.known_ids
     with torch.no_grad():
         again, _ = policy_log_probs(model, tokens, known_ids=known)
         everything, _ = policy_log_probs(model, tokens)
-    sampled = [
-        value for episode in batch for step in episode.steps for value in step.log_probs or ()
-    ]
     torch.testing.assert_close(again, torch.tensor(sampled), atol=1e-4, rtol=1e-4)
     assert (everything < again - 0.1).all()
 

@@ -167,15 +167,13 @@ class Updater:
         episodes = [row.episode for row in rows]
         batch = TokenBatch.from_episodes(episodes, self.tokenizer, self.model.device)
         with computing_in(self.model, self.autocast):
-            log_probs, entropy = policy_log_probs(self.model, batch, self.temperature, self._known)
+            log_probs, entropy = self._log_probs(self.model, batch)
         if first:
             self._compare(rows, log_probs, sums)
         reference = None
         if self.reference is not None:
             with evaluating(self.reference, self.autocast):
-                reference, _ = policy_log_probs(
-                    self.reference, batch, self.temperature, self._known
-                )
+                reference, _ = self._log_probs(self.reference, batch)
         result = policy_loss(
             log_probs,
             batch.spread([row.old_log_probs for row in rows]),
@@ -190,6 +188,9 @@ class Updater:
         sums["clipped"] += result.clipped
         sums["kl"] += result.kl
         sums["entropy"] += float(entropy.sum())
+
+    def _log_probs(self, model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        return policy_log_probs(model, batch, self.temperature, self._known)
 
     def _compare(self, rows: list[_Row], log_probs: Tensor, sums: defaultdict[str, float]) -> None:
         """Measure how far sampling and update differ under the same weights.
