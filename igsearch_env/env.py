@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -14,6 +16,7 @@ from igsearch_env.render import render_text
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.spaces import UnicodeText
+from igsearch_env.text import clean_text
 
 
 class SearchQAEnv(gymnasium.Env[str, str]):
@@ -62,8 +65,8 @@ class SearchQAEnv(gymnasium.Env[str, str]):
 
     def __init__(
         self,
-        questions: Sequence[Question] | str | None = None,
-        retriever: Retriever | str | None = None,
+        questions: Sequence[Question] | str | PathLike[str] | None = None,
+        retriever: Retriever | str | Path | None = None,
         scorer: AnswerScorer | str | None = "unigram",
         *,
         settings: EnvironmentSettings | None = None,
@@ -146,7 +149,7 @@ def read_options(options: dict[str, Any]) -> tuple[Question | None, str]:
     question = options.get("question")
     if question is not None and not isinstance(question, Question):
         raise TypeError(f"options['question'] must be a Question, got {type(question).__name__}")
-    return question, str(options.get("group_id", ""))
+    return question, clean_text(str(options.get("group_id", "")))
 
 
 def pick_question(questions: Sequence[Question], rng: np.random.Generator) -> Question:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, fields
+from math import inf
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from igsearch_env.data.questions import load_questions
@@ -89,6 +92,13 @@ class EnvironmentSettings:
     shared_counterfactuals: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("questions", "retriever"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(
+                    f"{name} of the settings must be text, got {value!r}; objects and paths are "
+                    "arguments of the environment itself"
+                )
         for name, least in _COUNTS.items():
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
@@ -96,9 +106,9 @@ class EnvironmentSettings:
                     f"{name} must be a whole number of at least {least}, got {value!r}"
                 )
         weight = self.information_gain_weight
-        if not isinstance(weight, Real) or not weight >= 0:
+        if not isinstance(weight, Real) or not 0 <= weight < inf:
             raise ValueError(
-                f"information_gain_weight must be a number of at least 0, got {weight!r}"
+                f"information_gain_weight must be a finite number of at least 0, got {weight!r}"
             )
         for name, known in _WORDS.items():
             value = getattr(self, name)
@@ -170,8 +180,8 @@ class QuestionSet(tuple[Question, ...]):
 
 
 def make_engine(
-    questions: Sequence[Question] | str | None = None,
-    retriever: Retriever | str | None = None,
+    questions: Sequence[Question] | str | PathLike[str] | None = None,
+    retriever: Retriever | str | Path | None = None,
     scorer: AnswerScorer | str | None = "unigram",
     *,
     settings: EnvironmentSettings | None = None,
@@ -202,8 +212,15 @@ def make_engine(
         ValueError: If an argument is out of range or names something unknown.
         TypeError: If there is no such setting.
     """
-    named: dict[str, Any] = {"protocol": protocol, "outcome": outcome}
-    named = {name: value for name, value in named.items() if isinstance(value, str)}
+    if isinstance(questions, PathLike):
+        questions = str(questions)
+    if isinstance(retriever, Path):  # which is never an address or a registered name
+        retriever = open_retriever(retriever)
+    named: dict[str, Any] = {}
+    if protocol is not None and not isinstance(protocol, TagProtocol):
+        named["protocol"] = protocol
+    if outcome is not None and not callable(outcome):
+        named["outcome"] = outcome
     for name, value in (("questions", questions), ("retriever", retriever)):
         if value is not None:  # an object has no name, and says nothing of its world
             named[name] = value if isinstance(value, str) else ""

@@ -231,7 +231,11 @@ def retrieve_url(url: str) -> str:
     >>> retrieve_url("http://127.0.0.1:8000")
     'http://127.0.0.1:8000/retrieve'
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number, or half a bracket of an IPv6 address
+        known = False
+    if not known:
         raise ValueError(f"expected http://HOST:PORT/retrieve, got {url!r}")
     return urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url

@@ -133,6 +133,8 @@ def _server(url: str) -> Retriever:
 
 @register_retriever("bm25")
 def _bm25(name: str) -> Retriever:
+    if name != "bm25":
+        raise ValueError(f"'bm25' stands alone, got {name!r}; give the world: world:PEOPLE:SEED")
     return _world("world")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from igsearch_env import (
     PROTOCOLS,
     BM25Retriever,
+    Document,
     EvidencePool,
     InformationGain,
     SearchQAEnv,
@@ -103,7 +105,7 @@ strange: Any = [{"question": "Who?"}]
         (
             {"information_gain_weight": -0.5},
             ValueError,
-            "information_gain_weight must be a number of at least 0, got -0.5",
+            "information_gain_weight must be a finite number of at least 0, got -0.5",
         ),
         (
             {"information_gain_weight": 0.5, "scorer": None},
@@ -259,3 +261,34 @@ def test_outcome_zero_pays_nothing_and_scores_all_the_same() -> None:
     right = f"<answer>{QUESTIONS[0].golden_answers[0]}</answer>"
     ((episode, _),) = engine.step([begun], [right])
     assert (episode.outcome, episode.em, episode.steps[-1].reward) == (0.0, 1.0, 0.0)
+
+
+def test_paths_are_files_and_folders_whatever_they_look_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    documents = [Document(str(n), "", f"word{n} Lima") for n in range(3)]
+    rows = [{"question": f"word{n} ?", "answer": f"a{n}"} for n in range(2)]
+    Path("http:.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("world", "http:", "a:b", "deep/er"):
+        BM25Retriever.build(documents).save(name)
+        env = SearchQAEnv(Path("http:.jsonl"), Path(name))
+        env.reset(seed=0)
+        assert len(env.step("<search> Lima </search>")[4]["documents"]) == 3
+    with pytest.raises(TypeError, match="retriever of the settings must be text"):
+        EnvironmentSettings(retriever=Path("world"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": 3}, "unknown protocol 3"),
+        ({"outcome": 3}, "outcome must be one of"),
+        ({"information_gain_weight": math.inf}, "finite"),
+        ({"questions": QUESTIONS, "retriever": "bm25:x"}, "'bm25' stands alone"),
+        ({"questions": QUESTIONS, "retriever": "http://host:port"}, "expected http://HOST:PORT"),
+    ],
+)
+def test_values_of_another_kind_are_not_passed_over(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchQAEnv(**changes)

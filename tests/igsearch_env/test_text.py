@@ -98,3 +98,10 @@ def test_a_cleaned_turn_keeps_why_it_stopped() -> None:
         env.unwrapped.episode, Completion(STRANGE, stop_reason="length")
     )
     assert (turn.completion, turn.completion.stop_reason) == (CLEAN, "length")
+
+
+def test_names_of_groups_are_clean() -> None:
+    env = SearchQAEnv(shared_counterfactuals=True)
+    env.reset(seed=1, options={"group_id": STRANGE})
+    assert env.step("<search> Lima </search>")[4]["action"] == "search"
+    assert env.episode.group_id == CLEAN

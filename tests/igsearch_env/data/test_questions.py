@@ -157,7 +157,7 @@ def test_plain_prompts_and_ground_truths(tmp_path: Path) -> None:
         ({**LIMA, "gold_ids": "['a', 'b'"}, "'gold_ids': expected text that is a whole list"),
         ({**LIMA, "gold_titles": "[array(['a'])]"}, "'gold_titles': expected text that is a whole"),
         ({**LIMA, "gold_titles": "[b'a']"}, "'gold_titles': expected strings"),
-        ({**LIMA, "id": ["1"]}, "line 1: 'id' must be a string"),
+        ({**LIMA, "id": ["1"]}, "'id' must be a string"),
         (
             {**LIMA, "metadata": {"supporting_facts": '["a", 0'}},
             "titles of the gold documents: ",
