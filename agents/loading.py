@@ -18,6 +18,7 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.extras import import_extra
+from igsearch_env.hub import without_waiting
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -79,12 +80,19 @@ def load_policy(
     if path.endswith(".gguf"):
         return _load_gguf(path, protocol, device, **options)
     folder = checkpoint_folder(path)
+    offline = False
     try:
-        return TransformersPolicy.from_pretrained(
-            folder or path, protocol, device=device, **options
-        )
+        with without_waiting(str(folder or path), "train") as offline:
+            return TransformersPolicy.from_pretrained(
+                folder or path, protocol, device=device, **options
+            )
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
+        if offline:
+            reason = (
+                "the hub cannot be reached, or HF_HUB_OFFLINE is set, and this computer has no "
+                f"whole copy of it: {reason[:100]}"
+            )
         raise ValueError(
             f"cannot load a policy from {path!r}: expected a checkpoint folder or the name "
             f"of a model on the Hugging Face hub ({reason})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -105,7 +106,7 @@ class SearchQAEnv(gymnasium.Env[str, str]):
         Returns:
             The prompt, and an info with the ``question``.
         """
-        seed = None if seed is None else int(seed)  # Gymnasium refuses NumPy's integers
+        seed = None if seed is None else index(seed)  # Gymnasium refuses NumPy's integers
         super().reset(seed=seed)
         if seed is not None:
             self.engine.pool.seed(seed)

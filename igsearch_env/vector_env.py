@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any
 
 import gymnasium
@@ -204,11 +205,11 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         if seed is None:
             return
         if isinstance(seed, int | np.integer):
-            seed = [seed + row for row in range(self.num_envs)]
+            seed = [int(seed) + row for row in range(self.num_envs)]
         seeds = self._per_row(seed, "seed")
         for row, value in enumerate(seeds):
             if value is not None and mask[row]:
-                self._generators[row], _ = gymnasium.utils.seeding.np_random(int(value))
+                self._generators[row], _ = gymnasium.utils.seeding.np_random(index(value))
         if seeds[0] is not None and mask[0]:
             self.engine.pool.seed(seeds[0])
 

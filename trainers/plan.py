@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.inference import decoder, decoder_config
 from agents.loading import checkpoint_folder
+from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.tags import get_protocol
 from trainers.config import TrainSettings
 from trainers.local.token_batch import LOGITS_AT_ONCE
@@ -187,7 +188,8 @@ def _bare_model(path: str) -> PreTrainedModel:
         file = Path(path)
         options = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
-        config = AutoConfig.from_pretrained(**options)
+        with without_waiting(str(options["pretrained_model_name_or_path"]), "train"):
+            config = AutoConfig.from_pretrained(**options)
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from igsearch_env.data.containers import BrokenContainerError, opened
 from igsearch_env.extras import import_extra
+from igsearch_env.hub import without_waiting
 
 _TEXTS = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*_TEXTS, *(f"{suffix}.gz" for suffix in _TEXTS), ".parquet")
@@ -338,7 +339,7 @@ def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
     repo, config, wanted = name.repo, name.config, name.split
     if split is not None and wanted not in ("", split):
         raise ValueError(f"the name asks for split {wanted!r}, the argument for {split!r}")
-    with _without_waiting(repo):
+    with without_waiting(repo):
         try:
             if config and not wanted and config not in datasets.get_dataset_config_names(repo):
                 config, wanted = "", config
@@ -363,35 +364,3 @@ def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
         rows = datasets.load_dataset(repo, config or None, split=wanted)
     for number, columns in enumerate(rows):
         yield Row(columns, number, f"hf:{repo}, split {wanted}, row {number}")
-
-
-@contextmanager
-def _without_waiting(repo: str) -> Iterator[None]:
-    """Let the libraries of the hub read their cache only, if the hub cannot be reached.
-
-    They would try again for minutes otherwise.
-    """
-    if Path(repo).exists():
-        yield
-        return
-    hub = import_extra("huggingface_hub", "data")
-    datasets = import_extra("datasets", "data")
-    before = (hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
-    offline = any(before) or not _reachable(hub)
-    hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline
-    try:
-        yield
-    finally:
-        hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-def _reachable(hub: Any) -> bool:
-    """Whether the hub answers at all within seconds; what it answers does not matter."""
-    try:
-        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=5)
-    except Exception as error:  # of the HTTP library that the installed hub library uses
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"TransportError", "ConnectionError", "Timeout", "OSError"}:
-            return False
-        raise
-    return True

@@ -24,7 +24,7 @@ from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
-from igsearch_env.evaluation.settings import EvaluationSettings, is_address
+from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
 from igsearch_env.record import to_record
@@ -183,7 +183,7 @@ def _retriever(
 ) -> Retriever:
     """What is searched: the index, built from the corpus if its folder is not there yet."""
     name, corpus = config.index or "", config.corpus
-    if is_address(name) or name.partition(":")[0] in RETRIEVERS:
+    if name.partition(":")[0] in (*RETRIEVERS, "http", "https"):  # as open_retriever has it
         return open_retriever(name)
     folder = Path(name) if name else None
     if folder is not None and folder.exists() and not _is_empty(folder):

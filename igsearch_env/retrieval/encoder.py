@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.extras import import_extra
+from igsearch_env.hub import without_waiting
 from igsearch_env.text import clean_text
 
 Vectors = NDArray[np.float32]
@@ -205,7 +206,8 @@ def same_probe(one: Any, other: Any) -> bool:
 def _load(config: EncoderSettings, preset: Preset, device: str | None) -> Any:
     library = import_extra("sentence_transformers", "dense")
     try:
-        model = library.SentenceTransformer(config.model, device=device)
+        with without_waiting(config.model, "dense"):
+            model = library.SentenceTransformer(config.model, device=device)
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         raise ValueError(

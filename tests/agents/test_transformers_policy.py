@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.grpo_agent import GRPOAgent
+from agents.loading import load_policy
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
@@ -476,3 +479,18 @@ def test_a_turn_that_is_whole_at_its_limit_was_not_cut(
     assert [turn.stop_reason for turn in turns] == ["length", "end"]
     policy = TransformersPolicy(chain, wordlevel, PROTOCOL, max_new_tokens=3)
     assert policy.act(episodes_of(["cat"]))[0].stop_reason == "stop"
+
+
+def test_without_a_network_a_model_of_the_hub_is_not_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as free:  # an address where nobody listens
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(ValueError, match="the hub cannot be reached"),
+    ):
+        load_policy("nobody/nothing")
+    assert "etry" not in caplog.text

@@ -518,3 +518,11 @@ def test_seeds_of_numpy_are_seeds(kind: Any) -> None:
     rows, others = SearchQAVectorEnv(2), SearchQAVectorEnv(2)
     assert rows.reset(seed=kind(3))[0] == others.reset(seed=3)[0]
     assert rows.reset(seed=[kind(5), None])[0][0] == others.reset(seed=[5, None])[0][0]
+
+
+def test_small_numpy_seeds_do_not_wrap_round() -> None:
+    env = SearchQAVectorEnv(3, num_counterfactuals=0)
+    assert env.reset(seed=np.uint8(254))[0] == env.reset(seed=254)[0]  # type: ignore[arg-type]
+    for wrong in (3.7, "3"):
+        with pytest.raises(TypeError):
+            SearchQAEnv().reset(seed=wrong)  # type: ignore[arg-type]

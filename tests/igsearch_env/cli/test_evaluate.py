@@ -567,3 +567,12 @@ def test_an_agent_and_a_retriever_of_ones_own(tmp_path: Path) -> None:
     inputs = read_json(tmp_path / "out" / "manifest.json")["inputs"]
     assert inputs["model"] == {"registered": "seer:blind"}
     assert evaluate(*run, "--resume") == 0
+
+
+def test_an_address_with_a_slip_is_not_made_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = (*WORLD, "--agent", "direct", "--index", "http:/localhost:8000", "--out", "out")
+    assert "expected http://HOST:PORT/retrieve" in error_of(capsys, *run)
+    assert not list(tmp_path.iterdir())
