@@ -13,31 +13,30 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
-from agents.loading import load_policy
-from agents.transformers_policy import TransformersPolicy
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import run
+from igsearch_env.cli.program import Parser, on_interrupt, quiet_transformers, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.evaluation.settings import Precision
+from igsearch_env.extras import extra
 from igsearch_env.files import write_json
 from igsearch_env.settings import EnvironmentSettings, make_engine
 from igsearch_env.threads import set_threads
-from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
-from trainers.warm_start.tiny_policy import PROTOCOL
-from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 
 
-def main() -> None:
-    """Train and save."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and save.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     if arguments.steps is not None and arguments.steps < 1:
         raise ValueError(f"--steps must be at least 1, got {arguments.steps}")
     policy_folder, checkpoint = arguments.out / "policy", arguments.out / "warm_start.pt"
@@ -48,17 +47,25 @@ def main() -> None:
             f"{checkpoint} is that of a run which was cut short; pass --resume to go on with it, "
             "or remove it"
         )
+    if arguments.policy and not (arguments.questions and arguments.index):
+        raise ValueError("--policy needs --questions and --index, the questions and the index")
+    with console.status("loading torch"), extra("train"):  # --help and typos need not wait for it
+        import trainers.warm_start.training  # noqa: F401
+
+    quiet_transformers()
     set_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.policy:
-        _on_real_questions(arguments, policy_folder, checkpoint)
-    else:
-        _on_the_embedded_world(arguments, policy_folder, checkpoint)
+    train = _on_real_questions if arguments.policy else _on_the_embedded_world
+    with on_interrupt("--resume goes on from the last state that was kept, if there is one"):
+        train(arguments, policy_folder, checkpoint)
 
 
 def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
-    if not arguments.questions or not arguments.index:
-        raise ValueError("--policy needs --questions and --index, the questions and the index")
+    import torch
+
+    from agents.loading import load_policy
+    from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
+
     given: dict[str, Any] = {"seed": arguments.seed, "steps": arguments.steps}
     given |= {"batch_size": arguments.batch_size, "learning_rate": arguments.learning_rate}
     settings = RealWarmStartSettings(**{k: v for k, v in given.items() if v is not None})
@@ -108,6 +115,10 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
 
 
 def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
+    from agents.transformers_policy import TransformersPolicy
+    from trainers.warm_start.tiny_policy import PROTOCOL
+    from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
+
     given: dict[str, Any] = {"seed": arguments.seed}
     if arguments.steps is not None:
         given["steps"] = arguments.steps
@@ -147,9 +158,7 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser(None, __doc__)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for policy and results.json"
     )

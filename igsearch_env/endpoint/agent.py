@@ -198,7 +198,8 @@ class OpenAIAgent:
     def _completion(self, answer: dict[str, Any]) -> Completion:
         """The turn in an answer, the string that stopped it included."""
         choices = answer.get("choices")
-        choice: Any = choices[0] if isinstance(choices, list) and choices else {}
+        choice: Any = choices[0] if isinstance(choices, list) and choices else None
+        choice = choice if isinstance(choice, dict) else {}
         text = _text(choice.get("message") if self.api == "chat" else choice)
         if text is None:
             said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
@@ -211,8 +212,8 @@ class OpenAIAgent:
                 text += open_action(self.protocol, text)
         # Servers say "stop" of a stop string and of the model's own end alike.
         ended: StopReason = "stop" if text.endswith(self.protocol.stop) else "end"
-        reasons: dict[Any, StopReason] = {"stop": ended, "length": "length"}
-        reason = reasons.get(choice.get("finish_reason"))
+        reasons: dict[str, StopReason] = {"stop": ended, "length": "length"}
+        reason = reasons.get(str(choice.get("finish_reason")))
         if self.tokenizer is not None and choice.get("token_ids") is not None:
             ids = choice["token_ids"]
             return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)

@@ -107,8 +107,9 @@ class Endpoint:
         Raises:
             EndpointError: If it gave no usable answer in ``retries + 1`` tries, or was closed.
             ContextTooLongError: If it refuses the request as too long.
-            RequestRefusedError: If it refuses the request for another reason, or answers 500
-                however often it is asked, as servers do that stumble over one request.
+            RequestRefusedError: If it refuses the request for another reason, or answers 500 or
+                what is no JSON object however often it is asked, as servers do that stumble over
+                one request.
         """
         return self._ask("POST", path, body)
 
@@ -142,8 +143,8 @@ class Endpoint:
         try:
             answer: dict[str, Any] = retrying(self._once, method, path, body)
         except _PassingError as error:
-            if error.status == 500:
-                raise RequestRefusedError(500, error.said) from error
+            if body is not None and error.status in (*range(200, 400), 500):
+                raise RequestRefusedError(error.status, error.said) from error
             raise EndpointError(
                 f"{self.url}{path} gave no answer in {self.retries + 1} tries ({error}); see that "
                 "the server runs, or allow more tries"
@@ -159,11 +160,14 @@ class Endpoint:
             )
         except httpx2.TransportError as error:
             raise _PassingError(str(error) or type(error).__name__) from error
+        except httpx2.DecodingError as error:  # it is not compressed as it says
+            told = f"the answer cannot be read ({error})"
+            raise _PassingError(told, status=200, said=ServerError(told)) from error
         except RuntimeError as error:  # closed between the check above and the request
             raise EndpointError(f"the connection to {self.url} was closed") from error
         try:
             answer = response.json()
-        except ValueError:
+        except (ValueError, RecursionError):  # no JSON, or nested without end
             answer = None
         status = response.status_code
         said = read_error(answer, response.text or "no reason") if status >= 400 else None
@@ -176,11 +180,11 @@ class Endpoint:
             if status >= 500 or status in PASSING:
                 pause = response.headers.get("retry-after", "")  # seconds, or a date
                 seconds = float(pause) if pause.isdecimal() else 0.0
-                raise _PassingError(f"status {status}", seconds, status, said)
+                raise _PassingError(f"status {status}: {said.message}", seconds, status, said)
             raise RequestRefusedError(status, said)
         if not isinstance(answer, dict):
-            kind = "JSON" if answer is None else "a JSON object"
-            raise _PassingError(f"the answer is not {kind}: {response.text[:80]!r}")
+            told = f"the answer is not a JSON object: {response.text[:80]!r}"
+            raise _PassingError(told, status=status, said=ServerError(told))
         return answer
 
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error", "request_too_large")
 TOO_LONG = re.compile(
     r"context[ _](length|size|window)|max_model_len"  # OpenAI, vLLM, SGLang, llama.cpp, Ollama
-    r"|maximum( model| sequence| input)? length"
+    r"|maximum( model| sequence| input| allowed)? length"
+    r"|range of input length|model token limit|reduce the length of the (messages|prompt|input)"
     r"|\b(prompt|input)\b.{0,60}\b(too long|too large|longer than)"
     r"|\binput token count\b.{0,40}\bexceeds"  # Gemini
     r"|`?inputs`? (tokens \+|must have less than)",  # text-generation-inference

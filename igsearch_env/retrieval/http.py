@@ -23,6 +23,8 @@ with extra("http"):
 log = logging.getLogger(__name__)
 
 Found = list[Document] | HTTPRetrievalError
+PLAIN = "ready?"
+"""A query that no server has a reason to refuse."""
 
 
 class HTTPRetriever:
@@ -84,7 +86,6 @@ class HTTPRetriever:
         self._cache: OrderedDict[tuple[str, int], list[Document]] = OrderedDict()
         self._lock = threading.Lock()
         self._line: HTTPLine | None = None
-        self._answered = False
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Search for several queries at once.
@@ -120,13 +121,13 @@ class HTTPRetriever:
             lost = {query for query, docs in zip(queries, answers, strict=True) if docs is None}
             with self._lock:
                 self.counts["failed"] += len(lost)
-            # A server that has answered nothing yet may speak another dialect, or be another
-            # program; then it is not the query that is at fault.
             refused = [
                 place
                 for place, one in enumerate(found)
-                if self._answered and isinstance(one, HTTPRetrievalError) and one.refused
+                if isinstance(one, HTTPRetrievalError) and one.refused
             ]
+            if refused and not self._answers(line, k):
+                refused = []
             first = failures[0]
             message = f"{len(failures)} of {len(queries)} queries failed: {first}"
             log.warning("%s", message)
@@ -157,7 +158,7 @@ class HTTPRetriever:
         end = time.monotonic() + seconds
         line = self._open_line()
         while True:
-            (answer,) = line.run(self._ask(line, ["ready?"], 1))
+            (answer,) = line.run(self._ask(line, [PLAIN], 1))
             if not isinstance(answer, HTTPRetrievalError):
                 return
             if not answer.passing or time.monotonic() > end:
@@ -194,6 +195,18 @@ class HTTPRetriever:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
+
+    def _answers(self, line: HTTPLine, k: int) -> bool:
+        """Whether the server answers a query that is beyond reproach.
+
+        One that refuses this too has lost its index, speaks another dialect or is another program;
+        then it is not the queries that are at fault.
+        """
+        try:
+            (answer,) = line.run(self._ask(line, [PLAIN], k))
+        except HTTPRetrievalError:  # closed meanwhile
+            return False
+        return not isinstance(answer, HTTPRetrievalError)
 
     def _open_line(self) -> HTTPLine:
         """The connections of this process: those that were made before a fork belong to another."""
@@ -261,9 +274,7 @@ class HTTPRetriever:
         async with line.free:
             self.counts["requests"] += 1
             try:
-                answers = await line.ask(self.dialect, queries, k)
-                self._answered = True
-                return [*answers]
+                return [*await line.ask(self.dialect, queries, k)]
             except HTTPRetrievalError as failure:
                 self.counts[failure.kind] += 1
                 return [failure] * len(queries)

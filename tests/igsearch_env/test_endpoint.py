@@ -187,8 +187,9 @@ def test_failures_that_pass_are_waited_for(
 
 
 def test_it_gives_up_in_the_end(server: ScriptedServer) -> None:
-    server.answer = failing(9, (503, {}))
-    with pytest.raises(EndpointError, match=r"/v1/x gave no answer in 3 tries \(status 503\)"):
+    server.answer = failing(9, (503, error("the model is loading")))
+    said = r"/v1/x gave no answer in 3 tries \(status 503: the model is loading\)"
+    with pytest.raises(EndpointError, match=said):
         endpoint(server, retries=2).post("/x", {})
     assert len(server.asked) == 3
     server.close()
@@ -227,6 +228,13 @@ def error(message: str, **more: Any) -> dict[str, Any]:
 
 
 TOO_LONG = {
+    "SGLang's input": (
+        400,
+        error("Input length (5000 tokens) exceeds the maximum allowed length (4096 tokens)."),
+    ),
+    "DashScope": (400, error("Range of input length should be [1, 30720]")),
+    "Moonshot": (400, error("Invalid request: Your request exceeded model token limit: 8192")),
+    "Groq": (400, error("Please reduce the length of the messages or completion.")),
     "OpenAI": (
         400,
         error("Reduce it.", type="x", param="messages", code="context_length_exceeded"),
@@ -317,10 +325,17 @@ def test_a_transcript_that_is_too_long_ends_a_turn_and_nothing_else(
         (200, {}),
         (200, {"choices": []}),
         (200, {"choices": [{"text": 3}]}),
+        (200, {"choices": ["so"]}),
+        (200, {"choices": [None]}),
+        (200, [1]),  # what follows is no answer at all, however often it is asked
+        (200, b"null"),
+        (200, b'data: {"choices": []}\n\n'),
+        (200, b"[" * 100_000),
+        (302, b""),
     ],
 )
 def test_another_refusal_fails_its_question_alone(
-    server: ScriptedServer, status: int, answer: dict[str, Any]
+    server: ScriptedServer, status: int, answer: Any
 ) -> None:
     """Until more questions are refused than may be; by default that is the first."""
     fine = (200, {"choices": [{"text": "so"}]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from igsearch_env.cli.program import run
 from igsearch_env.data.world import World
 from scripts.warm_start import main
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def warm_start(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -71,3 +74,18 @@ def test_bad_arguments(
     assert warm_start(monkeypatch, "--out", str(tmp_path / "new"), "--steps", "0") == 2
     assert "--steps must be at least 1, got 0" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_help_and_typos_load_nothing_heavy() -> None:
+    check = (
+        "import sys\n"
+        "from scripts.warm_start import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    for word, said in (("--help", "pretrained model"), ("--stpes", "did you mean --steps?")):
+        command = [sys.executable, "-c", check, "--out", "new", word]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert said in ended.stdout + ended.stderr

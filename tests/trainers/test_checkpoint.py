@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from agents.transformers_policy import TransformersPolicy
 from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -40,7 +43,9 @@ def test_a_checkpoint_holds_policy_and_state(tmp_path: Path, make_policy: MakePo
     tensor = torch.arange(5)
     state = {"tensor": tensor, "nested": {"list": [1, None, "x"]}}
     path = save_checkpoint(tmp_path, policy, state, 3, keep=1)
-    loaded, weights = load_checkpoint(path, make_policy().model)
+    restored: list[Any] = []
+    load_checkpoint(path, make_policy().model, lambda *parts: restored.extend(parts))
+    loaded, weights = restored
     assert all(torch.equal(value, weights[n]) for n, value in policy.model.state_dict().items())
     assert torch.equal(loaded.pop("tensor"), tensor)
     assert loaded == {"nested": {"list": [1, None, "x"]}}
@@ -87,3 +92,26 @@ def test_an_old_one_that_was_half_removed_is_not_the_newest(
     assert load_state(checkpoints(tmp_path)[-1])["step"] == 2
     save_checkpoint(tmp_path, policy, {"step": 3}, 3, keep=1)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-000003"]
+
+
+def test_copies_that_somebody_made_stay(tmp_path: Path, make_policy: MakePolicy) -> None:
+    policy = make_policy()
+    save_checkpoint(tmp_path, policy, {"step": 1}, 1, keep=1)
+    for name in ("step-000001.bak", "step-best"):
+        shutil.copytree(tmp_path / "step-000001", tmp_path / name)
+    for step in (999_999, 1_000_000):
+        assert save_checkpoint(tmp_path, policy, {}, step, keep=1) == checkpoints(tmp_path)[-1]
+    assert names(tmp_path) == ["step-000001.bak", "step-1000000", "step-best"]
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(
+    tmp_path: Path, make_policy: MakePolicy
+) -> None:
+    policy = make_policy()
+    path = save_checkpoint(tmp_path, policy, {"step": 1}, 1, keep=1)
+    weights = load_file(path / "model.safetensors")
+    lost = sorted(weights)[-1]
+    del weights[lost]
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"is damaged .*lacks the weights {re.escape(lost)}"):
+        load_checkpoint(path, policy.model, lambda *parts: None)

@@ -472,6 +472,22 @@ def test_a_damaged_checkpoint_is_passed_over(
         make_trainer(*settings, resume=True)
 
 
+@pytest.mark.parametrize("state", [{"step": 2}, [1]])
+def test_a_state_that_does_not_fit_is_passed_over(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture, state: Any
+) -> None:
+    settings = ("optimization.steps=2", "run.checkpoint_every=1")
+    trainer = make_trainer(*settings)
+    trainer.run()
+    second = checkpoints(trainer.out / "checkpoints")[-1]
+    torch.save(state, second / "trainer.pt")
+    resumed = make_trainer(*settings, resume=True)
+    assert resumed.step == 1
+    assert f"{second} is damaged" in caplog.text
+    resumed.run()
+    assert equal(weights(resumed), weights(trainer))
+
+
 def test_what_comes_after_a_damaged_checkpoint_is_kept(make_trainer: MakeTrainer) -> None:
     settings = ("optimization.steps=5", "run.checkpoint_every=2", "run.keep_checkpoints=1")
     run_until(make_trainer(*settings, "run.keep_checkpoints=3"), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -58,30 +59,35 @@ def save_policy(folder: Path, policy: TransformersPolicy) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder that were written to the end, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / STATE).is_file())
+    whole = (path for path in folder.glob("step-*") if (path / STATE).is_file())
+    # A copy that somebody made, such as step-000020.bak, is neither read nor removed.
+    steps = {int(path.name[5:]): path for path in whole if re.fullmatch(r"step-\d+", path.name)}
+    return [steps[step] for step in sorted(steps)]
 
 
 def load_checkpoint(
-    checkpoint: Path, model: PreTrainedModel
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read all of a checkpoint, so that nothing changes unless all of it can be read.
+    checkpoint: Path,
+    model: PreTrainedModel,
+    restore: Callable[[dict[str, Any], dict[str, Tensor]], None],
+) -> None:
+    """Read a checkpoint and restore it.
 
     Args:
         checkpoint: Its folder.
         model: A model of the same class.
-
-    Returns:
-        The trainer's state, and the weights, in the type of ``model``.
+        restore: Is given the trainer's state and the weights, in the type of ``model``. Where it
+            raises, the checkpoint does not fit; another one must be restored then.
 
     Raises:
-        ValueError: If a part of it cannot be read.
+        ValueError: If a part of it cannot be read, is missing or does not fit.
     """
     try:
-        state: dict[str, Any] = torch.load(
-            checkpoint / STATE, weights_only=False, map_location="cpu"
-        )
-        loaded = type(model).from_pretrained(checkpoint, dtype=model.dtype)
-        return state, loaded.state_dict()
+        state = torch.load(checkpoint / STATE, weights_only=False, map_location="cpu")
+        kind: Any = type(model)  # whose types do not know what output_loading_info returns
+        loaded, info = kind.from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
+        if missing := info["missing_keys"]:  # transformers would draw them at random
+            raise ValueError(f"it lacks the weights {', '.join(sorted(missing))}")
+        restore(state, loaded.state_dict())
     except Exception as error:  # torch, safetensors and transformers raise whatever they like
         raise ValueError(
             f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {_line(error)})"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from igsearch_env.credit import GRPO
 from igsearch_env.episode import Episode, Question
@@ -283,15 +284,17 @@ class GRPOTrainer:
         """Go on from the first of these checkpoints that can be read."""
         for checkpoint in found:
             try:
-                state, weights = load_checkpoint(checkpoint, self.policy.model)
-                break
+                load_checkpoint(checkpoint, self.policy.model, self._take_up)
             except ValueError as error:
                 logger.warning("%s; going on with the one before it", error)
-        else:
-            raise ValueError(
-                f"no checkpoint in {found[0].parent} can be read; remove that folder to start the "
-                "run again from its beginning"
-            )
+            else:
+                return
+        raise ValueError(
+            f"no checkpoint in {found[0].parent} can be read; remove that folder to start the "
+            "run again from its beginning"
+        )
+
+    def _take_up(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.policy.model.load_state_dict(weights)
         self.updater.optimizer.load_state_dict(state["optimizer"])
         self.updater.schedule.load_state_dict(state["schedule"])

@@ -343,6 +343,17 @@ class TestAQueryThatIsRefused:
             retriever.search(["Peru", "band"], 1)
         assert raised.value.refused == set()
 
+    def test_is_no_excuse_for_a_server_that_refuses_everything(self, serve_answers: Any) -> None:
+        """It may have lost its index in mid-run: rollouts that did not search would be learned."""
+        fine = 200, json.dumps({"result": [[{"id": "1", "contents": "x"}]]}).encode()
+        answers = [fine]
+        server = serve_answers(lambda body: answers.pop() if answers else (400, b"index gone"))
+        with HTTPRetriever(server.url, attempts=1) as retriever:
+            assert retriever.search(["Peru"], 1)
+            with pytest.raises(HTTPRetrievalError) as raised:
+                retriever.search(["band"], 1)
+        assert raised.value.refused == set()
+
     @pytest.mark.parametrize(
         ("status", "refused"),
         [(400, True), (413, True), (414, True), (422, True), (401, False), (404, False)],
