@@ -123,7 +123,7 @@ def _train(arguments: argparse.Namespace) -> None:
     steps = load_config(CONFIG, arguments.set).optimization.steps
     try:
         with (
-            on_interrupt("both arms have written checkpoints: --resume goes on"),
+            on_interrupt("--resume goes on after the last whole step of each arm"),
             progress_bar() as bar,
         ):
             tasks = {arm: bar.add_task(f"train {arm}", total=steps, note="") for arm in ARMS}

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"going on after step {trainer.step}")
     with progress_bar() as bar:
         shown = _Shown(bar, config, trainer.step)
-        with on_interrupt("a checkpoint of the last whole step is written: --resume goes on"):
+        with on_interrupt("--resume goes on after the last whole step"):
             last = trainer.run(shown.report, shown.watch)
     write_json(arguments.out / "results.json", last)
     console.print(last_step(last))
