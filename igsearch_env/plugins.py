@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -38,6 +39,27 @@ def import_plugin(name: str) -> None:
     except BaseException:
         del sys.modules[module]
         raise
+
+
+def lasting_name(name: str) -> str:
+    """What a run remembers of a plugin: the whole path of a file, or the name of a module."""
+    return str(Path(name).resolve()) if name.endswith(".py") else name
+
+
+def import_again(names: Iterable[str], folder: Path) -> None:
+    """Import what the run in a folder was made with.
+
+    Raises:
+        ValueError: If a file or module is gone; the message names it.
+    """
+    for name in names:
+        try:
+            import_plugin(name)
+        except ValueError as error:
+            raise ValueError(
+                f"the run in {folder} was made with --import {name}: {error}; say where it is now "
+                "with --import FILE"
+            ) from error
 
 
 def _import_module(name: str) -> None:

@@ -25,7 +25,7 @@ from igsearch_env.cli.program import on_interrupt, quiet_transformers, run, run_
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
-from igsearch_env.plugins import import_plugin
+from igsearch_env.plugins import import_again, lasting_name
 from trainers.config import (
     TrainSettings,
     from_dict,
@@ -177,7 +177,7 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     written = arguments.out / "config.json"
     overrides = [*(SMOKE if arguments.smoke else ()), *arguments.set]
     if arguments.modules:
-        files = [str(Path(m).resolve()) if m.endswith(".py") else m for m in arguments.modules]
+        files = [lasting_name(name) for name in arguments.modules]
         overrides.append(f"run.imports={json.dumps(files)}")
     data: dict[str, Any] = {}
     if arguments.resume and not arguments.config:
@@ -188,8 +188,8 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
         data = read_toml(arguments.config)
     override(data, overrides)
     imports = data.get("run", {}).get("imports", ())
-    for name in imports if isinstance(imports, list) else ():
-        import_plugin(name)  # before the settings are read, which may name what it registers
+    if isinstance(imports, list):  # before the settings are read, which may name what they register
+        import_again(imports, arguments.out)
     return from_dict(data)
 
 

@@ -26,6 +26,7 @@ from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
 from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
+from igsearch_env.plugins import import_again, lasting_name
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings
 
@@ -45,7 +46,9 @@ ENVIRONMENT = tuple(
     if field.name not in ("questions", "retriever")
 )
 """The settings of the environment that a command may change."""
-OPTIONS = tuple(f.name for f in fields(EvaluationSettings) if f.name != "environment")
+OPTIONS = tuple(
+    f.name for f in fields(EvaluationSettings) if f.name not in ("environment", "imports")
+)
 LONG_CHUNK = 60.0  # seconds that a kill may cost before a smaller batch is advised
 
 
@@ -58,11 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = vars(_parser().parse_args(argv))
     from igsearch_env.cli.console import print_table, progress_bar
 
-    given.pop("import", None)
+    imports = given.pop("import", None)
     out, resume, smoke = (given.pop(name) for name in ("out", "resume", "smoke"))
     changes = {name: given.pop(name) for name in ENVIRONMENT if name in given}
     folder = EvaluationFolder(out, resume=resume)
     before = folder.config()
+    if imports is None:
+        import_again(before.get("imports", ()), out)
+    else:
+        given["imports"] = [lasting_name(name) for name in imports]
     if changes:
         given["environment"] = {**before.get("environment", {}), **changes}
     check_unchanged(comparable(before), comparable(given) if before else {}, out)

@@ -1,13 +1,17 @@
 """Make a page of an evaluation or a training run: what each search was worth.
 
 igsearch view runs/mine
+
+What the run was given with --import is imported again, so that its page has the same metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from igsearch_env.cli.program import Parser, folder, positive, say
+from igsearch_env.cli.program import Parser, add_import, folder, positive, say
+from igsearch_env.plugins import import_again
+from igsearch_env.viewer.data import imports_of
 from igsearch_env.viewer.page import LIMIT, write_page
 
 
@@ -22,7 +26,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit", type=positive, default=LIMIT, help="most rollouts to show (default: %(default)s)"
     )
+    add_import(parser)
     arguments = parser.parse_args(argv)
+    if "import" not in arguments:
+        import_again(imports_of(arguments.folder), arguments.folder)
     path, data = write_page(arguments.folder, arguments.limit)
     count, total = len(data["rollouts"]), data["total"]
     of = "" if count == total else f" of {total:,}, in groups at even distances (--limit)"

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.settings import EnvironmentSettings
 
-MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused")
-"""Settings of how an endpoint is asked, not of what; they may change when a run is resumed."""
+MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports")
+"""Settings of how an evaluation is made, not of what; they may change when it is resumed."""
 
 Precision = Literal["float32", "bfloat16-autocast"]
 """What a policy multiplies matrices in; its weights stay in float32."""
@@ -62,6 +62,8 @@ class EvaluationSettings:
         leave_out: Fields of requests that the endpoint does not accept.
         max_refused: Share of the questions that the endpoint may refuse; they count as not
             answered. Above it the evaluation stops.
+        imports: Python files, or modules, that are imported first; a resumed evaluation and its
+            page import them again.
 
     Raises:
         ValueError: If a number is out of range, or questions, agent or corpus are missing.
@@ -92,9 +94,10 @@ class EvaluationSettings:
     api_key_variable: str = "OPENAI_API_KEY"
     leave_out: tuple[RequestField, ...] = ()
     max_refused: float = 0.05
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("questions", "leave_out"):
+        for name in ("questions", "leave_out", "imports"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, value in (("questions", all(self.questions)), ("agent", self.agent)):
             if not value or not self.questions:

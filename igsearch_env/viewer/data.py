@@ -77,6 +77,22 @@ def view_data(folder: Path, limit: int) -> dict[str, Any]:
     }
 
 
+def imports_of(folder: Path) -> list[str]:
+    """The files and modules that an evaluation or a training run was given with ``--import``.
+
+    Raises:
+        ValueError: If the file with its settings cannot be read.
+    """
+    found: list[str] = []
+    for kind, section in (("evaluation", "config"), ("training", "run")):
+        path = folder / SETTINGS[kind]
+        try:
+            found += _read_settings(path).get(section, {}).get("imports", ())
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error})") from error
+    return found
+
+
 def spread(rollouts: Sequence[Shown], limit: int) -> list[Shown]:
     """At most ``limit`` rollouts (but one group at least): whole groups, at even distances."""
     if len(rollouts) <= limit:
@@ -121,11 +137,16 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _settings(path: Path) -> dict[str, str]:
     """The settings as ``section.key`` and text; empty where none were written."""
+    return dict(_flat(_read_settings(path)))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What stands in a file of settings; empty where there is none."""
     if not path.is_file():
         return {}
     try:
-        return dict(_flat(json.loads(path.read_text(encoding="utf-8"))))
-    except (ValueError, AttributeError) as error:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 
 

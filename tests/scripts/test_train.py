@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 
 from agents.loading import POLICIES
 from igsearch_env.cli.program import run
+from igsearch_env.cli.view import main as view
 from igsearch_env.credit import CREDIT
 from igsearch_env.engine import OUTCOMES
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.retrieval.open import RETRIEVERS
 from scripts.train import last_step, main
 
@@ -172,12 +174,15 @@ def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
         "    uses_information_gain = False\n"
         "    def __call__(self, episodes):\n"
         "        return [np.ones(episode.policy_tokens) for episode in episodes]\n"
+        "from igsearch_env.evaluation.metrics import Metric, register_metric\n"
+        "register_metric(Metric('turns_taken', 'turns', lambda e: [float(len(e.steps))]))\n"
     )
     settings = tiny_settings("optimization.steps=1", "credit.method=constant")
 
     def forget() -> None:
         """What another process would not know."""
         del CREDIT["constant"]
+        del METRICS["turns_taken"]
         del sys.modules["igsearch_plugin_my_credit"]
 
     assert train(tmp_path / "run", settings) == 2
@@ -185,6 +190,11 @@ def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
     forget()
     assert train(tmp_path / "run", ["optimization.steps=2"], "--resume") == 0
     assert len(rows(tmp_path / "run")) == 2
+    forget()
+    page = tmp_path / "run" / "view.html"
+    page.unlink()
+    view([str(tmp_path / "run")])
+    assert "turns_taken" in page.read_text()
     forget()
 
 

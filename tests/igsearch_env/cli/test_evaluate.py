@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from igsearch_env.cli.view import main as view
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation import play as evaluation
+from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.scores import report, score_example
 from igsearch_env.evaluation.setup import _files_sha256
 from igsearch_env.record import episode_from_record
@@ -567,6 +569,51 @@ def test_an_agent_and_a_retriever_of_ones_own(tmp_path: Path) -> None:
     inputs = read_json(tmp_path / "out" / "manifest.json")["inputs"]
     assert inputs["model"] == {"registered": "seer:blind"}
     assert evaluate(*run, "--resume") == 0
+
+
+METRIC = """
+from igsearch_env.evaluation.metrics import Metric, register_metric
+
+register_metric(Metric("turns_taken", "turns taken", lambda e: [float(len(e.steps))], heading="T!"))
+"""
+
+
+def test_resume_and_view_import_again_what_an_evaluation_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    file, out = tmp_path / "my_metric.py", tmp_path / "out"
+    file.write_text(METRIC)
+
+    def forget() -> None:
+        """What another process would not know."""
+        del METRICS["turns_taken"]
+        del sys.modules[f"igsearch_plugin_{file.stem}"]
+
+    monkeypatch.chdir(tmp_path)
+    run = (*WORLD, "--agent", "direct", "--limit", 2, "--out", out)
+    assert evaluate(*run, "--import", file.name) == 0
+    first = (out / "results.json").read_bytes()
+    assert b"turns_taken" in first
+    forget()
+    monkeypatch.chdir("/")
+    capsys.readouterr()
+    assert evaluate("--out", out, "--resume") == 0
+    assert "T!" in capsys.readouterr().out
+    assert (out / "results.json").read_bytes() == first
+    forget()
+    view([str(out)])
+    assert "turns_taken" in (out / "view.html").read_text()
+    forget()
+    file = file.rename(tmp_path / "moved.py")
+    assert f"there is no file {tmp_path / 'my_metric.py'}" in error_of(
+        capsys, "--out", out, "--resume"
+    )
+    with pytest.raises(ValueError, match=r"there is no file .*my_metric\.py"):
+        view([str(out)])
+    assert evaluate("--out", out, "--resume", "--import", file) == 0
+    assert read_json(out / "manifest.json")["config"]["imports"] == [str(file)]
+    forget()
 
 
 def test_an_address_with_a_slip_is_not_made_a_folder(
