@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import httpx2
 import pytest
@@ -136,9 +136,13 @@ def variables(*paths: Path) -> dict[str, str]:
         "RAY_prestart_worker_first_driver": "0",
         "RAY_worker_niceness": "0",  # they give way to everything else if left alone
         "RAY_DEDUP_LOGS": "0",
-        # By itself Ray gives its dashboard, which takes jobs, 30 and 60 seconds to start.
+        # By itself Ray gives its dashboard, which takes jobs, 30 and 60 seconds to start, and its
+        # agents and workers 30 and 60: too few on a busy machine.
         "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": str(SECONDS),
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": str(SECONDS),
+        "RAY_agent_register_timeout_ms": str(1000 * SECONDS),
+        "RAY_worker_register_timeout_seconds": str(SECONDS),
+        "RAY_health_check_timeout_ms": str(1000 * SECONDS),
     }
 
 
@@ -249,21 +253,25 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
 def ray_cluster() -> Iterator[str]:
     """Two nodes with three GPUs each, as far as Ray knows; the address that takes jobs."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, ExitStack() as stack:
-        port, dashboard, client = free_ports(3)
+        port, dashboard, client, agent = free_ports(4)
         head = ["--head", "--port", str(port), "--dashboard-port", str(dashboard)]
         head += ["--temp-dir", scratch, "--ray-client-server-port", str(client)]
+        # Ray's client server looks this port up if it is not told, and gives up after 30 seconds.
+        head += ["--runtime-env-agent-port", str(agent)]
         nodes: list[subprocess.Popen[bytes]] = []
+        log = stack.enter_context((Path(scratch) / "nodes.log").open("w+"))
         for words in (head, ["--address", f"127.0.0.1:{port}"]):
             words += ["--num-cpus", "4", "--num-gpus", "3", "--object-store-memory", "150000000"]
             node = subprocess.Popen(
                 [*RAY, "start", "--block", "--disable-usage-stats", *words],
                 env=variables(STANDINS),  # Ray carries the checkout
-                stdout=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
             stack.callback(end_node, node)
             nodes.append(node)
-            wait_for_nodes(f"http://127.0.0.1:{dashboard}", nodes)
+            wait_for_nodes(f"http://127.0.0.1:{dashboard}", nodes, log)
         yield f"127.0.0.1:{dashboard}"
 
 
@@ -277,14 +285,16 @@ def end_node(node: subprocess.Popen[bytes]) -> None:
             os.killpg(node.pid, signal.SIGKILL)
 
 
-def wait_for_nodes(url: str, nodes: Sequence[subprocess.Popen[bytes]]) -> None:
+def wait_for_nodes(url: str, nodes: Sequence[subprocess.Popen[bytes]], log: TextIO) -> None:
     """Wait until all nodes have joined and the cluster has run a job, or a node has ended.
 
     The job server listens before it can start jobs: it needs an agent on the head node first.
     """
     while True:
         for node in nodes:
-            assert node.poll() is None, f"ray start ended with {node.returncode}"
+            if node.poll() is not None:
+                log.seek(0)
+                pytest.fail(f"ray start ended with {node.returncode}: {log.read()[-4000:]}")
         try:
             client = JobSubmissionClient(url)
             job = client.submit_job(entrypoint="true", entrypoint_num_cpus=0)
