@@ -43,14 +43,21 @@ class CheckpointSettings:
         if not file.is_file():
             return cls()
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = {**json.loads(file.read_text(encoding="utf-8"))}
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f'expected {file} to be like {{"protocol": "refine", "max_new_tokens": 64}} '
+                f"({error}); correct it or remove it"
+            ) from error
+        try:
             protocol = _protocol(data.get("protocol", cls.protocol))
             trained_in = replace(RULES, **data.get("trained_in", {}))
             return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f'expected {file} to be like {{"protocol": "refine", "max_new_tokens": 64}} '
-                f"({error}); correct it or remove it"
+                f"cannot use the settings of the checkpoint in {file}: {error}; if they name a "
+                "protocol or an outcome of your own, import the file that registers it (--import "
+                "FILE), or else correct them"
             ) from error
 
     def save(self, folder: Path) -> None:

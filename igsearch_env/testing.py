@@ -101,7 +101,7 @@ def _search(retriever: Retriever, queries: list[str], k: int) -> list[list[Docum
     _require(isinstance(found, list | tuple), "a list of lists of documents", found)
     _require(
         len(found) == len(queries),
-        f"one list per query, so {len(queries)} of them",
+        f"one list per query, so {len(queries)} of them (queries of the check itself included)",
         f"{len(found)} lists",
     )
     for documents in found:
@@ -462,7 +462,9 @@ def _check_copy(part: object) -> None:
     """Gymnasium copies the arguments of an environment whenever its spec is read."""
     _require(
         copy.deepcopy(part) is part,
-        f"{type(part).__name__}.__deepcopy__ to return the object itself",
+        f"{type(part).__name__}.__deepcopy__ to return the object itself, because gymnasium copies "
+        "the arguments of an environment, and an index or a model must not be there twice; write "
+        "'def __deepcopy__(self, memo): return self'",
         "a copy",
     )
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.episode import Episode
-from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged
+from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged, read_episodes
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
 from igsearch_env.evaluation.scores import ExampleScore, report, score_example
@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if refused := evaluation.player.refused:
         reason = next(iter(refused.values()))
         say(f"{len(refused):,} questions were refused and count as not answered ({reason})")
+    if settings.information_gain and "information_gain" not in results["micro"]:
+        say(_why_no_gain(read_episodes(folder.episodes)))
     title = f"{settings.agent} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
     say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
@@ -173,6 +175,20 @@ def _played(
     for chunk in chunks:
         agent = player.agent_of(chunk)
         yield chunk, play_chunk(engine, agent, chunk, seconds=seconds, progress=progress)
+
+
+def _why_no_gain(episodes: Iterable[Episode]) -> str:
+    """Why no search of an evaluation has an information gain."""
+    searches = [step for episode in episodes for step in episode.searches]
+    if not searches:
+        return "no information gain: nothing was searched for"
+    alone = sum(bool(step.documents) and not step.counterfactuals for step in searches)
+    if not alone:
+        return f"no information gain: {len(searches):,} of {len(searches):,} searches found nothing"
+    return (
+        f"no information gain: {alone:,} of {len(searches):,} searches had no counterfactual "
+        "evidence (too few other documents); try --top-k 1, or more questions"
+    )
 
 
 def results_table(results: Mapping[str, Any], title: str, scorer: str | None) -> Table:

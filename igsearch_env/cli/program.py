@@ -45,8 +45,9 @@ class Parser(argparse.ArgumentParser):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the known word that is most like a mistyped one, if any is."""
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    bare = {name.lstrip("-"): name for name in known}  # dashes make any two options look alike
+    close = difflib.get_close_matches(word.lstrip("-"), list(bare), 1, cutoff=0.7)
+    return f"; did you mean {bare[close[0]]}?" if close else ""
 
 
 def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str) -> None:

@@ -184,5 +184,8 @@ def make_credit(name: str, **options: Any) -> CreditAssignment:
         TypeError: If an option is unknown.
     """
     if name not in CREDIT:
-        raise ValueError(f"unknown credit method {name!r}; known are {', '.join(sorted(CREDIT))}")
+        raise ValueError(
+            f"unknown credit method {name!r}; known are {', '.join(sorted(CREDIT))}; names of your "
+            "own need --import FILE"
+        )
     return CREDIT[name](**options)

@@ -30,7 +30,9 @@ class QueryBonus(CreditAssignment):
 
     A_i is GRPO's advantage of rollout i. A subclass writes :meth:`signals`, which gives the value
     of each search; S_t is that value, or its return-to-go. A rollout in which a search failed gets
-    0 everywhere.
+    0 everywhere. A search that found nothing gets no bonus, whatever :meth:`signals` gives it, a
+    penalty included: it made no later search possible, and there is nothing to credit. To punish
+    empty searches, write a :class:`CreditAssignment` of your own.
 
     Args:
         alpha: Weight of the signal. At 0 no search is scored.
@@ -116,7 +118,7 @@ class QueryBonus(CreditAssignment):
                 for step, value in zip(episode.searches, returns, strict=True):
                     length = query_length(step)
                     if not step.documents and step.information_gain is None:
-                        continue  # a search that found nothing made no later one possible
+                        continue  # a search that found nothing earns nothing
                     if length:  # a query whose characters all share tokens with the tags has none
                         lengths = {"query": length, "batch_mean_query": mean_query, "none": 1.0}
                         tokens[step.query_tokens] += self.alpha * value / lengths[self.normalizer]
@@ -125,7 +127,10 @@ class QueryBonus(CreditAssignment):
 
     @abstractmethod
     def signals(self, episodes: Sequence[Episode]) -> Signals:
-        """The value of each search of each episode; those of failed rollouts are not used."""
+        """The value of each search of each episode.
+
+        Those of failed rollouts, and of searches that found nothing, are not used.
+        """
 
     def needs_gain(self, episodes: Sequence[Episode]) -> list[list[bool]]:
         """True for the searches of the chosen groups; False for all where the weight is 0."""

@@ -58,7 +58,7 @@ class QuestionSet:
     whole: int | None = None
 
     def __str__(self) -> str:
-        """What is asked, in a line: name, split, size and source.
+        """What is asked, in a line: name, size, split, and the source if it has another name.
 
         >>> print(QuestionSet("nq", "nq/test.jsonl", (Question("q", "?", ("a",)),), "test", 3610))
         nq: 1 question of the test split (3,610 as published), nq/test.jsonl
@@ -66,7 +66,8 @@ class QuestionSet:
         plural = "" if len(self.questions) == 1 else "s"
         split = "" if self.split is None else f" of the {self.split} split"
         whole = "" if self.whole is None else f" ({self.whole:,} as published)"
-        return f"{self.name}: {len(self.questions):,} question{plural}{split}{whole}, {self.source}"
+        source = "" if self.source == self.name else f", {self.source}"
+        return f"{self.name}: {len(self.questions):,} question{plural}{split}{whole}{source}"
 
 
 def load_question_set(

@@ -105,13 +105,17 @@ def _gains(episode: Episode) -> list[float]:
 
 
 def _query_tokens(episode: Episode) -> list[float]:
-    return [float(query_length(step)) for step in episode.searches]
+    """Number of tokens of each query; none if only the policy's text is known."""
+    return [float(query_length(step)) for step in episode.searches] if _has_ids(episode) else []
 
 
 def _tokens(episode: Episode) -> list[float]:
     """Number of tokens that the policy wrote; none if only its text is known."""
-    known = all(step.turn.token_ids is not None for step in episode.steps)
-    return [float(episode.policy_tokens)] if known else []
+    return [float(episode.policy_tokens)] if _has_ids(episode) else []
+
+
+def _has_ids(episode: Episode) -> bool:
+    return all(step.turn.token_ids is not None for step in episode.steps)
 
 
 def _cut_turns(episode: Episode) -> list[float]:

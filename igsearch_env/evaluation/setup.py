@@ -195,7 +195,10 @@ def _retriever(
             )
         return saved
     if not corpus:
-        raise ValueError(f"there is no index in {name}; give --corpus to build it there")
+        raise ValueError(
+            f"there is no index in {name}; give --corpus to build it there (names of your own need "
+            "--import FILE)"
+        )
     if folder is not None:
         check_replaceable(folder)  # before the work, not after it
     documents = load_corpus(corpus)
@@ -296,7 +299,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
             f"unknown agent {config.agent!r}: expected "
             f"{', '.join((*SCRIPTED, *AGENTS))}, an address, the "
             "folder of a checkpoint, or the name of a model on the Hugging Face hub, and no folder "
-            "was found at that path"
+            "was found at that path; names of your own need --import FILE"
         )
     loading = import_loading()
     loading.check_device(config.device)

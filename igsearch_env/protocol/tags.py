@@ -284,5 +284,8 @@ def get_protocol(protocol: TagProtocol | str) -> TagProtocol:
         return protocol
     if protocol not in PROTOCOLS:
         known = ", ".join(sorted(PROTOCOLS))
-        raise ValueError(f"unknown protocol {protocol!r}; known are {known}, or pass a TagProtocol")
+        raise ValueError(
+            f"unknown protocol {protocol!r}; known are {known}, or pass a TagProtocol; names of "
+            "your own need --import FILE"
+        )
     return PROTOCOLS[protocol]

@@ -148,7 +148,7 @@ class BM25Retriever:
         if rule != WORD_RULE:
             raise CorruptIndexError(
                 f"{folder} was built by the word rule {rule!r}, and queries are taken apart by "
-                f"{WORD_RULE!r}; build it again"
+                f"{WORD_RULE!r}; build it again with igsearch index"
             )
         documents = DocumentFile(folder)
         try:

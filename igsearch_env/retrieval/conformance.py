@@ -71,13 +71,18 @@ def _wait_until_ready(line: HTTPLine, address: str, seconds: float) -> None:
     """Return once the server is there and does not say that it is not ready."""
     end = time.monotonic() + seconds
     while True:
+        ready = urljoin(address, "/ready")
         try:
-            response = line.run(line.request("GET", urljoin(address, "/ready")))
+            response = line.run(line.request("GET", ready))
             if response.status_code != 503:
                 return
             problem = f"{address} is not ready: it still loads its index, as it says at /ready"
         except HTTPRetrievalError as error:
-            problem = f"cannot reach {address}: {error}"
+            why = str(error).removeprefix(f"{ready}: ")
+            problem = (
+                f"cannot reach {address}: {why}; start it, such as with igsearch serve, and give "
+                "--wait SECONDS if it takes long to start"
+            )
         if time.monotonic() > end:
             raise ValueError(problem)
         time.sleep(POLL)

@@ -117,7 +117,7 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
     raise ValueError(
         f"unknown retriever {text!r}: expected {', '.join(sorted(RETRIEVERS))}, the http:// "
         "address of a server, the folder of a saved index, or the file of a corpus, and nothing "
-        "was found at that path"
+        "was found at that path; names of your own need --import FILE"
     )
 
 

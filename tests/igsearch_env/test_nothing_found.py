@@ -21,6 +21,7 @@ from igsearch_env import (
     settle_belief,
 )
 from igsearch_env.credit import CREDIT
+from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import make_engine
@@ -122,3 +123,18 @@ def test_no_method_credits_its_query(name: str) -> None:
         assert values[around].size
         if name in ("ig_search", "oracle_bonus", "answer_string_bonus"):
             assert np.ptp(values[second.policy_tokens]) > 0.0  # the one that found has some
+
+
+class Penalty(QueryBonus):
+    """Takes something from every search."""
+
+    def signals(self, episodes: Sequence[Episode]) -> list[list[float]]:
+        return [[-1.0] * len(episode.searches) for episode in episodes]
+
+
+def test_no_bonus_of_ones_own_reaches_its_query_not_even_a_penalty() -> None:
+    episodes = batch(0.0)
+    for episode, values in zip(episodes, Penalty().bonuses(episodes), strict=True):
+        first, second = episode.searches
+        assert not values[first.query_tokens].any()
+        assert values[second.query_tokens].sum() == pytest.approx(-0.3)

@@ -147,7 +147,7 @@ def test_a_retriever_that_is_copied_is_caught(bm25: BM25Retriever) -> None:
     class Copied:
         search = bm25.search
 
-    with pytest.raises(ConformanceError, match=r"Copied\.__deepcopy__ to return the object itself"):
+    with pytest.raises(ConformanceError, match="write 'def __deepcopy__"):
         check_retriever(Copied(), QUERIES)
 
 

@@ -73,6 +73,27 @@ def test_scripted_agents_with_information_gain(tmp_path: Path, agent: str) -> No
         assert (step["information_gain"] is None) == (not step["documents"])
 
 
+@pytest.mark.parametrize(
+    ("agent", "said"),
+    [
+        ("search_once", "3 of 3 searches had no counterfactual evidence"),
+        ("direct", "nothing was searched for"),
+    ],
+)
+def test_it_is_said_why_there_is_no_information_gain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], agent: str, said: str
+) -> None:
+    rows = [{"id": str(i), "title": f"Page {i}", "text": "What is Lima ?"} for i in range(3)]
+    asked = [{"question": f"What is {i} of Lima ?", "golden_answers": ["x"]} for i in range(3)]
+    corpus = write_rows(tmp_path / "corpus.jsonl", rows)
+    questions = write_rows(tmp_path / "questions.jsonl", asked)
+    run = ("--questions", questions, "--corpus", corpus, "--agent", agent, "--information-gain")
+    assert evaluate(*run, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert f"no information gain: {said}" in printed
+    assert printed.count("questions.jsonl: 3 questions\n") == 1
+
+
 def test_options_reach_the_environment(tmp_path: Path) -> None:
     options = ("--top-k", 1, "--max-searches", 1, "--protocol", "search-r1", "--limit", 5)
     assert evaluate(*WORLD, "--agent", "random_query", *options, "--out", tmp_path / "out") == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from igsearch_env.cli.__main__ import COMMANDS, main
+from igsearch_env.cli.program import did_you_mean
 from tests.igsearch_env.cli.evaluating import ROOT
 
 EXTRAS = (
@@ -54,6 +55,20 @@ def test_help_and_mistyped_options_need_no_extra() -> None:
     assert [line.startswith("error: ") for line in lines] == [True] * 4
     assert "no command 'evalute'; did you mean evaluate?" in lines[0]
     assert "--questins y; did you mean --questions? (igsearch evaluate --help" in lines[1]
+
+
+def test_a_word_that_is_like_no_other_has_no_suggestion() -> None:
+    options = ("--k1", "--set", "--title-weight")
+    assert [did_you_mean(word, options) for word in ("--kind", "--credit", "--b")] == [""] * 3
+    assert did_you_mean("--titel-weight", options) == "; did you mean --title-weight?"
+
+
+def test_a_program_of_the_checkout_without_its_packages_says_what_to_install() -> None:
+    command = [sys.executable, "-S", "-m", "scripts.train", "--help"]  # -S: no packages
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert 'pip install -e ".[train]"' in ended.stderr
 
 
 def test_an_extra_that_is_missing_is_named() -> None:

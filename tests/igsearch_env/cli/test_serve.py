@@ -318,6 +318,8 @@ def test_a_check_of_no_server_is_an_error(program: Program) -> None:
     code, _, err = program("check", f"http://127.0.0.1:{free_port()}")
     assert code == 2
     assert "error: cannot reach http://127.0.0.1" in err
+    assert err.count("http://") == 1
+    assert "igsearch serve" in err
 
 
 @pytest.mark.parametrize(

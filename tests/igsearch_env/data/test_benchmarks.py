@@ -116,7 +116,7 @@ def test_other_names_are_those_of_load_questions(folder: Path) -> None:
     found = load_question_set(file, limit=1)
     assert (found.name, found.source, found.split, found.whole) == (file, file, None, None)
     assert found.questions == tuple(load_questions(file, limit=1))
-    assert str(found) == f"{file}: 1 question, {file}"
+    assert str(found) == f"{file}: 1 question"
 
 
 @pytest.fixture

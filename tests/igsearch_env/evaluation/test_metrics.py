@@ -154,6 +154,16 @@ def test_rollouts_without_searches_leave_out_what_is_not_known() -> None:
     }
 
 
+def test_lengths_in_tokens_are_not_known_of_an_agent_that_gives_text_alone() -> None:
+    rules = TurnRules(PROTOCOLS["refine"])
+    episode = rules.begin(question())
+    for text in (SEARCH, ANSWER):
+        turn = rules.read(episode, Completion(text))
+        episode = turn.extend(episode, rules, SearchResult(FOUND))
+    assert len(episode.searches) == 1
+    assert not {"tokens", "query_tokens"} & set(episode_metrics(episode))
+
+
 def test_groups_of_partial_success() -> None:
     def group(name: str, *outcomes: float) -> list[Episode]:
         ending = {"em": 0.0, "f1": 0.0, "group_id": name}
