@@ -55,9 +55,8 @@ class CheckpointSettings:
             return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"cannot use the settings of the checkpoint in {file}: {error}; if they name a "
-                "protocol or an outcome of your own, import the file that registers it (--import "
-                "FILE), or else correct them"
+                f"cannot use the settings of the checkpoint in {file}: {error}; import the file "
+                "that registers what they name (--import FILE), or correct them"
             ) from error
 
     def save(self, folder: Path) -> None:

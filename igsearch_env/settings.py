@@ -113,7 +113,8 @@ class EnvironmentSettings:
         for name, known in _WORDS.items():
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+                own = "; names of your own need --import FILE" if name == "outcome" else ""
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{own}")
         floor = self.floor
         if floor not in ("uniform", "none") and not (isinstance(floor, Real) and floor < 0):
             raise ValueError(f"floor must be 'uniform', 'none' or a number below 0, got {floor!r}")

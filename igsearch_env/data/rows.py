@@ -125,7 +125,7 @@ def _existing(source: str, kind: str, builtin: Collection[str]) -> Path:
     if not path.exists():
         raise ValueError(
             f"unknown {kind} {source!r}: the built-in names are {', '.join(sorted(builtin))}, "
-            f"and no file was found at that path either"
+            "and no file was found at that path either; names of your own need --import FILE"
         )
     if path.is_dir() or not path.name.endswith(SUFFIXES):
         folder = f"; for a folder of data files, write hf:{source}" if path.is_dir() else ""

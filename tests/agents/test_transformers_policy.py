@@ -427,7 +427,11 @@ def test_a_checkpoint_knows_the_environment_it_was_trained_in(
 def test_damaged_settings_of_a_checkpoint(tmp_path: Path, content: str) -> None:
     (tmp_path / "igsearch.json").write_text(content)
     readable = content.startswith("{")
-    said = "cannot use .*igsearch.json.*--import FILE" if readable else "correct it or remove it"
+    said = (
+        "cannot use .*igsearch.json.*import the file that registers"
+        if readable
+        else "correct it or remove it"
+    )
     with pytest.raises(ValueError, match=said):
         CheckpointSettings.load(tmp_path)
 
