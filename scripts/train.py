@@ -25,7 +25,7 @@ from igsearch_env.cli.program import on_interrupt, quiet_transformers, run, run_
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
-from igsearch_env.plugins import import_again, lasting_name
+from igsearch_env.plugins import import_again, import_plugin, lasting_name
 from trainers.config import (
     TrainSettings,
     from_dict,
@@ -177,6 +177,8 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     written = arguments.out / "config.json"
     overrides = [*(SMOKE if arguments.smoke else ()), *arguments.set]
     if arguments.modules:
+        for name in arguments.modules:
+            import_plugin(name)
         files = [lasting_name(name) for name in arguments.modules]
         overrides.append(f"run.imports={json.dumps(files)}")
     data: dict[str, Any] = {}
