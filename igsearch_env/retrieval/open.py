@@ -47,6 +47,7 @@ def register_retriever(name: str) -> Callable[[_Opener], _Opener]:
     Raises:
         ValueError: If the name is taken, or holds a colon.
 
+    >>> from igsearch_env import Document
     >>> @register_retriever("echo")
     ... def open_echo(name: str) -> Retriever:
     ...     return BM25Retriever.build([Document("1", "", name)])

@@ -121,7 +121,7 @@ def test_corrections_and_failures_are_turns_too(protocol: ToolCallProtocol) -> N
     env.reset(seed=0)
     observation, *_ = env.step("I think it is Lima.")
     assert observation.startswith("<|im_end|>\n<|im_start|>user\nThat turn could not")
-    assert observation.endswith("<answer> answer </answer>.<|im_end|>\n<|im_start|>assistant\n")
+    assert observation.endswith("inside the answer tags.<|im_end|>\n<|im_start|>assistant\n")
     assert protocol.failure.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n")
     reflection = protocol.render_reflection("capital of Peru ?").text
     assert reflection.startswith("<|im_end|>\n<|im_start|>user\nGo over")

@@ -117,7 +117,7 @@ def test_gains_are_the_same(make_model: MakeModel, bpe: PreTrainedTokenizerFast)
     gain = make_engine(protocol="refine-bare").information_gain
     settled = [gain.settle(episodes, kind(model, bpe)) for kind in SCORERS]
     fast, slow = (np.array([e.information_gains for e in part], float) for part in settled)
-    assert fast.std() > 0.1
+    assert fast.std() > 0.05
     np.testing.assert_allclose(fast, slow, rtol=0, atol=1e-4)
 
 

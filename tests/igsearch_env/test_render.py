@@ -104,7 +104,7 @@ def test_no_document_sends_commands_to_the_terminal() -> None:
     hostile = Document("d", "a\x1b[31m", "red\x1b]0;title\x07 \u202eright to left\r\nover")
     text = render_text(replace(ENDED, steps=(replace(SEARCH, documents=(hostile,)),)))
     assert all(c.isprintable() or c == "\n" for c in text)
-    assert "a�[31m: red�]0;title� �right to left over" in text
+    assert "a [31m: red ]0;title \ufffdright to left over" in text
 
 
 def test_gold_passages_are_known_by_id_or_else_by_title() -> None:

@@ -17,11 +17,11 @@ import torch
 
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
+from igsearch_env.engine import OUTCOMES
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import METRICS, Metric, register_metric
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.rollout import collect
-from trainers import setup
 from trainers.config import load_config
 from trainers.local.checkpoint import checkpoints
 from trainers.local.grpo import GRPOTrainer
@@ -104,7 +104,7 @@ def always_search(trainer: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_resumed_run_ends_alike(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(setup, "_nothing", even)
+    monkeypatch.setitem(OUTCOMES, "zero", even)
     settings = (*RUNS[name], "optimization.steps=5", "run.checkpoint_every=2")
     whole = make_trainer(*settings, name="whole")
     last = whole.run()
