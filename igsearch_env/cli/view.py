@@ -2,7 +2,8 @@
 
 igsearch view runs/mine
 
-What the run was given with --import is imported again, so that its page has the same metrics.
+A run that was given --import has its own metrics on the page only if they are imported here too:
+a folder may come from somebody else, so nothing that it names is run without being asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from igsearch_env.cli.program import Parser, add_import, folder, positive, say
-from igsearch_env.plugins import import_again
 from igsearch_env.viewer.data import imports_of
 from igsearch_env.viewer.page import LIMIT, write_page
 
@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_import(parser)
     arguments = parser.parse_args(argv)
-    if "import" not in arguments:
-        import_again(imports_of(arguments.folder), arguments.folder)
+    used = imports_of(arguments.folder)
+    if used and "import" not in arguments:
+        say(f"the run was made with --import {' '.join(used)}; give it here for its own metrics")
     path, data = write_page(arguments.folder, arguments.limit)
     count, total = len(data["rollouts"]), data["total"]
     of = "" if count == total else f" of {total:,}, in groups at even distances (--limit)"

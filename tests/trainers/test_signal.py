@@ -88,7 +88,7 @@ class Recorder:
 
 def query_mask(step: Step, tokenizer: SegmentTokenizer) -> list[bool]:
     """Which tokens of a turn lie wholly between the tags of its search, found by their text."""
-    inside = re.search(r"(?<=<search>).*?(?=</search>)", step.turn.text, re.DOTALL)
+    inside = re.search(r"(?<=<search>)((?!<search>).)*?(?=</search>)", step.turn.text, re.DOTALL)
     assert inside is not None
     mask, start = [], 0
     for token in step.turn.token_ids or ():
@@ -124,8 +124,8 @@ def test_the_gradient_is_where_a_shaped_gain_is(
         for step in episode.steps:
             mask = [False] * len(step.turn.token_ids or ())
             if step.action == "search":
-                assert step.information_gain is not None
-                paid = abs(step.information_gain) >= 0.02
+                assert (step.information_gain is None) == (not step.documents)
+                paid = abs(step.information_gain or 0.0) >= 0.02
                 taught.append(paid)
                 mask = [paid and inside for inside in query_mask(step, trainer.policy.tokenizer)]
             expected += mask

@@ -599,7 +599,7 @@ register_metric(Metric("turns_taken", "turns taken", lambda e: [float(len(e.step
 """
 
 
-def test_resume_and_view_import_again_what_an_evaluation_was_given(
+def test_resume_imports_again_what_an_evaluation_was_given_and_view_only_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "modules", sys.modules.copy())
@@ -623,15 +623,16 @@ def test_resume_and_view_import_again_what_an_evaluation_was_given(
     assert "T!" in capsys.readouterr().out
     assert (out / "results.json").read_bytes() == first
     forget()
-    view([str(out)])
+    view([str(out)])  # a folder of somebody else's must not run code
+    assert "turns_taken" not in METRICS
+    assert f"--import {tmp_path / 'my_metric.py'}" in capsys.readouterr().out
+    view([str(out), "--import", str(file)])
     assert "turns_taken" in (out / "view.html").read_text()
     forget()
     file = file.rename(tmp_path / "moved.py")
     assert f"there is no file {tmp_path / 'my_metric.py'}" in error_of(
         capsys, "--out", out, "--resume"
     )
-    with pytest.raises(ValueError, match=r"there is no file .*my_metric\.py"):
-        view([str(out)])
     assert evaluate("--out", out, "--resume", "--import", file) == 0
     assert read_json(out / "manifest.json")["config"]["imports"] == [str(file)]
     forget()

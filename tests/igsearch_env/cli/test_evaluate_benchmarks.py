@@ -44,7 +44,7 @@ def hub_rows(name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, 
     for number, record in enumerate(records):
         row = {"id": f"{BENCHMARKS[name].split}_{number}", "question": record["question"]}
         row |= {"golden_answers": record["golden_answers"]}
-        titles = record.get("gold_titles")
+        titles = record.get("supporting_titles") or record.get("gold_titles")
         if titles and name in METADATA:
             row["metadata"] = METADATA[name](titles)
         rows.append(row)
@@ -136,7 +136,7 @@ def test_all_seven_with_real_questions(tmp_path: Path) -> None:
     data = Path(os.environ["IGSEARCH_DATA"])
     sets = {name: read_records(data / f"{name}.questions.jsonl") for name in BENCHMARKS}
     write_hub(tmp_path / "hub", sets)
-    gold = {title for rows in sets.values() for row in rows for title in row["gold_titles"]}
+    gold = {title for rows in sets.values() for row in rows for title in row["supporting_titles"]}
     with (data / "wiki_pool.corpus.jsonl").open() as file:
         pool = [row for row in map(json.loads, file) if row["title"] in gold]
     corpus = write_rows(tmp_path / "corpus.jsonl", pool)
