@@ -302,7 +302,7 @@ def _retriever(retriever: Retriever | str | None, record: EnvironmentSettings) -
 
 
 def _scorer(scorer: AnswerScorer | str | None) -> AnswerScorer | None:
-    if not isinstance(scorer, str):
+    if scorer is None or (hasattr(scorer, "log_probs") and hasattr(scorer, "vocabulary_size")):
         return scorer
     if scorer == "unigram":
         return UnigramScorer()

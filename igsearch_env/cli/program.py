@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import re
+import signal
 import sys
 import types
 import typing
@@ -201,6 +202,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
     quiet_transformers()
+    # What a cluster sends before it kills; it is to write the same checkpoint as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

@@ -111,6 +111,9 @@ def _document(row: Row) -> Document:
     if text is None:
         contents = _text(row, "contents", "content")
         if contents is None:
+            empty = [name for name in ("text", "passage", "contents", "content") if name in columns]
+            if empty:
+                raise row.error(f"{empty[0]!r} is empty; give the document a text or leave it out")
             raise row.error("no column 'contents' (nor 'text')")
         title, text = split_contents(contents, title)
     return Document(id=str(columns[name]), title=title or "", text=text)

@@ -294,12 +294,13 @@ def import_loading() -> Any:
 def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Player:
     places = (Path(config.agent), CHECKOUT / config.agent)
     folder = next((place for place in places if place.is_dir()), None)
-    if folder is None and not HUB_NAME.fullmatch(config.agent):
+    is_gguf = config.agent.endswith(".gguf") and Path(config.agent).is_file()
+    if folder is None and not is_gguf and not HUB_NAME.fullmatch(config.agent):
         raise ValueError(
             f"unknown agent {config.agent!r}: expected "
             f"{', '.join((*SCRIPTED, *AGENTS))}, an address, the "
-            "folder of a checkpoint, or the name of a model on the Hugging Face hub, and no folder "
-            "was found at that path; names of your own need --import FILE"
+            "folder of a checkpoint, a .gguf file, or the name of a model on the Hugging Face hub, "
+            "and nothing was found at that path; names of your own need --import FILE"
         )
     loading = import_loading()
     loading.check_device(config.device)
@@ -316,7 +317,11 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         batch_size=batch_size,
         temperature=config.temperature,
     )
-    sha256 = _files_sha256(folder or loading.hub_folder(config.agent))
+    if is_gguf:
+        with Path(config.agent).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    else:
+        sha256 = _files_sha256(folder or loading.hub_folder(config.agent))
     return Player(
         lambda chunk: policy.fresh(chunk.seed, greedy=config.greedy),
         policy.protocol,

@@ -26,8 +26,8 @@ with extra("http"):
 Failure = Literal["unreachable", "timeout", "status", "garbage", "dialect", "closed"]
 REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
-QUERY_STATUSES = (400, 413, 414, 422, 431)
-"""Refusals of what was asked; others from 400 on are about the address, the key or the method."""
+NOT_THE_QUERY = (401, 403, 407, 408, 425, 429)
+"""Refusals of whoever asks, or for now. Others from 400 to 499 may be about what was asked."""
 _LOGIN = re.compile(r"//[^/@\s]+@")
 _JSON = {"content-type": "application/json"}
 
@@ -210,7 +210,8 @@ def _read(
     if status != 200:
         passing = status >= 500 or status in REPEATED_STATUSES
         message = f"{url} answered {status}: {response.text[:200]}"
-        refused = (0,) if status in QUERY_STATUSES and queries == 1 else ()
+        about_query = 400 <= status < 500 and status not in NOT_THE_QUERY
+        refused = (0,) if about_query and queries == 1 else ()
         raise HTTPRetrievalError(message, "status", passing=passing, refused=refused)
     try:
         return read_answer(dialect, response.json(), queries)

@@ -28,6 +28,7 @@ from igsearch_env.retrieval.index_directory import (
 
 FUSION_FORMAT = "igsearch-env fusion"
 FUSION_VERSION = 1
+LONGEST_NAME = 2_000
 PARTS = "parts.json"
 
 
@@ -99,6 +100,11 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
         ImportError: If an extra is needed that is not installed; the message names it.
     """
     text, place = str(name), Path(name)
+    if len(text) > LONGEST_NAME or "\0" in text:  # which the system would refuse to look up
+        raise ValueError(
+            f"expected the name of a retriever, got {len(text):,} characters that begin with "
+            f"{text[:40]!r}"
+        )
     kind = text.partition(":")[0]
     named = isinstance(name, str)
     registered, is_address = named and kind in RETRIEVERS, named and kind in ("http", "https")

@@ -128,6 +128,9 @@ strange: Any = [{"question": "Who?"}]
         ({"retriever": "http://"}, ValueError, "expected http://HOST:PORT/retrieve"),
         ({"retriever": "faiss"}, ValueError, "unknown retriever 'faiss': expected bm25, .*world"),
         ({"scorer": "gpt"}, ValueError, "unknown scorer 'gpt': expected 'unigram', None, or an"),
+        ({"scorer": print}, ValueError, "unknown scorer <built-in .*>: expected 'unigram'"),
+        ({"retriever": "a" * 5_000}, ValueError, "the name of a retriever, got 5,000 characters"),
+        ({"retriever": "a\0b"}, ValueError, "the name of a retriever, got 3 characters"),
         ({"questions": "trivia"}, ValueError, "'trivia', but 'bm25' searches .* embedded world"),
         (
             {"questions": "trivia", "retriever": "world"},

@@ -424,10 +424,19 @@ def test_the_policy_of_a_run_can_be_trained_on(
     assert equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("moment", ["rollouts", "update", "evaluation"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("rollouts", signal.SIGINT),
+        ("update", signal.SIGTERM),  # as programs take it: like Ctrl-C
+        ("evaluation", signal.SIGINT),
+    ],
+)
 def test_ctrl_c_writes_a_checkpoint_from_which_the_run_ends_alike(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, moment: str
+    make_trainer: MakeTrainer, request: pytest.FixtureRequest, moment: str, number: signal.Signals
 ) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
     settings = (*RICH, "optimization.steps=4", "run.checkpoint_every=100")
     whole = make_trainer(*settings, name="whole")
     whole.run()
@@ -435,7 +444,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_run_ends_alike(
 
     def press(part: str, done: int, total: int) -> None:
         if part == moment and cut.step >= 1 and done:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     with pytest.raises(KeyboardInterrupt):
         cut.run(watch=press)

@@ -268,6 +268,7 @@ def test_settings_that_would_do_nothing_are_refused(
         {"reward_weights": [0.5]},
         {"multi_objective_aggregation": "normalize_then_sum"},
         {"use_liger_kernel": True},
+        {"off_policy_mask_threshold": 0.5},
         {"loss_type": "vespo"},
     ],
 )

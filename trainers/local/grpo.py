@@ -306,18 +306,20 @@ class GRPOTrainer:
 
 @contextmanager
 def _interrupt_delayed() -> Iterator[None]:
-    """Let Ctrl-C wait until the block has ended."""
+    """Let Ctrl-C, and a request to end (SIGTERM), wait until the block has ended."""
     if threading.current_thread() is not threading.main_thread():  # no signals arrive there
         yield
         return
     waiting: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    delayed = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(one, lambda number, _: waiting.append(number)) for one in delayed]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt
+        for one, handler in zip(delayed, before, strict=True):
+            signal.signal(one, handler)
+    for number in waiting:
+        signal.raise_signal(number)  # whoever handled it before does so now
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,13 @@ REFUSED = {
 """Settings of ``GRPOConfig`` that would do nothing over episodes, and why."""
 
 REFUSED_WITH_TOKEN_CREDIT = dict.fromkeys(
-    ("scale_rewards", "reward_weights", "multi_objective_aggregation", "use_liger_kernel"),
+    (
+        "scale_rewards",
+        "reward_weights",
+        "multi_objective_aggregation",
+        "use_liger_kernel",
+        "off_policy_mask_threshold",  # it wants one advantage for a whole completion
+    ),
     METHOD_DECIDES,
 )
 """Those that :class:`TokenCreditTrainer` has no use for, besides."""

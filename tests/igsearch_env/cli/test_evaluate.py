@@ -462,7 +462,7 @@ def cut(file: Path) -> None:
             "cannot read a corpus from",
         ),
         (options("--agent", "orcale"), "unknown agent 'orcale': expected direct, search_once"),
-        (options("--agent", "runs/nowhere/policy"), "no folder was found at that path"),
+        (options("--agent", "runs/nowhere/policy"), "nothing was found at that path"),
         (checkpoint_with(no_tokenizer), "holds no tokenizer"),
         (checkpoint_with(lambda f: cut(f / "model.safetensors")), "cannot load a policy"),
         (checkpoint_with(lambda f: (f / "model.safetensors").unlink()), "cannot load a policy"),

@@ -124,7 +124,7 @@ def test_quotes_of_a_table(tmp_path: Path) -> None:
         ('id\ttext\n1\t"Heroes\n2\tx\n', r"line 1 or the row after it: .* must end with one"),
         ("id\ttext\n1\ta\tb\n", r"line 2: expected 2 columns, 'id', 'text', got 3"),
         ("a\tb\tc\td\n", r"line 1: expected a header that names the columns, got 'a', 'b'"),
-        ("id\ttext\n1\t\n", r"line 2: no column 'contents'"),
+        ("id\ttext\n1\t\n", r"line 2: 'text' is empty; give the document a text"),
     ],
 )
 def test_a_broken_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
