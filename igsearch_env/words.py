@@ -13,7 +13,7 @@ from functools import cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-WORD_RULE = "unicode-2"
+WORD_RULE = "unicode-3"
 """Name of the rule, for manifests; it changes whenever a text may be taken apart differently."""
 
 _LUCENE = (
@@ -61,6 +61,7 @@ class _Patterns(NamedTuple):
     piece: re.Pattern[str]
     punctuation: re.Pattern[str]
     format: re.Pattern[str]
+    digit: re.Pattern[str]
 
 
 @cache
@@ -72,6 +73,7 @@ def _patterns() -> _Patterns:
         re.compile(f"[{_UNSPACED}][{marks}]*|[^{_UNSPACED}]+"),
         re.compile(f"[{_ranges('P')}]+"),
         re.compile(f"[{_ranges('Cf')}]+"),
+        re.compile(f"[{_ranges('Nd')}]"),
     )
 
 
@@ -91,15 +93,19 @@ def folded(text: str) -> str:
     It comes case-folded (ß is ss, İ is i) and composed (NFC), with full-width letters and
     half-width Kana in their usual width, without invisible formatting (soft hyphens, joiners, marks
     of direction), and without the marks that most texts leave out: stress in Cyrillic, points in
-    Hebrew, vowels in Arabic. A zero-width space becomes a blank.
+    Hebrew, vowels in Arabic. Digits of every script become those of ASCII, and a zero-width space
+    a blank.
 
-    >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école", folded("Straße")
-    (True, True, 'strasse')
+    >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école"
+    (True, True)
+    >>> folded("Straße"), folded("२००८")
+    ('strasse', '2008')
     """
     if text.isascii():
         return text.lower()
     text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _patterns().format.sub("", text.replace("\u200b", " "))
+    text = _patterns().digit.sub(lambda found: str(unicodedata.decimal(found[0])), text)
     text = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i")
     return _OPTIONAL.sub("", unicodedata.normalize("NFC", text))
 

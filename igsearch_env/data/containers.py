@@ -65,7 +65,8 @@ def strings(value: Any) -> tuple[str, ...]:
     - Null, and NaN as pandas writes it, are left out.
     - Of an object, the strings under the keys ``target``, ``targets``, ``ground_truth``,
       ``answers``, ``answer``, ``text``, ``value`` and ``aliases`` are taken.
-    - A text that is a list or an object is parsed, once: what it holds is meant as it stands.
+    - A text that is a list or an object is parsed. What a list in it holds is meant as it stands; a
+      field of an object, or a JSON string that is a list or an object, is parsed once more.
     - A text is split at :data:`SEPARATOR`.
 
     Args:
@@ -106,7 +107,8 @@ def _strings(value: Any, from_text: bool = False) -> Iterator[str]:
                 f"got {', '.join(map(repr, value)) or 'none'}"
             )
         for item in known:
-            yield from _strings(item, from_text)
+            # A field of an object may be text that was encoded once more.
+            yield from _strings(item, from_text and not isinstance(item, str))
     elif value is not None:
         raise ValueError(f"expected strings, numbers or a list of them, got {value!r}")
 
@@ -114,6 +116,10 @@ def _strings(value: Any, from_text: bool = False) -> Iterator[str]:
 def _parsed(text: str) -> Any:
     """The list or object that a text is, or the text itself if it is neither."""
     inner = text.strip()
+    if inner[:1] == '"' and inner[1:2] in ("[", "{"):
+        once_more = _literal(inner)
+        if isinstance(once_more, str) and isinstance(found := _parsed(once_more), list | dict):
+            return found
     if inner[:1] not in ("[", "{", "(", "a"):
         return text
     value = _literal(inner) if inner[0] != "a" else None

@@ -139,3 +139,10 @@ def test_latin_text_is_taken_apart_as_ever(text: str) -> None:
 
 
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+
+def test_digits_of_every_script_are_the_same_number() -> None:
+    for year in ("२००८", "۲۰۰۸", "٢٠٠٨", "２００８", "๒๐๐๘"):
+        assert words(year) == ["2008"]
+        assert exact_match(year, ["2008"]) == 1.0
+        assert contains_answer(f"in {year}.", ["2008"])

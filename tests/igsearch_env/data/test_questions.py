@@ -203,6 +203,10 @@ def test_built_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ("value", "expected"),
     [
         ("journalist<|answer_split|>journo", ["journalist", "journo"]),
+        ('{"target": "[\\"a\\", \\"b\\"]"}', ["a", "b"]),
+        (json.dumps(json.dumps(["a", "b"])), ["a", "b"]),
+        ('["[\\"a\\"]"]', ['["a"]']),  # a list says what it means
+        ('"[REC]"', ['"[REC]"']),
         ('["politician", "pol"]', ["politician", "pol"]),
         ("['a', 'b']", ["a", "b"]),
         ("('a', 'b')", ["a", "b"]),
