@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,15 +40,22 @@ BLOCKS = [block for blocks in ALL.values() for block in blocks]
 
 
 @pytest.fixture(scope="module")
-def standins(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Path:
-    """The stand-ins, and a fork server that sees them."""
+def standins(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Iterator[Path]:
+    """The stand-ins, and a fork server that sees them.
+
+    A process has one fork server, which another test may have started with other variables, and
+    which must not keep these for later ones.
+    """
     folder = make_standins(tmp_path_factory.mktemp("standins"), minilm)
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server._stop()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)  # modules are loaded from here
         for name, value in environment(folder).items():
             patch.setenv(name, value)
         forkserver.ensure_running()
-    return folder
+    yield folder
+    server._stop()
 
 
 def play(page: str, folder: str, variables: dict[str, str], ports: dict[str, str]) -> None:

@@ -167,7 +167,14 @@ def squad_normal_form(text: str) -> str:
 @given(TEXTS)
 def test_normalisation_is_that_of_squad(text: str) -> None:
     composed = unicodedata.normalize("NFC", text)
-    if all(char.isascii() or char.isalnum() or char.isspace() for char in composed):
+    # Beyond English more is folded: ß is ss, and digits of other scripts are digits.
+    english = all(
+        char.isascii()
+        or char.isspace()
+        or (char.isalnum() and not char.isdecimal() and char.casefold() == char.lower())
+        for char in composed
+    )
+    if english:
         assert normalize_answer(text) == squad_normal_form(composed)
 
 

@@ -193,7 +193,7 @@ def test_a_method_of_ones_own_is_imported_first_and_again_by_resume(
     forget()
     page = tmp_path / "run" / "view.html"
     page.unlink()
-    view([str(tmp_path / "run")])
+    view([str(tmp_path / "run"), "--import", str(file)])
     assert "turns_taken" in page.read_text()
     forget()
 
