@@ -63,12 +63,20 @@ def test_a_word_that_is_like_no_other_has_no_suggestion() -> None:
     assert did_you_mean("--titel-weight", options) == "; did you mean --title-weight?"
 
 
-def test_a_program_of_the_checkout_without_its_packages_says_what_to_install() -> None:
-    command = [sys.executable, "-S", "-m", "scripts.train", "--help"]  # -S: no packages
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1
-    assert 'pip install -e ".[train]"' in ended.stderr
+@pytest.mark.parametrize("name", ["scripts.train", "scripts.examples.ppo"])
+def test_a_program_of_the_checkout_without_its_packages_says_what_to_install(name: str) -> None:
+    command = [sys.executable, "-S", "-m", name]  # -S: no packages
+    run, helped = (
+        subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        for words in ((), ("--help",))
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert 'pip install -e ".[train]"' in run.stderr
+    assert helped.returncode == 0
+    assert helped.stderr == ""
+    assert f"python -m {name}" in helped.stdout
+    assert 'pip install -e ".[train]"' in helped.stdout
 
 
 def test_an_extra_that_is_missing_is_named() -> None:
