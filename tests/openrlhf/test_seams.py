@@ -117,7 +117,8 @@ def test_versions_are_checked_before_anything_heavy_is_loaded() -> None:
         "from trainers.openrlhf import seams\n"
         "seams.VERSIONS['ray'] = '0'\n"
         "from scripts.train_openrlhf import main\n"
-        "try: main()\n"
+        "words = '--out unused --ig.questions world-train --ig.retriever world'\n"
+        "try: main(words.split())\n"
         "except ImportError as error: print(error, {'torch', 'transformers'} & set(sys.modules))\n"
     )
     ran = subprocess.run(
