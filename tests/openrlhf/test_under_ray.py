@@ -146,8 +146,8 @@ def variables(*paths: Path) -> dict[str, str]:
     }
 
 
-def finish(process: subprocess.Popen[str], log: Path) -> str:
-    """Wait for a run; its whole process group is ended if it takes too long."""
+def finish(process: subprocess.Popen[str], log: Path, fails: bool = False) -> str:
+    """Wait for a run, which is to fail or not; its process group is ended if it takes too long."""
     try:
         code = process.wait(SECONDS)
     except subprocess.TimeoutExpired:
@@ -155,7 +155,7 @@ def finish(process: subprocess.Popen[str], log: Path) -> str:
         process.wait()
         code = -1
     text = log.read_text(encoding="utf-8")
-    assert code == 0, text[-4000:]
+    assert code > 0 if fails else code == 0, text[-4000:]
     return text
 
 
@@ -223,7 +223,7 @@ def test_a_synchronous_run_trains_logs_and_saves(trained: Path) -> None:
 
 
 @pytest.mark.timeout(2 * SECONDS)
-def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
+def test_an_asynchronous_run_goes_on_and_ends_when_it_has_lost_its_retriever(
     trained: Path,
     start: Start,
     server: tuple[str, subprocess.Popen[str]],
@@ -231,20 +231,19 @@ def test_an_asynchronous_run_goes_on_and_outlives_its_retriever(
     folder = trained
     recordings = folder / "recordings"
     known = len(list(recordings.iterdir()))
-    changes = {"train.num_episodes": 3, "eval.steps": 100}
+    changes = {"train.num_episodes": 5, "eval.steps": 100}
     run = start(OTHER_CREDIT, "async", "--resume", "--train.async_enable", **changes)
     while len(list(recordings.iterdir())) == known and run.poll() is None:
         time.sleep(0.2)
     server[1].kill()
-    text = finish(run, folder / "async.log")
+    text = finish(run, folder / "async.log", fails=True)
+    assert "in each of 3 steps" in text
+    assert "see to the retriever, and go on with --resume from the last checkpoint" in text
     failed = scalars(folder, "train/ig/failed_rollouts")
-    assert sorted(failed) == [1, 2, 3, 4, 5, 6]  # it went on after the two steps of the first run
-    assert failed[3] < 0.5 < failed[6]  # who never searches cannot fail
-    assert "of the rollouts a search failed; they were left out of the update" in text
+    assert {1, 2, 3} <= failed.keys()  # it went on after the two steps of the first run
+    assert failed[3] < 0.5 < failed[max(failed)]  # who never searches cannot fail
     last = torch.load(sorted(recordings.iterdir())[-1])
-    masked = [row for row in last if int(row["action_mask"].sum()) == 1]
-    assert len(masked) / len(last) == pytest.approx(failed[6], abs=1e-4)
-    assert not any(row["advantages"].any() for row in masked)
+    assert not any(row["advantages"].any() for row in last)  # nothing is learned from such a step
     after = load_file(folder / "runs" / "3b" / "policy" / "model.safetensors")
     assert all(values.isfinite().all() for values in after.values())
 
