@@ -9,6 +9,7 @@ import io
 import re
 import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -182,12 +183,20 @@ def say(line: str) -> None:
 
 @contextmanager
 def on_interrupt(advice: str) -> Iterator[None]:
-    """Let a Ctrl-C say how to go on."""
+    """Let a Ctrl-C say how to go on, and SIGTERM act like one.
+
+    SIGTERM is what a cluster sends before it kills.
+    """
+    handles = threading.current_thread() is threading.main_thread()  # signals arrive nowhere else
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if handles else None
     try:
         yield
     except KeyboardInterrupt as stop:
         stop.add_note(advice)
         raise
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before)
 
 
 def quiet_transformers() -> None:
@@ -202,8 +211,6 @@ def run(main: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
     quiet_transformers()
-    # What a cluster sends before it kills; it is to write the same checkpoint as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from igsearch_env.cli import console
 from igsearch_env.cli.console import print_table
+from igsearch_env.cli.program import on_interrupt
 
 
 def test_a_table_is_printed_whole_whatever_the_width(
@@ -51,3 +53,11 @@ def test_without_a_terminal_lines_appear_though_nothing_moves(
         before = len(lines)
         bar.add_task("load", total=8)
     assert len(lines) == before
+
+
+def test_sigterm_is_like_ctrl_c_while_a_program_works_and_not_after() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt) as caught, on_interrupt("go on with --resume"):
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.__notes__ == ["go on with --resume"]
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -356,7 +356,15 @@ class TestAQueryThatIsRefused:
 
     @pytest.mark.parametrize(
         ("status", "refused"),
-        [(400, True), (413, True), (414, True), (422, True), (401, False), (404, False)],
+        [
+            (400, True),
+            (413, True),
+            (414, True),
+            (422, True),
+            (401, False),
+            (404, True),
+            (403, False),
+        ],
     )
     def test_by_its_status(self, serve_answers: Any, status: int, refused: bool) -> None:
         def answer(body: Any) -> tuple[int, bytes]:
