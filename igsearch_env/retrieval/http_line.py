@@ -136,6 +136,11 @@ class HTTPLine:
             raise HTTPRetrievalError(f"{url} answered garbage: {error}", "garbage") from error
         except httpx2.RequestError as error:
             raise HTTPRetrievalError(f"{url}: {error or type(error).__name__}") from error
+        except AttributeError as error:
+            # anyio asks a socket for its peer that the server has closed in the same moment.
+            if getattr(error, "name", None) != "getpeername":
+                raise
+            raise HTTPRetrievalError(f"{url} closed a connection as it was made") from error
 
     async def ask(self, dialect: Dialect, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Search with one request; hold :attr:`free` meanwhile.

@@ -148,7 +148,10 @@ def test_a_fault_that_passes_is_mended_by_a_retry(misbehave: Any, name: str) -> 
     with HTTPRetriever(server.url, **options) as retriever:
         ((doc,),) = retriever.search(["Peru"], 1)
         assert doc == Document("1", "Lima", "In Peru.", 1.0)
-        assert retriever.counts == {"requests": 2, kind: 1}
+        # A server that closes at once may reset the connection before its answer is read.
+        failures = {what: n for what, n in retriever.counts.items() if what != "requests"}
+        assert failures.keys() <= {kind, "unreachable"}
+        assert sum(failures.values()) == retriever.counts["requests"] - 1 > 0
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -439,3 +442,20 @@ def test_bad_searches_are_refused() -> None:
         retriever.search("Peru", 1)
     with pytest.raises(ValueError, match="set k to at least 1"):
         retriever.search(["Peru"], 0)
+
+
+def test_a_connection_that_is_closed_as_it_is_made_is_a_failed_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Anyio reads the peer's name from a socket that is gone by then; it happens under load."""
+
+    async def closed(*_: Any, **__: Any) -> Any:
+        return getattr(None, "getpeername")  # noqa: B009 (as anyio does)
+
+    monkeypatch.setattr("httpx2.AsyncHTTPTransport.handle_async_request", closed)
+    with (
+        HTTPRetriever("http://127.0.0.1:9/retrieve", **FAST) as retriever,
+        pytest.raises(HTTPRetrievalError, match="closed a connection as it was made") as caught,
+    ):
+        retriever.search(["Peru"], 1)
+    assert caught.value.kind == "unreachable"
