@@ -100,7 +100,7 @@ class HTTPRetriever:
 
         Raises:
             HTTPRetrievalError: If a query had no answer; it carries those of the others, and says
-                which queries the server refused for what they are (status 400, 413, 414, 422, 431).
+                which queries the server refused for what they are (a status from 400 to 499).
             ValueError: If ``k`` is less than 1, or ``queries`` is a single string.
         """
         if isinstance(queries, str):

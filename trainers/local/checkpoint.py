@@ -82,7 +82,7 @@ def load_checkpoint(
         ValueError: If a part of it cannot be read, is missing or does not fit.
     """
     try:
-        state = torch.load(checkpoint / STATE, weights_only=False, map_location="cpu")
+        state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
         kind: Any = type(model)  # whose types do not know what output_loading_info returns
         loaded, info = kind.from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
         if missing := info["missing_keys"]:  # transformers would draw them at random
