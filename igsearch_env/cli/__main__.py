@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "evaluate an agent on question sets: EM, F1, searches and more, with intervals",
     "compare": "compare two evaluations of the same questions",
     "view": "make a page that shows each search of an evaluation or a training run",
+    "data": "write the questions and a corpus of HotpotQA, 2WikiMultihopQA, MuSiQue or your file",
     "index": "build a search index of a corpus",
     "serve": "serve a retriever over HTTP",
     "check": "say which dialects a retrieval server speaks, and what is wrong with it",

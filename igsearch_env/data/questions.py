@@ -180,7 +180,7 @@ def _questions(
             if gold is None:
                 continue
             row.columns["gold_ids"] = gold
-        question = _question(row, stem, answers_needed)
+        question = question_of_row(row, stem, answers_needed)
         if question.id in seen:
             raise ValueError(
                 f"{row.where}: the question id {question.id!r} was used before, "
@@ -239,10 +239,22 @@ _NUMBERS = re.compile(r"\s*\[\s*\d+(\s*,\s*\d+)*\s*\]\s*", re.ASCII)
 _SHOT = re.compile(r"^[ \t]*Question:", re.MULTILINE)
 
 
-def _question(row: Row, stem: str, answers_needed: bool) -> Question:
+def question_of_row(row: Row, stem: str, answers_needed: bool) -> Question:
+    """The question of a row in any of the layouts of :func:`load_question_set`.
+
+    Args:
+        row: The row.
+        stem: Opens the id of a row that has none.
+        answers_needed: Whether a question without answers is an error.
+
+    Raises:
+        ValueError: If the row cannot be read.
+    """
     row = _opened(row)
     columns = row.columns
     hops = columns.get("hops")
+    if hops is None:  # MuSiQue
+        hops = len(_objects(columns, "question_decomposition")) or None
     hops = int(hops) if isinstance(hops, str) and hops.isdecimal() else hops  # of a CSV file
     if isinstance(hops, float):  # pandas writes whole numbers so where one of them is missing
         hops = int(hops) if hops.is_integer() else None if hops != hops else hops
