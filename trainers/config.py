@@ -97,7 +97,10 @@ class OptimizationSettings:
         warmup_steps: Updates of warm-up.
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm.
-        clip: PPO's clip range.
+        clip_low: How far the probability of a token may fall, as a share, before it earns no more:
+            ratios below ``1 - clip_low`` are clipped.
+        clip_high: The same for its rise. A larger bound than the other keeps rare tokens able to
+            grow (DAPO's "clip higher", arXiv 2503.14476, takes 0.2 and 0.28).
         kl: Weight of the k3 estimate of the KL divergence to the initial policy; 0 for none.
         epochs: Passes over a batch.
         minibatches: Updates per pass.
@@ -109,6 +112,9 @@ class OptimizationSettings:
         max_sampling_gap: Largest mean difference, in nats, between the log-probs that a micro-batch
             was sampled with and those that the update computes. Above it the update takes its own
             as those of the policy that sampled. ``"none"`` for always those that were sampled.
+        dynamic_sampling: Leave groups in which every advantage is 0 (equal outcomes and no gain)
+            out of the number of tokens that the loss is divided by, too, as if they had not been
+            sampled (DAPO, arXiv 2503.14476); no others are sampled in their place.
     """
 
     steps: int = 60
@@ -119,7 +125,8 @@ class OptimizationSettings:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    clip: float = 0.2
+    clip_low: float = 0.2
+    clip_high: float = 0.2
     kl: float = 0.0
     epochs: int = 1
     minibatches: int = 1
@@ -127,6 +134,7 @@ class OptimizationSettings:
     micro_batch_tokens: int = 0
     gradient_checkpointing: bool = False
     max_sampling_gap: float | Literal["none"] = "none"
+    dynamic_sampling: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +205,10 @@ class TrainSettings:
         check_range(
             "optimization", o, ("warmup_steps", "weight_decay", "kl", "micro_batch_tokens"), least=0
         )
-        check_range("optimization", o, ("learning_rate", "max_grad_norm", "clip"), above=0)
+        positive = ("learning_rate", "max_grad_norm", "clip_low", "clip_high")
+        check_range("optimization", o, positive, above=0)
+        if o.clip_low >= 1:
+            raise ValueError(f"optimization.clip_low must be below 1, got {o.clip_low}")
         if not isinstance(o.max_sampling_gap, str):
             check_range("optimization", o, ("max_sampling_gap",), least=0)
             if o.minibatches > 1:

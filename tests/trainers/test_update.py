@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings, TrainSettings
-from trainers.local.token_batch import TokenBatch
+from trainers.local.token_batch import TokenBatch, episode_tokens
 from trainers.local.update import Updater, policy_loss, sign_flips
 
 MakePolicy = Callable[..., TransformersPolicy]
@@ -78,7 +78,7 @@ def slow_gradients(
     episodes: Sequence[Episode],
     advantages: Advantages,
     *,
-    clip: float,
+    clips: tuple[float, float],
     kl: float = 0.0,
     reference: Any = None,
     per_sequence: bool = False,
@@ -102,7 +102,7 @@ def slow_gradients(
             value = now[place - 1, ids[place]]
             ratio = (value - sampled).exp()
             a = float(advantage[number])
-            loss = loss - torch.minimum(ratio * a, ratio.clamp(1 - clip, 1 + clip) * a)
+            loss = loss - torch.minimum(ratio * a, ratio.clamp(1 - clips[0], 1 + clips[1]) * a)
             if kl:
                 with torch.no_grad():
                     logits = reference(input_ids=tensor).logits[0, place - 1]
@@ -126,12 +126,12 @@ def test_the_gradient_is_that_of_the_slow_reference(
             parameter.add_(torch.randn(parameter.shape) * 0.02)
     episodes = shifted(sampled[:6])
     advantages = noise(episodes)
-    options: dict[str, Any] = {"clip": 0.2, "kl": 0.3, "reference": reference}
+    options: dict[str, Any] = {"clips": (0.2, 0.28), "kl": 0.3, "reference": reference}
     expected = slow_gradients(policy, episodes, advantages, **options)
     by_sequence = slow_gradients(policy, episodes, advantages, **options, per_sequence=True)
-    metrics = updater(policy, reference, clip=0.2, kl=0.3, micro_batch_size=4).step(
-        episodes, advantages, np.random.default_rng(0)
-    )
+    metrics = updater(
+        policy, reference, clip_low=0.2, clip_high=0.28, kl=0.3, micro_batch_size=4
+    ).step(episodes, advantages, np.random.default_rng(0))
     found = gradients(policy)
     assert difference(expected, found) < 1e-4
     assert difference(by_sequence, found) > 1e-2
@@ -195,7 +195,8 @@ def test_a_batch_of_failures_changes_nothing(
     episodes = [failed(episode) for episode in sampled]
     one = updater(policy, weight_decay=0.1)
     metrics = one.step(episodes, noise(episodes), np.random.default_rng(0))
-    assert metrics == {"grad_norm": 0.0, "learning_rate": 0.0}
+    assert not any(metrics.values())
+    assert "loss" not in metrics
     assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
     later = one.step(sampled, noise(sampled), np.random.default_rng(0))
     assert {"loss", "entropy", "clipped", "kl"} <= later.keys()
@@ -207,13 +208,14 @@ def test_every_minibatch_is_an_update_and_every_episode_in_one(
     policy = make_policy()
     one = updater(policy, minibatches=3, epochs=2, micro_batch_size=3, steps=5)
     events: list[Any] = []
-    real = TokenBatch.from_episodes
+    real = TokenBatch.from_rows
+    known = [episode_tokens(episode, policy.tokenizer)[0] for episode in sampled]
 
-    def batched(episodes: Sequence[Episode], *args: Any) -> TokenBatch:
-        events.extend(sampled.index(episode) for episode in episodes)
-        return real(episodes, *args)
+    def batched(rows: Sequence[tuple[list[int], list[bool]]], *args: Any) -> TokenBatch:
+        events.extend(known.index(ids) for ids, _ in rows)
+        return real(rows, *args)
 
-    monkeypatch.setattr(TokenBatch, "from_episodes", batched)
+    monkeypatch.setattr(TokenBatch, "from_rows", batched)
     one.optimizer.register_step_post_hook(lambda *_: events.append("update"))
     one.step(sampled, noise(sampled), np.random.default_rng(0))
     parts = " ".join(map(str, events)).split("update")
@@ -237,7 +239,9 @@ def test_ratios_start_at_one_even_with_dropout(
                 setattr(module, "attention_dropout", 0.5)  # noqa: B010
         policy.model.train(mode)
         torch.manual_seed(seed)
-        metrics = updater(policy, clip=1e-3).step(sampled, noise(sampled), np.random.default_rng(0))
+        metrics = updater(policy, clip_low=1e-3, clip_high=1e-3).step(
+            sampled, noise(sampled), np.random.default_rng(0)
+        )
         assert metrics["clipped"] == 0
         found.append(gradients(policy))
     assert difference(found[0], found[1]) == 0
@@ -317,14 +321,14 @@ NUMBERS = st.tuples(
 
 
 def slow_loss(
-    rows: list[tuple[float, float, float, float]], total: int, clip: float, kl: float
+    rows: list[tuple[float, float, float, float]], total: int, clips: tuple[float, float], kl: float
 ) -> tuple[float, int, float]:
     """Loss, clipped tokens and KL, a token at a time, in the words of the paper."""
     loss, clipped, divergence = 0.0, 0, 0.0
     for now, old, reference, advantage in rows:
         ratio = math.exp(now - old)
         plain = ratio * advantage
-        bounded = min(max(ratio, 1 - clip), 1 + clip) * advantage
+        bounded = min(max(ratio, 1 - clips[0]), 1 + clips[1]) * advantage
         clipped += bounded < plain
         k3 = math.exp(reference - now) - (reference - now) - 1
         divergence += k3
@@ -339,16 +343,26 @@ def columns(rows: list[tuple[float, float, float, float]]) -> list[torch.Tensor]
 @given(
     rows=st.lists(NUMBERS, min_size=1, max_size=12),
     extra=st.integers(0, 5),
-    clip=st.sampled_from([0.1, 0.2, 0.5]),
+    clips=st.sampled_from([(0.1, 0.1), (0.2, 0.28), (0.5, 0.2)]),
     kl=st.sampled_from([0.0, 0.01, 1.0]),
 )
 def test_it_is_what_plain_python_computes(
-    rows: list[tuple[float, float, float, float]], extra: int, clip: float, kl: float
+    rows: list[tuple[float, float, float, float]], extra: int, clips: tuple[float, float], kl: float
 ) -> None:
     now, old, reference, advantage = columns(rows)
     total = len(rows) + extra
-    found = policy_loss(now, old, advantage, total, clip=clip, kl=kl, reference_log_probs=reference)
-    loss, clipped, divergence = slow_loss(rows, total, clip, kl)
+    low, high = clips
+    found = policy_loss(
+        now,
+        old,
+        advantage,
+        total,
+        clip_low=low,
+        clip_high=high,
+        kl=kl,
+        reference_log_probs=reference,
+    )
+    loss, clipped, divergence = slow_loss(rows, total, clips, kl)
     assert float(found.loss) == pytest.approx(loss, rel=1e-9, abs=1e-9)
     assert found.clipped == clipped
     assert found.kl == pytest.approx(divergence if kl else 0.0, rel=1e-9, abs=1e-9)
@@ -373,7 +387,7 @@ def test_both_sides_of_the_clip(
 ) -> None:
     now = torch.tensor([math.log(ratio) - 1.0], dtype=torch.float64, requires_grad=True)
     old = torch.tensor([-1.0], dtype=torch.float64)
-    found = policy_loss(now, old, torch.tensor([advantage], dtype=torch.float64), 1, clip=0.2)
+    found = policy_loss(now, old, torch.tensor([advantage], dtype=torch.float64), 1)
     found.loss.backward()
     assert float(found.loss.detach()) == pytest.approx(loss)
     assert now.grad is not None
@@ -501,3 +515,90 @@ def test_above_a_bound_the_log_probs_of_the_update_are_taken(
     assert found[0][2] == pytest.approx(found[1][2], abs=1e-4)
     with pytest.raises(ValueError, match="set minibatches to 1"):
         TrainSettings(optimization=OptimizationSettings(max_sampling_gap=0.1, minibatches=2))
+
+
+def with_zeros(episodes: Sequence[Episode]) -> Advantages:
+    """Advantages with zeros after a token of each episode, and nothing else in every third."""
+    advantages = noise(episodes)
+    for row, advantage in enumerate(advantages):
+        advantage[0 if row % 3 == 0 else len(advantage) // 2 :] = 0.0
+    return advantages
+
+
+def test_tokens_without_a_later_advantage_are_not_run_and_change_no_gradient(
+    make_policy: MakePolicy, sampled: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    episodes, advantages = shifted(sampled[:6]), with_zeros(sampled[:6])
+    widths: list[int] = []
+    real = TokenBatch.from_rows
+
+    def batched(rows: Sequence[tuple[list[int], list[bool]]], *args: Any) -> TokenBatch:
+        widths.extend(len(ids) for ids, _ in rows)
+        return real(rows, *args)
+
+    monkeypatch.setattr(TokenBatch, "from_rows", batched)
+    policy = make_policy()
+    expected = slow_gradients(policy, episodes, advantages, clips=(0.2, 0.2))
+    metrics = updater(policy).step(episodes, advantages, np.random.default_rng(0))
+    assert difference(expected, gradients(policy)) < 1e-4
+    whole = sorted(len(episode_tokens(e, policy.tokenizer)[0]) for e in episodes)
+    assert len(widths) == 4  # two of six have no advantage at all
+    assert sum(widths) < 0.75 * sum(whole)
+    assert 0 < metrics["tokens_run"] < 0.6
+    assert 0 < metrics["clipped"] < metrics["tokens_run"]
+    widths.clear()
+    updater(make_policy(), copy.deepcopy(policy.model), kl=0.1).step(
+        episodes, advantages, np.random.default_rng(0)
+    )
+    assert sorted(widths) == whole  # the penalty is on every token
+
+
+def test_a_batch_without_advantages_moves_no_weight(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    policy = make_policy()
+    one = updater(policy)
+    one.step(sampled, noise(sampled), np.random.default_rng(0))  # there is momentum now
+    before = copy.deepcopy(policy.model.state_dict())
+    zeros = [np.zeros(episode.policy_tokens) for episode in sampled]
+    metrics = one.step(sampled, zeros, np.random.default_rng(0))
+    assert metrics["episodes_used"] == len(sampled)
+    assert metrics["groups_without_advantage"] == 1
+    assert metrics["tokens_run"] == metrics["grad_norm"] == 0
+    assert "loss" not in metrics
+    assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+
+
+def test_dynamic_sampling_takes_groups_without_advantage_out_of_the_mean(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    episodes = [replace(e, group_id=str(row // 3)) for row, e in enumerate(sampled)]
+    advantages = noise(episodes)
+    for row in (3, 4, 5):
+        advantages[row] = np.zeros_like(advantages[row])
+    advantages[0] = np.zeros_like(advantages[0])  # its siblings have some
+    kept = [row for row in range(len(episodes)) if row not in (3, 4, 5)]
+
+    def found(rows: Sequence[int], **options: Any) -> tuple[dict[str, torch.Tensor], float]:
+        policy = make_policy()
+        metrics = updater(policy, **options).step(
+            [episodes[i] for i in rows], [advantages[i] for i in rows], np.random.default_rng(0)
+        )
+        return gradients(policy), metrics["groups_without_advantage"]
+
+    everything = range(len(episodes))
+    plain, share = found(everything)
+    dynamic, same_share = found(everything, dynamic_sampling=True)
+    assert share == same_share == 1 / len({e.group_id for e in episodes})
+    assert difference(found(kept)[0], dynamic) < 1e-5
+    ratio = sum(e.policy_tokens for e in episodes) / sum(episodes[i].policy_tokens for i in kept)
+    scaled = {name: ratio * gradient for name, gradient in plain.items()}
+    assert difference(scaled, dynamic) < 1e-5
+    assert ratio > 1.1
+
+
+def test_one_advantage_per_policy_token_is_needed(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
+    with pytest.raises(ValueError, match=r"expected \d+ advantages, one per policy token, got 1"):
+        updater(make_policy()).step(sampled[:1], [np.ones(1)], np.random.default_rng(0))

@@ -46,7 +46,13 @@ class TokenBatch:
         Raises:
             ValueError: If a turn of the policy has no token ids.
         """
-        rows = [episode_tokens(episode, tokenizer) for episode in episodes]
+        return cls.from_rows([episode_tokens(one, tokenizer) for one in episodes], device)
+
+    @classmethod
+    def from_rows(
+        cls, rows: Sequence[tuple[list[int], list[bool]]], device: torch.device | str = "cpu"
+    ) -> TokenBatch:
+        """Pad rows of token ids, each with which of them the policy wrote."""
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         attention = torch.zeros(len(rows), length, dtype=torch.long)

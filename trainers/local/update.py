@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,17 +23,21 @@ from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches
 
 @dataclass
 class _Row:
-    """An episode to learn from.
+    """An episode to learn from, up to the last token that the loss depends on.
 
     Args:
-        episode: The episode.
-        advantages: Shape (policy tokens,).
-        old_log_probs: Under the policy that sampled, in nats, shape (policy tokens,).
+        ids: Its tokens; empty if the loss depends on none.
+        written: Which of them the policy wrote.
+        advantages: Of those, shape (policy tokens that are run,).
+        old_log_probs: Under the policy that sampled, in nats, of the same shape.
+        policy_tokens: Number of policy tokens of the whole episode.
     """
 
-    episode: Episode
+    ids: list[int]
+    written: list[bool]
     advantages: NDArray[np.float64]
     old_log_probs: NDArray[np.float64]
+    policy_tokens: int
 
 
 class Updater:
@@ -81,6 +86,10 @@ class Updater:
     ) -> dict[str, float]:
         """Learn from a batch.
 
+        Tokens after the last one of an episode that has an advantage are not run: attention looks
+        back only, so that loss and gradient are the same without them. They still count in the
+        number of tokens that the loss is divided by. With a KL penalty all tokens are run.
+
         Args:
             episodes: Finished episodes; those in which a search failed are left out.
             advantages: One array of shape (policy tokens,) per episode.
@@ -88,32 +97,63 @@ class Updater:
             progress: Called with the number of episodes of each micro-batch that was run.
 
         Returns:
-            Means over the batch's policy tokens: ``loss``, ``kl``, ``clipped``, ``entropy`` (left
-            out if no episode can be learned from); ``grad_norm``, the mean over updates, before
-            clipping; ``learning_rate``, that of the last update; and, over the tokens before the
-            first update, ``sampling_gap``, the mean difference in nats between the log-probs that
-            they were sampled with and those that the update computes, and ``recomputed``, the share
-            of tokens where the latter were taken (see ``max_sampling_gap``).
+            ``episodes_used``, how many episodes had no failed search; ``groups_without_advantage``,
+            the share of their groups in which every advantage is 0; ``tokens_run``, the share of
+            policy tokens that were run; ``grad_norm``, the mean over updates, before clipping;
+            ``learning_rate``, that of the last update. If any token was run: the means over all
+            policy tokens ``loss``, ``kl`` and ``clipped``, and means over those that were run:
+            ``entropy``; and, before the first update, ``sampling_gap``, the mean difference in nats
+            between the log-probs that they were sampled with and those that the update computes,
+            and ``recomputed``, the share of tokens where the latter were taken (see
+            ``max_sampling_gap``).
         """
         usable = [
-            _Row(episode, advantage, _sampled_log_probs(episode))
+            (episode, advantage)
             for episode, advantage in zip(episodes, advantages, strict=True)
             if not episode.retrieval_failed and episode.policy_tokens
+        ]
+        groups: dict[str, bool] = {}  # whether there is an advantage in it
+        for episode, advantage in usable:
+            groups[episode.group_id] = groups.get(episode.group_id, False) or bool(advantage.any())
+        rows = [
+            self._row(episode, advantage)
+            for episode, advantage in usable
+            if groups[episode.group_id] or not self.config.dynamic_sampling
         ]
         sums: defaultdict[str, float] = defaultdict(float)
         norms: list[float] = []
         rates = [0.0]
         for _ in range(self.config.epochs):
-            order = rng.permutation(len(usable))
+            order = rng.permutation(len(rows))
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     rates.append(float(self.schedule.get_last_lr()[0]))
-                    rows = [usable[i] for i in part]
-                    norms.append(self._update(rows, sums, progress, first=not norms))
-        tokens, fresh = sums.pop("tokens", 0.0), sums.pop("fresh_tokens", 0.0)
-        of_fresh = ("sampling_gap", "recomputed")
-        means = {n: value / (fresh if n in of_fresh else tokens) for n, value in sums.items()}
-        return {**means, "grad_norm": float(np.mean(norms or [0.0])), "learning_rate": rates[-1]}
+                    norms.append(
+                        self._update([rows[i] for i in part], sums, progress, first=not norms)
+                    )
+        empty = [not learned for learned in groups.values()]
+        return {
+            "episodes_used": float(len(usable)),
+            "groups_without_advantage": float(np.mean(empty)) if empty else 0.0,
+            **_means(sums),
+            "grad_norm": float(np.mean(norms or [0.0])),
+            "learning_rate": rates[-1],
+        }
+
+    def _row(self, episode: Episode, advantages: NDArray[np.float64]) -> _Row:
+        """Cut an episode after the last token that the loss depends on."""
+        ids, written = episode_tokens(episode, self.tokenizer)
+        sampled = _sampled_log_probs(episode)
+        if len(advantages) != len(sampled):
+            raise ValueError(
+                f"question {episode.question.id!r}: expected {len(sampled)} advantages, one per "
+                f"policy token, got {len(advantages)}"
+            )
+        places = np.flatnonzero(written)
+        learned = np.arange(len(places)) if self.config.kl > 0 else np.flatnonzero(advantages)
+        count = int(learned[-1]) + 1 if len(learned) else 0
+        end = int(places[count - 1]) + 1 if count else 0
+        return _Row(ids[:end], written[:end], advantages[:count], sampled[:count], len(sampled))
 
     def _update(
         self,
@@ -129,7 +169,14 @@ class Updater:
         """
         # The loss is one mean over the tokens of the whole minibatch: each micro-batch divides by
         # this total, so that accumulated gradients do not depend on how it is cut.
-        total = sum(row.episode.policy_tokens for row in rows)
+        total = sum(row.policy_tokens for row in rows)
+        sums["tokens"] += total
+        given, rows = len(rows), [row for row in rows if row.ids]
+        if progress is not None:
+            progress(given - len(rows))
+        if not rows:  # no gradient: the optimizer's momentum alone is no reason to move
+            self.schedule.step()
+            return 0.0
         # No dropout, as when the turns were sampled: ratios to the sampling policy start at 1.
         self.model.eval()
         for module in self.model.modules():
@@ -148,24 +195,19 @@ class Updater:
         )
         self.optimizer.step()
         self.schedule.step()
-        sums["tokens"] += total
         return float(norm)
 
     def _micro_batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Parts of a minibatch that fit into memory, episodes of similar length together."""
-        size, budget = self.config.micro_batch_size, self.config.micro_batch_tokens
-        if not budget:
-            rows = sorted(rows, key=lambda row: len(row.episode.steps))
-            yield from (rows[start : start + size] for start in range(0, len(rows), size))
-            return
-        lengths = [len(episode_tokens(row.episode, self.tokenizer)[0]) for row in rows]
-        yield from ([rows[i] for i in part] for part in micro_batches(lengths, budget, size))
+        budget = self.config.micro_batch_tokens or sys.maxsize
+        lengths = [len(row.ids) for row in rows]
+        for part in micro_batches(lengths, budget, self.config.micro_batch_size):
+            yield [rows[i] for i in part]
 
     def _accumulate(
         self, rows: list[_Row], total: int, sums: defaultdict[str, float], *, first: bool
     ) -> None:
-        episodes = [row.episode for row in rows]
-        batch = TokenBatch.from_episodes(episodes, self.tokenizer, self.model.device)
+        batch = TokenBatch.from_rows([(row.ids, row.written) for row in rows], self.model.device)
         with computing_in(self.model, self.autocast):
             log_probs, entropy = self._log_probs(self.model, batch)
         if first:
@@ -179,7 +221,8 @@ class Updater:
             batch.spread([row.old_log_probs for row in rows]),
             batch.spread([row.advantages for row in rows]),
             total,
-            clip=self.config.clip,
+            clip_low=self.config.clip_low,
+            clip_high=self.config.clip_high,
             kl=self.config.kl,
             reference_log_probs=reference,
         )
@@ -188,6 +231,7 @@ class Updater:
         sums["clipped"] += result.clipped
         sums["kl"] += result.kl
         sums["entropy"] += float(entropy.sum())
+        sums["run_tokens"] += len(entropy)
 
     def _log_probs(self, model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         return policy_log_probs(model, batch, self.temperature, self._known)
@@ -233,6 +277,14 @@ def _sampled_log_probs(episode: Episode) -> NDArray[np.float64]:
     return np.array([value for row in rows for value in row or ()], dtype=np.float64)
 
 
+def _means(sums: dict[str, float]) -> dict[str, float]:
+    """Means over tokens from sums; see :meth:`Updater.step` for which tokens."""
+    over = {"loss": "tokens", "kl": "tokens", "clipped": "tokens", "entropy": "run_tokens"}
+    found = {n: sums[n] / sums[over.get(n, "fresh_tokens")] for n in sums if "tokens" not in n}
+    tokens = sums.get("tokens", 0.0)
+    return {**found, "tokens_run": sums.get("run_tokens", 0.0) / tokens if tokens else 0.0}
+
+
 def _schedule(
     optimizer: torch.optim.Optimizer, config: OptimizationSettings, updates: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
@@ -268,23 +320,26 @@ def policy_loss(
     advantages: Tensor,
     total_tokens: int,
     *,
-    clip: float = 0.2,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
     kl: float = 0.0,
     reference_log_probs: Tensor | None = None,
 ) -> PolicyLoss:
     """PPO's clipped surrogate as one mean over all policy tokens of the batch.
 
-    -(1 / total) * sum_p min(r_p A_p, clip(r_p, 1 - clip, 1 + clip) A_p) + kl * k3_p, with r_p the
-    ratio to the policy that sampled (GRPO, arXiv 2402.03300, eq. 3) and
-    k3 = exp(ref - log p) - (ref - log p) - 1. Tokens are averaged over the whole batch and not per
-    sequence: a gain that was divided by the length of its query is not divided again.
+    -(1 / total) * sum_p min(r_p A_p, clip(r_p, 1 - clip_low, 1 + clip_high) A_p) + kl * k3_p, with
+    r_p the ratio to the policy that sampled (GRPO, arXiv 2402.03300, eq. 3; two bounds as in DAPO,
+    arXiv 2503.14476, eq. 10) and k3 = exp(ref - log p) - (ref - log p) - 1. Tokens are averaged
+    over the whole batch and not per sequence: a gain that was divided by the length of its query is
+    not divided again.
 
     Args:
         log_probs: Under the present weights, nats, shape (tokens,), with gradient.
         old_log_probs: Under the weights that sampled, shape (tokens,).
         advantages: Shape (tokens,).
         total_tokens: Number of policy tokens of the whole batch.
-        clip: Clip range.
+        clip_low: How far below 1 a ratio counts.
+        clip_high: How far above 1 a ratio counts.
         kl: Weight of the KL penalty.
         reference_log_probs: Under the reference policy, shape (tokens,); needed if ``kl`` > 0.
 
@@ -295,7 +350,7 @@ def policy_loss(
     # direction of its advantage is left alone, one that has moved the wrong way is not.
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
-    bounded = ratio.clamp(1 - clip, 1 + clip)
+    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, bounded * advantages)
     total = -surrogate.sum()
     clipped = float((bounded * advantages < ratio * advantages).sum())
