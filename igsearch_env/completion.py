@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-StopReason = Literal["stop", "length", "end", "no_room"]
+StopReason = Literal["stop", "length", "end", "no_room", "refused"]
 """Why a turn ends: at a stop string (a closing tag), at its largest number of tokens, at an
-end-of-sequence token, or before it began because the transcript filled the model's context."""
+end-of-sequence token, or before it began because the transcript filled the model's context or the
+model's server refused the request."""
 
 
 class Completion(str):

@@ -14,6 +14,7 @@ CELLS_PER_NAT = 4
 CUT: dict[StopReason | None, str] = {
     "length": "the turn came to its largest number of tokens",
     "no_room": "the transcript left no room for a turn",
+    "refused": "the model's server refused the request",
 }
 MAX_CELLS = 40
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
 from igsearch_env.episode import Context, Episode
-from igsearch_env.protocol.tags import TagProtocol
+from igsearch_env.protocol.tags import Invalid, TagProtocol
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
-HOPELESS = (401, 403, 404, 405)
-"""Statuses with which a server refuses whatever it is asked: the key, the model, the address."""
+EVERY_REQUEST = (401, 403, 404, 405)
+"""Statuses that mostly mean that no request will be answered: the key, the model, the address."""
 UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
@@ -51,13 +53,11 @@ class Refusals:
         """Count the question of an episode.
 
         Raises:
-            RequestRefusedError: If it is one too many, or the server refuses all requests.
+            RequestRefusedError: If it is one too many.
         """
         with self._lock:
             self.reasons[episode.question.id, episode.group_id] = str(error)
             count = len(self.reasons)
-        if error.status in HOPELESS:
-            raise error
         if count > self.most:
             raise RequestRefusedError(
                 error.status, ServerError(f"{error.error.message} ({count} questions so far)")
@@ -80,8 +80,14 @@ class OpenAIAgent:
     cannot be trained on, and text that is tokenised as a whole may have other tokens at the seams.
 
     The text of an answer may be a string or a list of parts; where there is none, a reasoning
-    model's thoughts are the turn. Where a server knows ``max_completion_tokens`` in place of
+    model's thoughts are the turn. A call that the server has taken out of the text (``tool_calls``)
+    is a search of a :class:`~igsearch_env.protocol.tool_calls.ToolCallProtocol`; a protocol of tags
+    cannot read it, and the question fails with a hint. A turn that the server's content filter
+    ended fails its question. Where a server knows ``max_completion_tokens`` in place of
     ``max_tokens``, it gets that.
+
+    A status of 401, 403, 404 or 405 may be about one question (a filter before the server) or about
+    all. So the endpoint is asked for something harmless: if it refuses that too, the run ends.
 
     Args:
         endpoint: The server.
@@ -97,8 +103,9 @@ class OpenAIAgent:
         tokenizer: The model's tokenizer, where it is at hand.
         leave_out: Fields that requests must not have. Without ``stop``, a turn goes on after its
             action; the environment ignores what follows.
-        refusals: Where refused questions are counted. Their turns are empty; the first refusal is
-            an error if it allows none, which is the default.
+        refusals: Where refused questions are counted. Their turns are empty, and their
+            ``stop_reason`` is ``"refused"``; the first refusal is an error if it allows none, which
+            is the default.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -148,19 +155,36 @@ class OpenAIAgent:
     def _turn(self, episode: Episode) -> Completion:
         asks_for_ids = self.tokenizer is not None and self.api == "completions"
         known = () if asks_for_ids else None
-        empty = Completion("", known, None, known)
+        refused = Completion("", known, None, known, "refused")
         if episode in self.refusals:
-            return empty
+            return refused
         try:
             return self._completion(self._ask(episode))
         except ContextTooLongError:
             return Completion("", known, None, known, "no_room")
         except RequestRefusedError as error:
+            if error.status in EVERY_REQUEST and self._refuses_greeting():
+                raise
             self.refusals.add(episode, error)
-            return empty
+            return refused
 
-    def _ask(self, episode: Episode) -> dict[str, Any]:
-        asked = f"{self.seed} {episode.question.id} {episode.group_id} {len(episode.steps)}"
+    def _refuses_greeting(self) -> bool:
+        """Whether the endpoint refuses what nobody could object to."""
+        hello: dict[str, Any] = {"prompt": "Hello"}
+        if self.api == "chat":
+            hello = {"messages": [{"role": "user", "content": "Hello"}]}
+        try:
+            self.endpoint.post(self._path, {**self._settings("Hello"), **hello})
+        except RequestRefusedError as error:
+            return error.status in EVERY_REQUEST
+        return False
+
+    @property
+    def _path(self) -> str:
+        return "/chat/completions" if self.api == "chat" else "/completions"
+
+    def _settings(self, asked: str) -> dict[str, Any]:
+        """The fields of a request other than the transcript."""
         body: dict[str, Any] = {
             "model": self.model,
             self.endpoint.limit_field: self.max_new_tokens,
@@ -170,14 +194,19 @@ class OpenAIAgent:
         }
         for name in self.leave_out:
             body.pop(self.endpoint.limit_field if name == "max_tokens" else name)
+        return body
+
+    def _ask(self, episode: Episode) -> dict[str, Any]:
+        turn = f"{self.seed} {episode.question.id} {episode.group_id} {len(episode.steps)}"
+        body = self._settings(turn)
         if self.api == "chat":
-            path, body["messages"] = "/chat/completions", messages(episode)
+            body["messages"] = messages(episode)
         else:
-            path, body["prompt"] = "/completions", self._prompt(episode)
+            body["prompt"] = self._prompt(episode)
             if self.tokenizer is not None:
                 body["return_token_ids"] = True
         try:
-            return self.endpoint.post(path, body)
+            return self.endpoint.post(self._path, body)
         except RequestRefusedError as error:
             if "max_tokens" in body and "max_completion_tokens" in error.error.message:
                 self.endpoint.limit_field = "max_completion_tokens"
@@ -200,7 +229,12 @@ class OpenAIAgent:
         choices = answer.get("choices")
         choice: Any = choices[0] if isinstance(choices, list) and choices else None
         choice = choice if isinstance(choice, dict) else {}
-        text = _text(choice.get("message") if self.api == "chat" else choice)
+        message = choice.get("message") if self.api == "chat" else choice
+        if choice.get("finish_reason") == "content_filter":
+            raise RequestRefusedError(200, ServerError("its content filter ended the turn"))
+        if isinstance(message, dict) and message.get("tool_calls"):
+            return Completion(self._called(message), stop_reason="stop")
+        text = _text(message)
         if text is None:
             said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
             raise RequestRefusedError(200, ServerError(said))
@@ -218,6 +252,33 @@ class OpenAIAgent:
             ids = choice["token_ids"]
             return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)
         return Completion(text, stop_reason=reason)
+
+    def _called(self, message: dict[str, Any]) -> str:
+        """The turn of a message whose call stands apart from its text."""
+        said, protocol = _text({"content": message.get("content") or ""}) or "", self.protocol
+        if isinstance(protocol, ToolCallProtocol):
+            return said + _written(message["tool_calls"], protocol)
+        if isinstance(protocol.parse(said), Invalid):
+            told = (
+                "the answer is a tool call, which the server has taken out of the text, and "
+                f"protocol {protocol.name!r} reads tags: start the server without its parser of "
+                "tool calls, or give the agent a ToolCallProtocol"
+            )
+            raise RequestRefusedError(200, ServerError(told))
+        return said
+
+
+def _written(calls: Any, protocol: ToolCallProtocol) -> str:
+    """The first of a message's calls as text: a search, or else what the protocol finds invalid."""
+    try:
+        function = calls[0]["function"]
+        given = function["arguments"]  # JSON in a string, as OpenAI has it, or the object itself
+        query = (json.loads(given) if isinstance(given, str) else given)[protocol.argument]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return json.dumps(calls)
+    if function.get("name") != protocol.function or not isinstance(query, str):
+        return json.dumps(calls)
+    return protocol.write_search(query)
 
 
 def _text(message: Any) -> str | None:

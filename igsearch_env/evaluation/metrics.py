@@ -120,7 +120,7 @@ def _has_ids(episode: Episode) -> bool:
 
 def _cut_turns(episode: Episode) -> list[float]:
     """1.0 for a turn that a limit ended, else 0.0; nothing where nobody knows why it ended."""
-    reasons = [step.stop_reason for step in episode.steps if step.stop_reason is not None]
+    reasons = [s.stop_reason for s in episode.steps if s.stop_reason not in (None, "refused")]
     return [float(reason in ("length", "no_room")) for reason in reasons]
 
 
@@ -175,7 +175,7 @@ METRICS: dict[str, Metric] = {
         Metric(
             "invalid_turns",
             "turns without a valid action",
-            lambda e: [float(not step.valid) for step in e.steps],
+            lambda e: [float(not s.valid) for s in e.steps if s.stop_reason != "refused"],
             heading="invalid",
         ),
         Metric("cut_turns", "turns cut by a limit of length", _cut_turns, heading="cut"),

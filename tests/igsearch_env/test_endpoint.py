@@ -22,7 +22,9 @@ from igsearch_env.endpoint.errors import (
     read_error,
 )
 from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.evaluation.metrics import episode_metrics
+from igsearch_env.protocol.tags import PROTOCOLS, Search
+from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.settings import make_engine
 from igsearch_env.testing import check_agent
 from igsearch_env.turn import SearchResult, TurnRules
@@ -208,8 +210,8 @@ def test_a_slow_answer_is_asked_for_again(server: ScriptedServer) -> None:
 
 
 def test_a_refusal_is_not_repeated(server: ScriptedServer) -> None:
-    server.answer = failing(9, (404, {"error": {"message": "no such model"}}))
-    with pytest.raises(RequestRefusedError, match=r"status 404: .*no such model"):
+    server.answer = failing(9, (400, {"error": {"message": "no such field"}}))
+    with pytest.raises(RequestRefusedError, match=r"status 400: .*no such field"):
         agent(server).act([begun()])
     assert len(server.asked) == 1
     reason = "This model's maximum context length is 1024 tokens"
@@ -357,14 +359,92 @@ def test_another_refusal_fails_its_question_alone(
         OpenAIAgent(endpoint(server, retries=0), "m", PROTOCOL).act([episodes[0]])
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
 def test_a_server_that_refuses_everything_ends_the_run_at_once(
-    server: ScriptedServer, status: int
+    server: ScriptedServer, status: int, api: Any
 ) -> None:
+    """It is asked for something harmless, to tell it from one that refuses a question."""
     server.answer = lambda number, body: (status, error("no such model"))
     with pytest.raises(RequestRefusedError, match=f"status {status}: no such model"):
-        agent(server, refusals=Refusals(most=99)).act([begun()])
-    assert len(server.asked) == 1
+        agent(server, api=api, refusals=Refusals(most=99)).act([begun()])
+    asked = [str(body.get("prompt") or body["messages"]) for body in server.asked]
+    assert ["Peru" in text for text in asked] == [True, False]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405])
+def test_a_question_that_something_before_the_server_blocks_fails_alone(
+    server: ScriptedServer, status: int
+) -> None:
+    """Whether it is the first question or a later one."""
+    fine = (200, {"choices": [{"text": "so"}]})
+    blocked = (status, b"<html>Forbidden by policy</html>")
+    server.answer = lambda n, body: blocked if "What is 1" in str(body["prompt"]) else fine
+    refusals = Refusals(most=1)
+    asking = agent(server, refusals=refusals)
+    one, two = (RULES.begin(Question(f"q{i}", f"What is {i}?", ("a",))) for i in (1, 2))
+    (turn,) = asking.act([one])
+    assert (turn, turn.stop_reason) == ("", "refused")
+    assert asking.act([two]) == ["so"]
+    assert "Forbidden by policy" in refusals.reasons["q1", one.group_id]
+    server.answer = lambda n, body: blocked  # from now on it refuses everything
+    with pytest.raises(RequestRefusedError, match=f"status {status}"):
+        agent(server, refusals=Refusals(most=9)).act([two])
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_a_turn_that_a_content_filter_ended_fails_its_question(
+    server: ScriptedServer, api: Any
+) -> None:
+    server.says("<search> how to", "content_filter")
+    refusals = Refusals(most=1)
+    (turn,) = agent(server, api=api, refusals=refusals).act([begun()])
+    assert (turn, turn.stop_reason) == ("", "refused")
+    assert "content filter ended the turn" in refusals.reasons["q", "q"]
+    ((episode, _),) = ENGINE.step([begun()], [turn])
+    assert "invalid_turns" not in episode_metrics(episode)  # it is not the policy's mistake
+    assert "cut_turns" not in episode_metrics(episode)
+
+
+def called(name: str, arguments: Any) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+    return {"content": None, "tool_calls": [call]}
+
+
+CALLS = {
+    "as OpenAI has it": (called("search", '{"query": "capital of Peru"}'), "capital of Peru"),
+    "as an object": (called("search", {"query": "Peru"}), "Peru"),
+    "with what was said": ({**called("search", {"query": "Peru"}), "content": "Hm. "}, "Peru"),
+    "another function": (called("browse", {"query": "Peru"}), None),
+    "another argument": (called("search", {"q": "Peru"}), None),
+    "no text": (called("search", {"query": 3}), None),
+    "broken": (called("search", '{"query": "Pe'), None),
+    "no function": ({"content": None, "tool_calls": [{"type": "function"}]}, None),
+    "no list": ({"content": "", "tool_calls": {"name": "search"}}, None),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_that_stands_apart_from_the_text(server: ScriptedServer, name: str) -> None:
+    message, query = CALLS[name]
+    choice = {"message": message, "finish_reason": "tool_calls"}
+    server.answer = lambda number, body: (200, {"choices": [choice]})
+    tools = ToolCallProtocol(name="tools", prompt="{question}")
+    asking = OpenAIAgent(endpoint(server), "m", tools, api="chat")
+    (turn,) = asking.act([begun()])
+    parsed = tools.parse(turn)
+    assert (parsed.query if isinstance(parsed, Search) else None) == query
+    assert turn.startswith(message["content"] or "")
+    refusals = Refusals(most=1)  # tags cannot say it
+    (turn,) = agent(server, api="chat", refusals=refusals).act([begun()])
+    assert (turn, turn.stop_reason) == ("", "refused")
+    assert "without its parser of tool calls" in refusals.reasons["q", "q"]
+
+
+def test_a_turn_of_tags_counts_though_a_call_stands_beside_it(server: ScriptedServer) -> None:
+    message = {**called("search", {"query": "x"}), "content": "<answer> Lima </answer>"}
+    server.answer = lambda n, body: (200, {"choices": [{"message": message}]})
+    assert agent(server, api="chat").act([begun()]) == ["<answer> Lima </answer>"]
 
 
 def test_an_error_that_passes_within_a_200_is_waited_for(server: ScriptedServer) -> None:
@@ -531,7 +611,6 @@ def test_bad_arguments() -> None:
         ("I do not know.", "stop", {"stop_reason": None}, "end"),
         ("I do not know.", "stop", {}, "end"),
         ("<search> capital of", "length", {}, "length"),
-        ("anything", "content_filter", {}, None),
         ("anything", None, {}, None),
     ],
 )

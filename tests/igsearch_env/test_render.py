@@ -117,8 +117,9 @@ def test_gold_passages_are_known_by_id_or_else_by_title() -> None:
 def test_a_turn_that_was_cut_off_is_told_apart_from_a_malformed_one() -> None:
     shown = {
         reason: render_text(replace(ENDED, steps=(replace(CORRECTION, stop_reason=reason),)))
-        for reason in (None, "stop", "end", "length", "no_room")
+        for reason in (None, "stop", "end", "length", "no_room", "refused")
     }
     assert shown[None] == shown["stop"] == shown["end"]
     assert "cut       the turn came to its largest number of tokens" in shown["length"]
     assert "cut       the transcript left no room for a turn" in shown["no_room"]
+    assert "cut       the model's server refused the request" in shown["refused"]
