@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -79,14 +80,19 @@ def trained_run(made_once: MadeOnce, tiny_settings: Settings) -> Path:
 
 @pytest.fixture(scope="module")  # until it ends, an event loop runs in the tests' thread
 def browser() -> Iterator[Any]:
-    """A headless Chromium."""
-    from scripts.benchmarks.view import chromium, find_chromium
-
-    pytest.importorskip("playwright", reason="no playwright (it is in the extra dev)")
-    if find_chromium() is None:
+    """A headless Chromium, as the system has it."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright (it is in the extra dev)"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    with chromium() as found:
-        yield found
+    with playwright.sync_playwright() as driver:
+        # Its sandbox does not start for root, and nothing but our own files is opened.
+        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture

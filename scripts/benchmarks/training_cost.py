@@ -7,7 +7,7 @@ python -m scripts.benchmarks.training_cost --out runs/cost_gpu --device cuda --l
 
 The model has random weights (60 million if nothing is said) and would never write a search, so its
 turns are dictated: every token is sampled as usual, but which one comes out is fixed beforehand.
-Decoding, log-probabilities, retrieval, scoring and the update are those of real training; passages
+Decoding, log-probabilities, retrieval, scoring and the update are those of real training; documents
 are synthetic, 150 words each.
 """
 
@@ -19,12 +19,10 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,7 +30,7 @@ from agents.grpo_agent import GRPOAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
-from igsearch_env.cli.console import console
+from igsearch_env.cli.console import console, print_table
 from igsearch_env.cli.program import positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
@@ -42,15 +40,17 @@ from igsearch_env.files import write_json
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from igsearch_env.threads import set_threads
-from scripts.benchmarks.scoring_arms import make_model
+from scripts.benchmarks.kit import benchmark_parser, make_table
+from scripts.benchmarks.scoring import make_model
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
 from trainers.warm_start.tiny_policy import PROTOCOL, build_tokenizer
 
 WORDS = sorted({*FIRST_NAMES, *(word for words in NAME_WORDS.values() for word in words)})
-PASSAGE, QUESTION = 150, 190  # words
+DOCUMENT, QUESTION = 150, 190  # words
 REFINEMENT, THOUGHT, QUERY = 90, 45, 8  # words
 QUESTIONS = 40
+COLUMNS = {"part": ("part", "s"), "seconds": ("seconds", ".1f"), "share": ("share", ".0%")}
 
 
 @dataclass(frozen=True)
@@ -124,23 +124,18 @@ def main() -> None:
     seconds, episodes, parameters = train_step(size, arguments.device)
     total = sum(seconds.values())
     rows: list[dict[str, Any]] = [
-        {"part": part, "seconds": round(value, 2), "percent": round(100 * value / total, 1)}
+        {"part": part, "seconds": round(value, 2), "share": round(value / total, 3)}
         for part, value in seconds.items()
     ]
     console.print(
         f"{parameters / 1e6:.0f} M random parameters, {len(episodes)} rollouts of {size.searches} "
-        f"searches, {len(episodes[0].searches[0].documents)} passages of {PASSAGE} words each; "
+        f"searches, {len(episodes[0].searches[0].documents)} documents of {DOCUMENT} words each; "
         "turns are dictated, because a random model writes no searches"
     )
-    table = Table(title="one training step")
-    for heading in ("part", "seconds", "share"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for row in rows:
-        table.add_row(row["part"], f"{row['seconds']:.1f}", f"{row['percent']:.0f} %")
-    console.print(table)
+    print_table(make_table("one training step", rows, COLUMNS))
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
-    told = {"rows": rows, "parameters": parameters, "size": asdict(size), "device": machine}
-    write_json(arguments.out / "results.json", told)
+    run_with = {"parameters": parameters, "size": asdict(size), "device": machine}
+    write_json(arguments.out / "results.json", {"rows": rows, **run_with})
 
 
 def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[Episode], int]:
@@ -157,7 +152,7 @@ def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[
     model.to(device)
     tokenizer = SegmentTokenizer(build_tokenizer())
     policy = DictatedPolicy(model, tokenizer, size.searches)
-    engine = make_world_of_passages(size.searches)
+    engine = make_engine_of_words(size.searches)
     agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search"))
     config = OptimizationSettings(steps=1, kl=0.001, micro_batch_size=1)
     updater = Updater(model, tokenizer, config, reference=copy.deepcopy(model).eval())
@@ -175,10 +170,10 @@ def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[
     return dict(seconds), episodes, model.num_parameters()
 
 
-def make_world_of_passages(searches: int) -> SearchQAEngine:
-    """An environment over synthetic passages, its pool filled by searches for other questions."""
+def make_engine_of_words(searches: int) -> SearchQAEngine:
+    """An engine over synthetic documents, its pool filled by searches for other questions."""
     rng = np.random.default_rng(0)
-    documents = [Document(str(i), "", _words(rng, PASSAGE).strip()) for i in range(400)]
+    documents = [Document(str(i), "", _words(rng, DOCUMENT).strip()) for i in range(400)]
     questions = [
         Question(str(i), _words(rng, QUESTION).strip(), (_words(rng, 2).strip(),))
         for i in range(QUESTIONS)
@@ -202,15 +197,10 @@ def _words(rng: np.random.Generator, count: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help="a small model and two searches")
+    parser = benchmark_parser(__doc__, "a small model and two searches")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     for name in ("layers", "hidden", "rollouts", "searches"):
         parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     return parser
 
 

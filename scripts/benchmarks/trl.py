@@ -5,35 +5,30 @@ python -m scripts.benchmarks.trl --out runs/bench_trl_quick --quick
 
 Both train a model of random weights in the shipped policy's shape on the same prompts: 16 groups of
 5 completions, each of exactly 48 tokens, sampled by the trainer's own sampler, one update a step in
-passes of 16 completions, without a reference model. An environment is not part of it. Each arm runs
-in a process of its own, the arms take turns, and medians are told. Seconds are CPU seconds.
+passes of 16 completions, without a reference model. An environment is not part of it. The two take
+turns, each time in a process of its own; figures are medians, seconds are CPU seconds.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import Question, World, make_credit
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import console, print_table
 from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 from igsearch_env.turn import TurnRules
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
 from trainers.memory import keep_freed_memory
@@ -42,6 +37,11 @@ from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokeniz
 GROUPS, GROUP, LENGTH = 16, 5, 48
 PART = 16  # completions of one forward and backward pass
 RATE = 1e-4
+COLUMNS = {
+    "trainer": ("trainer", "s"),
+    "tokens_per_second": ("completion tokens per CPU second", ",.0f"),
+    "peak_mib": ("peak MiB", ",.0f"),
+}
 
 
 def score(ids: Sequence[int]) -> float:
@@ -127,17 +127,21 @@ def run_trl(steps: int) -> list[float]:
     return [end - start for start, end in zip(started, ends, strict=True)]
 
 
-ARMS: dict[str, Callable[[int], list[float]]] = {"local": run_local, "trl": run_trl}
+TRAINERS: dict[str, Callable[[int], list[float]]] = {"local": run_local, "trl": run_trl}
 
 
-def measure(name: str, steps: int, threads: int) -> dict[str, Any]:
-    """Run an arm in this process; its first step warms up and is not told."""
+def measure(case: tuple[str, int, int]) -> dict[str, Any]:
+    """Run a trainer for some steps on some threads; its first step only warms up."""
+    name, steps, threads = case
     torch.set_num_threads(threads)
     keep_freed_memory()
-    seconds = ARMS[name](1 + steps)[1:]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB to MiB
-    tokens = GROUPS * GROUP * LENGTH
-    return {"arm": name, "tokens_per_second": tokens / median(seconds), "peak_mb": peak}
+    seconds = TRAINERS[name](1 + steps)[1:]
+    tokens_per_second = GROUPS * GROUP * LENGTH / median(seconds)
+    return {
+        "trainer": name,
+        "tokens_per_second": tokens_per_second,
+        "peak_mib": peak_bytes() / 2**20,
+    }
 
 
 def make_model() -> Any:
@@ -160,46 +164,29 @@ def check_length(ids: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Run both arms in turn, print the table and write results.json."""
-    arguments = _parser().parse_args()
+    """Run both trainers in turn, print the table and write results.json."""
+    arguments = benchmark_parser(__doc__, "one repeat of a few steps").parse_args()
     repeats, steps = (1, 3) if arguments.quick else (3, 8)
-    results: list[dict[str, Any]] = []
-    spawn = multiprocessing.get_context("spawn")
-    with progress_bar() as bar:
-        task = bar.add_task("arms", total=repeats * len(ARMS), note="")
-        for _ in range(repeats):
-            for name in ARMS:
-                with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                    results.append(pool.submit(measure, name, steps, arguments.threads).result())
-                bar.advance(task)
+    cases = {
+        f"{name} {repeat}": (name, steps, arguments.threads)
+        for repeat in range(repeats)
+        for name in TRAINERS
+    }
+    results = [result for _, result in measure_apart(cases, measure)]
     rows = [
-        {"arm": name}
+        {"trainer": name}
         | {
-            key: median(result[key] for result in results if result["arm"] == name)
-            for key in ("tokens_per_second", "peak_mb")
+            key: median(result[key] for result in results if result["trainer"] == name)
+            for key in ("tokens_per_second", "peak_mib")
         }
-        for name in ARMS
+        for name in TRAINERS
     ]
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
-    table = Table(title=f"{GROUPS} groups of {GROUP} completions of {LENGTH} tokens")
-    for heading in ("trainer", "completion tokens per CPU second", "peak MiB"):
-        table.add_column(heading, justify="left" if heading == "trainer" else "right")
-    for row in rows:
-        table.add_row(row["arm"], f"{row['tokens_per_second']:,.0f}", f"{row['peak_mb']:,.0f}")
-    console.print(table)
+    title = f"{GROUPS} groups of {GROUP} completions of {LENGTH} tokens"
+    print_table(make_table(title, rows, COLUMNS))
     local, theirs = rows
     ratio = local["tokens_per_second"] / theirs["tokens_per_second"]
     console.print(f"the local trainer is {ratio:.2f} times as fast as TRL's GRPOTrainer")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench_trl"))
-    parser.add_argument("--quick", action="store_true", help="one repeat of a few steps")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
-    return parser
 
 
 if __name__ == "__main__":

@@ -5,50 +5,81 @@ python -m scripts.benchmarks.vectors --index indexes/minilm --questions hotpotqa
 python -m scripts.benchmarks.vectors --quick --out runs/bench_vectors_quick
 
 The vectors are synthetic: perturbed copies of those of a flat index, so that they lie as vectors of
-passages do (without --index: random clusters). Queries are those of --questions, in the encoder of
-the index (without: perturbed vectors). Every index is built and searched in a process of its own,
-and is kept: --resume goes on after the last one. Searches run on one thread. Recall is the share of
-the best 3 of the flat index that are found; "in 64" is the processor time of a query in a batch of
-64, in ms; peak is the memory of the process that built the index, in GiB. The last table estimates
-21 million vectors of 768 numbers (Wikipedia of 2018 in E5-base) from these; see sizing().
+documents do (without --index: random clusters). Queries are those of --questions, in the encoder of
+the index (without: perturbed vectors). Every index is built and searched in a process of its own.
+Searches run on one thread. Recall is the share of the best 3 of the flat index that are found; "in
+64" is the processor time of a query in a batch of 64, in ms; peak is the memory of the process that
+built the index, in GiB.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import re
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
-from math import log, log2, sqrt
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import print_table
 from igsearch_env.cli.program import positive, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import Vectors
-from igsearch_env.retrieval.vector_index import code_bytes
-from scripts.benchmarks.vector_arms import IndexCase, make_vectors, measure
+from igsearch_env.retrieval.vector_index import (
+    VECTORS,
+    build_vector_index,
+    import_faiss,
+    read_vector_index,
+    set_search,
+    write_vector_index,
+)
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 
-WIKIPEDIA = (21_015_324, 768)
-NOISE = 0.5
-QUERY_NOISE = 1.0
-QUERIES = 500
+NOISE, QUERY_NOISE = 0.5, 1.0
+"""Lengths of what is added to copies; 0.5 leaves a cosine of about 0.89."""
+QUERIES, TOP_K, BATCH = 500, 3, 64
+BLOCK = 50_000
+SECONDS = 20.0  # of single queries, at most
+GIB = 1 << 30
+COLUMNS = {
+    "factory": ("index", "s"),
+    "search": ("search", "s"),
+    "build_seconds": ("build s", ",.0f"),
+    "index_gib": ("GiB", ".2f"),
+    "peak_gib": ("peak", ".2f"),
+    "recall": ("recall@3", ".3f"),
+    "milliseconds": ("ms", ",.2f"),
+    "cpu_milliseconds": ("CPU ms", ",.2f"),
+    "batch_cpu_milliseconds": ("in 64", ",.2f"),
+}
+
+
+@dataclass(frozen=True)
+class IndexCase:
+    """An index to measure.
+
+    Args:
+        factory: FAISS factory string.
+        searches: Settings to search it with.
+        folder: Holds ``vectors.npy``, shape (vectors, dimension), and ``queries.npy``.
+        threads: Threads to build with; searches run on one.
+    """
+
+    factory: str
+    searches: tuple[str, ...]
+    folder: Path
+    threads: int = 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the arms that are missing, then print and save the tables.
+    """Measure every index, then print and save the table.
 
     Args:
         argv: Command line arguments; None for those of the process.
@@ -56,232 +87,152 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     count = args.count or (20_000 if args.quick else 1_000_000)
-    settings = {
-        "count": count,
-        "index": str(args.index) if args.index else "random clusters",
-        "questions": args.questions or [],
-        "noise": NOISE,
-    }
-    _begin(args, settings)
-    if not (args.out / "queries.npy").is_file():
-        base, queries = _base(args.index, args.questions)
-        make_vectors(base, count, NOISE, 0, args.out / "vectors.npy")
-        np.save(args.out / "queries.npy", queries)
-    dimension = np.load(args.out / "queries.npy", mmap_mode="r").shape[1]
-    results = run_arms(plan(count, args.out, args.threads, args.quick), args.out / "arms")
-    (args.out / "vectors.npy").unlink(missing_ok=True)
-    rows = make_rows(results, count, dimension)
-    sizes = sizing(rows, *WIKIPEDIA)
-    write_json(args.out / "results.json", {**settings, "rows": rows, "sizing": sizes})
-    console.print(_table(rows, f"{count:,} × {dimension}, synthetic ({settings['index']})"))
-    console.print(_table(sizes, f"{WIKIPEDIA[0]:,} × {WIKIPEDIA[1]}, estimated"))
+    base, queries = _base(args.index, args.questions)
+    args.out.mkdir(parents=True, exist_ok=True)
+    make_vectors(base, count, NOISE, 0, args.out / "vectors.npy")
+    np.save(args.out / "queries.npy", queries)
+    rows: list[dict[str, Any]] = []
+    for _, found in measure_apart(plan(count, args.out, args.threads, args.quick), measure):
+        rows += found
+    (args.out / "vectors.npy").unlink()
+    add_recall(rows)
+    origin = str(args.index) if args.index else "random clusters"
+    size = {"count": count, "dimension": base.shape[1], "index": origin}
+    write_json(args.out / "results.json", {**size, "rows": rows})
+    print_table(make_table(f"{count:,} × {base.shape[1]}, synthetic ({origin})", rows, COLUMNS))
 
 
-def plan(count: int, folder: Path, threads: int, quick: bool) -> list[IndexCase]:
+def plan(count: int, folder: Path, threads: int, quick: bool) -> dict[str, IndexCase]:
     """The indexes for so many vectors; flat comes first, since the others are compared with it."""
     product = "PQ48x4" if quick else "PQ48"  # half the bits, a fraction of the training
-    lists = lists_for(count)
+    lists = int(2 ** round(log2(sqrt(count))))
     probes = tuple(f"nprobe={max(1, lists // part)}" for part in (128, 32, 8))
-    arms: dict[str, tuple[str, ...]] = {"Flat": ("",)}
-    arms |= {f"IVF{lists},{code}": probes for code in ("Flat", "SQ8", product)}
-    arms["HNSW32"] = tuple(f"efSearch={wide}" for wide in (32, 128, 512))
-    return [
-        IndexCase(factory, searches, str(folder), threads) for factory, searches in arms.items()
-    ]
+    searches: dict[str, tuple[str, ...]] = {"Flat": ("",)}
+    searches |= {f"IVF{lists},{code}": probes for code in ("Flat", "SQ8", product)}
+    searches["HNSW32"] = tuple(f"efSearch={wide}" for wide in (32, 128, 512))
+    return {name: IndexCase(name, ways, folder, threads) for name, ways in searches.items()}
 
 
-def lists_for(count: int) -> int:
-    """How many lists an IVF index of so many vectors gets: about the square root, a power of 2."""
-    return int(2 ** round(log2(sqrt(count))))
-
-
-def run_arms(arms: Sequence[IndexCase], folder: Path) -> list[dict[str, Any]]:
-    """Measure the arms whose file is not in ``folder`` yet, each in a fresh process.
+def measure(case: IndexCase) -> list[dict[str, Any]]:
+    """Build an index, write it, map it into memory as a retriever does, and search it.
 
     Returns:
-        For each arm its ``factory`` and its ``measurement``, as JSON-ready data.
-
-    Raises:
-        ValueError: If a process was killed.
+        A row for each way to search it; ``found`` are the best vectors of each query, shape
+        (queries, TOP_K).
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scripts.benchmarks.vector_arms"])
-    results = []
-    with (
-        ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool,
-        progress_bar() as bar,
-    ):
-        task = bar.add_task("indexes", total=len(arms), note="")
-        for arm in arms:
-            bar.update(task, note=arm.factory)
-            path = folder / f"{arm.factory.replace(',', '-')}.json"
-            if not path.is_file():
-                try:
-                    done = pool.submit(measure, arm).result()
-                except BrokenProcessPool as error:
-                    raise ValueError(
-                        f"the process of {arm.factory} was killed: out of memory?"
-                    ) from error
-                write_json(path, {"factory": arm.factory, "measurement": asdict(done)})
-                if not console.is_terminal:
-                    console.print(f"{arm.factory}: built in {done.build_seconds:.0f} s")
-            results.append(json.loads(path.read_text(encoding="utf-8")))
-            bar.update(task, advance=1)
-    return results
+    vectors = np.load(case.folder / "vectors.npy", mmap_mode="r")
+    queries = np.load(case.folder / "queries.npy")
+    import_faiss().omp_set_num_threads(case.threads)
 
+    def blocks() -> list[Vectors]:
+        return [vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK)]
 
-def make_rows(
-    results: Sequence[dict[str, Any]], count: int, dimension: int
-) -> list[dict[str, Any]]:
-    """One row for each way of searching, with its recall against the first index, the flat one."""
-    (flat,) = results[0]["measurement"]["searches"]
+    began = time.perf_counter()
+    index = build_vector_index(blocks, len(vectors), case.factory)
+    built = {"factory": case.factory, "build_seconds": time.perf_counter() - began}
+    place = case.folder / "index"
+    place.mkdir()
+    write_vector_index(index, place)
+    built |= {
+        "index_gib": (place / VECTORS).stat().st_size / GIB,
+        "peak_gib": peak_bytes() / GIB,
+    }
+    del index
+    import_faiss().omp_set_num_threads(1)
+    index = read_vector_index(place, mmap=True)
+    (place / VECTORS).unlink()
+    place.rmdir()
     rows = []
-    for result in results:
-        measured = result["measurement"]
-        for search in measured["searches"]:
-            pairs = zip(flat["found"], search["found"], strict=True)
-            shares = [len(set(best) & set(found)) / len(best) for best, found in pairs]
-            rows.append(
-                {
-                    "factory": result["factory"],
-                    "search": search["search"],
-                    "count": count,
-                    "dimension": dimension,
-                    "build_seconds": measured["build_seconds"],
-                    "index_bytes": measured["index_bytes"],
-                    "peak_bytes": measured["peak_bytes"],
-                    "recall": sum(shares) / len(shares),
-                    "milliseconds": search["milliseconds"],
-                    "p99": search["p99"],
-                    "cpu_milliseconds": search["cpu_milliseconds"],
-                    "batch_cpu_milliseconds": search["batch_cpu_milliseconds"],
-                }
-            )
+    for search in case.searches:
+        set_search(index, search)
+        rows.append(built | {"search": search} | _search(index, queries))
     return rows
 
 
-def sizing(rows: Sequence[dict[str, Any]], count: int, dimension: int) -> list[dict[str, Any]]:
-    """What the same indexes would need for other vectors, as estimates.
+def _search(index: Any, queries: Vectors) -> dict[str, Any]:
+    """What was found, and medians of the time of a query: alone, and of the processor."""
+    found, in_batch = [], []
+    for start in range(0, len(queries), BATCH):
+        batch = queries[start : start + BATCH]
+        began = time.thread_time()
+        _, numbers = index.search(batch, TOP_K)
+        in_batch.append((time.thread_time() - began) / len(batch))
+        found += numbers.tolist()
+    alone, cpu = [], []
+    for query in queries:
+        began, worked = time.perf_counter(), time.thread_time()
+        index.search(query[None], TOP_K)
+        cpu.append(time.thread_time() - worked)
+        alone.append(time.perf_counter() - began)
+        if sum(alone) > SECONDS:
+            break
+    return {
+        "found": found,
+        "milliseconds": 1000 * statistics.median(alone),
+        "cpu_milliseconds": 1000 * statistics.median(cpu),
+        "batch_cpu_milliseconds": 1000 * statistics.median(in_batch),
+    }
 
-    - Memory: the bytes of a vector's code, which grow with its length (PQ gets as many more), and
-      those around it (lists, graph), as measured, times ``count``.
-    - Processor time of a search: proportional to the length of the vectors, and to what it looks
-      at: all of them (flat), the same share of more lists (IVF), or a walk that grows with the
-      logarithm of the count (HNSW).
+
+def add_recall(rows: Sequence[dict[str, Any]]) -> None:
+    """Put the recall against the first row, the flat index, in the place of what was found."""
+    best = rows[0]["found"]
+    for row in rows:
+        pairs = zip(best, row.pop("found"), strict=True)
+        row["recall"] = statistics.fmean(len(set(a) & set(b)) / len(a) for a, b in pairs)
+
+
+def make_vectors(base: Vectors, count: int, noise: float, seed: int, path: Path) -> None:
+    """Write perturbed copies of vectors of length 1, themselves of length 1, block by block.
 
     Args:
-        rows: What was measured.
-        count: How many vectors.
-        dimension: Their length.
+        base: Vectors to copy in turn, shape (some, dimension).
+        count: How many to write.
+        noise: Length of what is added to each copy.
+        seed: Of the noise.
+        path: The file, ``.npy``, shape (count, dimension).
     """
-    sizes = []
-    for row in rows:
-        code = code_bytes(row["factory"], row["dimension"])
-        around = row["index_bytes"] / row["count"] - code
-        wide = dimension / row["dimension"]
-        graph = "HNSW" in row["factory"]
-        more = log(count) / log(row["count"]) if graph else count / row["count"]
-        lists = lists_for(count) / lists_for(row["count"])
-        sizes.append(
-            {
-                "factory": _scaled(
-                    r"(?<=IVF)\d+", lists, _scaled(r"(?<=PQ)\d+", wide, row["factory"])
-                ),
-                "search": _scaled(r"(?<=nprobe=)\d+", lists, row["search"]),
-                "index_bytes": round((code * wide + around) * count),
-                "cpu_milliseconds": row["cpu_milliseconds"] * wide * more,
-            }
-        )
-    return sizes
+    rng = np.random.default_rng(seed)
+    written = np.lib.format.open_memmap(path, "w+", np.float32, (count, base.shape[1]))
+    for start in range(0, count, BLOCK):
+        places = np.arange(start, min(start + BLOCK, count)) % len(base)
+        written[start : start + len(places)] = _perturbed(base[places], noise, rng)
+    written.flush()
 
 
-def _scaled(number: str, factor: float, text: str) -> str:
-    """A text with a number in it multiplied."""
-    return re.sub(number, lambda found: str(round(int(found[0]) * factor)), text)
-
-
-def _begin(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """Make the folder, or make sure that it is one of the same benchmark to go on with."""
-    file = args.out / "settings.json"
-    if file.is_file() and not args.resume:
-        raise ValueError(
-            f"{args.out} holds a benchmark; pass --resume to go on, or choose another folder"
-        )
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != settings:
-        raise ValueError(f"{args.out} holds another benchmark; choose another folder")
-    write_json(file, settings)
-
-
-def _base(index: Path | None, questions: Sequence[str]) -> tuple[Vectors, Vectors]:
+def _base(index: Path | None, questions: Sequence[str] | None) -> tuple[Vectors, Vectors]:
     """Vectors to copy, and queries, shape (some, dimension) each."""
     rng = np.random.default_rng(1)
+
+    def copies(vectors: Vectors, count: int, noise: float) -> Vectors:
+        return _perturbed(vectors[rng.integers(len(vectors), size=count)], noise, rng)
+
     if index is None:
-        centres = rng.standard_normal((200, 384), dtype=np.float32)
-        base = _perturbed(_unit(centres), 2_000, 1.0, rng)
-        return base, _perturbed(base, QUERIES, QUERY_NOISE, rng)
+        base = copies(_unit(rng.standard_normal((200, 384), dtype=np.float32)), 2_000, 1.0)
+        return base, copies(base, QUERIES, QUERY_NOISE)
     retriever = DenseRetriever.load(index)
     base = retriever.vectors()
-    if not questions:
-        return base, _perturbed(base, QUERIES, QUERY_NOISE, rng)
+    if questions is None:
+        return base, copies(base, QUERIES, QUERY_NOISE)
     texts = [question.text for name in questions for question in load_questions(name)]
     chosen = rng.permutation(len(texts))[:QUERIES]
     return base, retriever.encoder.encode_queries([texts[number] for number in chosen])
 
 
-def _perturbed(base: Vectors, count: int, noise: float, rng: np.random.Generator) -> Vectors:
-    chosen = base[rng.integers(len(base), size=count)]
-    added = rng.standard_normal(chosen.shape, dtype=np.float32) * (noise / sqrt(base.shape[1]))
-    return _unit(chosen + added.astype(np.float32))
+def _perturbed(vectors: Vectors, noise: float, rng: np.random.Generator) -> Vectors:
+    added = rng.standard_normal(vectors.shape, dtype=np.float32)
+    return _unit(vectors + added * np.float32(noise / sqrt(vectors.shape[1])))
 
 
 def _unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
 
 
-def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
-    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "factory": ("index", str),
-        "search": ("search", str),
-        "build_seconds": ("build s", "{:,.0f}".format),
-        "index_bytes": ("GiB", _gib),
-        "peak_bytes": ("peak", _gib),
-        "recall": ("recall@3", "{:.3f}".format),
-        "milliseconds": ("ms", "{:,.2f}".format),
-        "cpu_milliseconds": ("CPU ms", "{:,.2f}".format),
-        "batch_cpu_milliseconds": ("in 64", "{:,.2f}".format),
-    }
-    shown = {name: column for name, column in columns.items() if name in rows[0]}
-    for heading, write in shown.values():
-        table.add_column(heading, justify="left" if write is str else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(write(row[name]) for name, (_, write) in shown.items()))
-    return table
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f}"
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.benchmarks.vectors",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder of the results, and of the vectors meanwhile",
-    )
-    add("--index", type=Path, help="a saved dense index whose vectors are copied")
-    add("--questions", nargs="+", help="question sets whose questions are the queries")
-    add("--count", type=positive, help="vectors (default: 1,000,000; with --quick 20,000)")
-    add("--threads", type=positive, default=1, help="to build with (default: 1)")
-    add("--quick", action="store_true", help="few vectors")
-    add("--resume", action="store_true", help="keep the indexes that were measured")
+    parser = benchmark_parser(__doc__, "20,000 vectors, if --count says nothing else")
+    parser.add_argument("--index", type=Path, help="a saved dense index whose vectors are copied")
+    parser.add_argument("--questions", nargs="+", help="question sets to search for")
+    parser.add_argument("--count", type=positive, help="vectors (default: 1,000,000)")
     return parser
 
 

@@ -22,7 +22,7 @@ def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_case_measures_every_part_of_a_step(tiny_settings: Settings, parts: bool) -> None:
     words = ["environment.max_searches=2", "environment.num_counterfactuals=2"]
     config = load_config(None, [*tiny_settings(), *words])
-    found = measure(config, 3, parts)
+    found = measure((config, 3, parts))
     assert min(found[name] for name in ("sampling", "scoring", "update", "planned_gib")) > 0
     assert (token_batch.LOGITS_AT_ONCE == 1 << 40) is not parts
 

@@ -9,13 +9,13 @@ import torch
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.rollout import collect
-from scripts.benchmarks.scoring_arms import make_model
+from scripts.benchmarks.scoring import make_model
 from scripts.benchmarks.training_cost import (
-    PASSAGE,
+    DOCUMENT,
     DictatedPolicy,
     Size,
     main,
-    make_world_of_passages,
+    make_engine_of_words,
     train_step,
 )
 from trainers.local.token_batch import TokenBatch, policy_log_probs
@@ -41,7 +41,7 @@ def test_a_step_is_real_training() -> None:
         assert None not in episode.information_gains
         assert all(step.refinement.text for step in episode.steps[1:])
         for step in episode.searches:
-            assert [len(document.text.split()) for document in step.documents] == [PASSAGE] * 3
+            assert [len(document.text.split()) for document in step.documents] == [DOCUMENT] * 3
             assert all(evidence.refinement.text for evidence in step.counterfactuals)
             assert len(step.counterfactuals) == 3
 
@@ -68,7 +68,7 @@ def test_what_cannot_run_is_refused(
 
 def test_dictated_tokens_have_the_models_log_probs() -> None:
     model, tokenizer = make_model(1, 128), SegmentTokenizer(build_tokenizer())
-    engine = make_world_of_passages(searches=1)
+    engine = make_engine_of_words(searches=1)
     policy = DictatedPolicy(model, tokenizer, searches=1)
     episodes = collect(engine, policy, engine.questions[:2])
     sampled = [log_prob for e in episodes for s in e.steps for log_prob in s.log_probs or ()]

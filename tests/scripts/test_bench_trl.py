@@ -15,13 +15,13 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["local", "trl"])
-def test_an_arm_samples_completions_of_the_given_length(name: str) -> None:
+def test_a_trainer_samples_completions_of_the_given_length(name: str) -> None:
     if name == "trl":
         pytest.importorskip("trl", reason="needs the extra trl")
-    row = bench_trl.measure(name, steps=1, threads=1)
-    assert row["arm"] == name
+    row = bench_trl.measure((name, 1, 1))
+    assert row["trainer"] == name
     assert row["tokens_per_second"] > 0
-    assert row["peak_mb"] > 50
+    assert row["peak_mib"] > 50
 
 
 def test_other_lengths_are_refused() -> None:
