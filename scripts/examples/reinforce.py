@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def advantages(rollouts: Sequence[Rollout]) -> list[Tensor]:
 
 
 def make_envs(rows: int, questions: Sequence[Question], world: World, **options: Any) -> Any:
-    """The demo's environment: 2-hop questions, one passage per search, up to 4 searches."""
+    """The demo's environment: 2-hop questions, one document per search, up to 4 searches."""
     return gymnasium.make_vec(
         "igsearch_env:igsearch/SearchQA-v0",
         num_envs=rows,
@@ -122,31 +122,35 @@ def make_envs(rows: int, questions: Sequence[Question], world: World, **options:
     )
 
 
-def main() -> None:
-    """Train, and tell the exact match of sampled answers to held-out questions before and after."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_arguments(description: str | None, **more: float) -> argparse.Namespace:
+    """The options of an example; ``more`` are options of its own, with their defaults."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=80, help="episodes per step")
+    for name, default in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--information-gain-weight", type=float, default=0.3)
     parser.add_argument("--eval-questions", type=int, default=600)
     parser.add_argument("--people", type=int, default=320, help="size of the world")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
+    return parser.parse_args()
 
-    model: Any = AutoModelForCausalLM.from_pretrained(POLICY).eval()  # there is no dropout
+
+def train(
+    arguments: argparse.Namespace, model: Any, update: Callable[[list[Rollout]], None]
+) -> None:
+    """Play and update; print the exact match of sampled answers to held-out questions around it."""
     tokenizer: Any = AutoTokenizer.from_pretrained(POLICY)
-    optimizer = torch.optim.AdamW(model.parameters(), arguments.learning_rate, weight_decay=0.0)
     world = World.generate(seed=0, people=arguments.people)
-    train, held_out = (
+    asked, held_out = (
         [question for question in questions if question.hops == 2]
         for questions in (world.train_questions, world.test_questions)
     )
     held_out = held_out[: arguments.eval_questions]
     envs = make_envs(
         arguments.batch,
-        train,
+        asked,
         world,
         scorer=TrieScorer(model, tokenizer),
         counterfactual="documents",
@@ -161,20 +165,32 @@ def main() -> None:
     started, before = time.perf_counter(), exact_match()
     for step in range(1, arguments.steps + 1):
         rollouts = play(envs, model, tokenizer, seed=arguments.seed if step == 1 else None)
-        log_probs, turns = token_log_probs(model, rollouts)
-        written = turns >= 0
-        weights = torch.cat(
-            [a[t[t >= 0]] for a, t in zip(advantages(rollouts), turns, strict=True)]
-        )
-        loss = -(weights * log_probs[written]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        update(rollouts)
         if step % 10 == 0:
             mean_return = np.mean([sum(rollout.rewards) for rollout in rollouts])
             print(f"step {step}: return {mean_return:.3f}, {time.perf_counter() - started:.0f} s")
     print(f"sampled EM on {len(held_out)} held-out questions: {before:.3f} -> {exact_match():.3f}")
+
+
+def main() -> None:
+    """Train with REINFORCE."""
+    arguments = parse_arguments(__doc__)
+    torch.manual_seed(arguments.seed)
+    model: Any = AutoModelForCausalLM.from_pretrained(POLICY).eval()  # there is no dropout
+    optimizer = torch.optim.AdamW(model.parameters(), arguments.learning_rate, weight_decay=0.0)
+
+    def update(rollouts: list[Rollout]) -> None:
+        log_probs, turns = token_log_probs(model, rollouts)
+        weights = torch.cat(
+            [a[t[t >= 0]] for a, t in zip(advantages(rollouts), turns, strict=True)]
+        )
+        loss = -(weights * log_probs[turns >= 0]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    train(arguments, model, update)
 
 
 if __name__ == "__main__":
