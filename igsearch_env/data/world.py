@@ -26,7 +26,6 @@ from igsearch_env.data.lexicon import (
     QUESTION,
     QUESTION_PART,
     RELATIONS,
-    SURNAMES,
     Kind,
     Relation,
 )
@@ -209,10 +208,11 @@ def hinted_cluster(subject: Entity, relation: Relation) -> int:
 
 def _people(count: int, rng: random.Random) -> tuple[Entity, ...]:
     """People with two names, or three where two would soon run out; surnames are equally common."""
-    givens = 1 if count <= len(FIRST_NAMES) * len(SURNAMES) // 2 else 2
+    surnames = NAME_WORDS["person"]
+    givens = 1 if count <= len(FIRST_NAMES) * len(surnames) // 2 else 2
     names: dict[tuple[str, ...], None] = {}
     while len(names) < count:
-        surname = SURNAMES[len(names) % len(SURNAMES)]
+        surname = surnames[len(names) % len(surnames)]
         names[(*(rng.choice(FIRST_NAMES) for _ in range(givens)), surname)] = None
     people = [Entity(" ".join(name), "person", name[-1]) for name in names]
     rng.shuffle(people)
