@@ -10,6 +10,7 @@ A method is a function of a batch of episodes (several groups) that returns one 
 
 from igsearch_env.credit.answer_string_bonus import AnswerStringBonus
 from igsearch_env.credit.base import CREDIT, CreditAssignment, make_credit, register_credit
+from igsearch_env.credit.belief_shift import TIPS, BeliefGroup, BeliefShift, DeltaBelief
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
 from igsearch_env.credit.groups import group_advantages
 from igsearch_env.credit.grpo import GRPO
@@ -30,8 +31,12 @@ __all__ = [
     "GRPO",
     "IGPO",
     "RLOO",
+    "TIPS",
     "AnswerStringBonus",
+    "BeliefGroup",
+    "BeliefShift",
     "CreditAssignment",
+    "DeltaBelief",
     "GiGPO",
     "GiGPOCode",
     "IGPOCode",

@@ -65,6 +65,24 @@ def leave_one_out(values: Sequence[float]) -> list[float]:
     return [value - (total - value) / others for value in values]
 
 
+def less_siblings(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Each value less the mean of the other rows' at its place; a row that has ended counts as 0.
+
+    Where the values are returns-to-go of the rollouts of a group, this baseline is the same
+    whatever the rollout itself does, also when it goes on where others stop.
+
+    >>> less_siblings([[3.0, 1.0], [1.0]])
+    [[2.0, 1.0], [-2.0]]
+    """
+    result: list[list[float]] = [[] for _ in rows]
+    for place in range(max(map(len, rows), default=0)):
+        column = [row[place] if place < len(row) else 0.0 for row in rows]
+        for row, values, value in zip(rows, result, leave_one_out(column), strict=True):
+            if place < len(row):
+                values.append(value)
+    return result
+
+
 def discounted_sums(values: Sequence[float], gamma: float) -> list[float]:
     """The sum of gamma^(k-t) values[k] over k >= t, for each t.
 

@@ -153,6 +153,7 @@ class IGSearchPaper(IGSearch):
     alpha: float = 0.3
     normalizer: Literal["query", "batch_mean_query", "none"] = "query"
     gamma: float = 0.0
+    baseline: Literal["none", "siblings"] = "none"
     groups: Literal["all", "all_fail", "not_all_success"] = "all"
     alpha_final: float | None = None
     alpha_from: float = 0.0

@@ -15,6 +15,7 @@ from igsearch_env.credit.groups import (
     check_choice,
     check_gamma,
     discounted_sums,
+    less_siblings,
     rollout_groups,
 )
 from igsearch_env.episode import Episode
@@ -42,7 +43,11 @@ class IGPO(CreditAssignment):
         measure: ``"probability"``, or ``"log_prob"`` for differences of mean log-probs.
         normalization: ``"joint"`` takes one mean and deviation over the gains and outcomes of a
             group. ``"separate"`` takes them apart, so that many small gains do not decide how much
-            an outcome counts.
+            an outcome counts. Both subtract a mean for each turn that a rollout has, so how many
+            turns it chooses to take changes what is subtracted: a bias towards stopping or going
+            on (verl issue 7244). ``"leave_one_out"`` has none: it is the sum of rewards from turn t
+            on, less the mean of the others' sums from turn t on, 0 where a rollout has ended.
+            Nothing is divided by a deviation.
         gamma: Discount per turn.
         terminal: The reward of the last turn: ``"f1"``, or ``"outcome"``, the environment's.
         no_answer: The reward of the last turn if the rollout ends without an answer.
@@ -52,14 +57,15 @@ class IGPO(CreditAssignment):
     uses_belief = True
 
     measure: Literal["probability", "log_prob"] = "probability"
-    normalization: Literal["joint", "separate"] = "joint"
+    normalization: Literal["joint", "separate", "leave_one_out"] = "joint"
     gamma: float = 1.0
     terminal: Literal["f1", "outcome"] = "f1"
     no_answer: float = -2.0
 
     def __post_init__(self) -> None:
         check_choice("measure", self.measure, ("probability", "log_prob"))
-        check_choice("normalization", self.normalization, ("joint", "separate"))
+        known = ("joint", "separate", "leave_one_out")
+        check_choice("normalization", self.normalization, known)
         check_choice("terminal", self.terminal, ("f1", "outcome"))
         check_gamma(self.gamma)
 
@@ -77,14 +83,18 @@ class IGPO(CreditAssignment):
             )
         result = [np.zeros(episode.policy_tokens) for episode in episodes]
         for members in groups.values():
-            rewards = self._normalized([self._rewards(episodes[i]) for i in members])
-            for i, row in zip(members, rewards, strict=True):
-                # The discount runs over the z-scores. Discounting first and z-scoring the sums, as
-                # reward-to-go usually is, would give early turns more weight in the group's mean
-                # and deviation, since they sum over more terms. A turn without a reward adds 0,
-                # which is the group's mean, and still takes up one step of the discount.
-                returns = discounted_sums([value or 0.0 for value in row], self.gamma)
-                for step, value in zip(episodes[i].steps, returns, strict=True):
+            rewards = [self._rewards(episodes[i]) for i in members]
+            if self.normalization != "leave_one_out":
+                rewards = self._normalized(rewards)
+            # The discount runs over the z-scores. Discounting first and z-scoring the sums, as
+            # reward-to-go usually is, would give early turns more weight in the group's mean and
+            # deviation, since they sum over more terms. A turn without a reward adds 0, which is
+            # the group's mean, and still takes up one step of the discount.
+            returns = [discounted_sums([v or 0.0 for v in row], self.gamma) for row in rewards]
+            if self.normalization == "leave_one_out":
+                returns = less_siblings(returns)
+            for i, row in zip(members, returns, strict=True):
+                for step, value in zip(episodes[i].steps, row, strict=True):
                     result[i][step.policy_tokens] = value
         return result
 
@@ -136,7 +146,7 @@ class IGPOCode(IGPO):
     """IGPO as the released training script sets it: log-prob differences, normalised apart."""
 
     measure: Literal["probability", "log_prob"] = "log_prob"
-    normalization: Literal["joint", "separate"] = "separate"
+    normalization: Literal["joint", "separate", "leave_one_out"] = "separate"
 
 
 def _z_score(value: float, values: Sequence[float]) -> float:

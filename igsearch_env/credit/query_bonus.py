@@ -16,6 +16,7 @@ from igsearch_env.credit.groups import (
     check_gamma,
     discounted_sums,
     group_advantages,
+    less_siblings,
     rollout_groups,
 )
 from igsearch_env.episode import Episode, Step
@@ -43,6 +44,12 @@ class QueryBonus(CreditAssignment):
             not count. ``"none"`` divides by 1.
         gamma: Discount of the return-to-go: S_t is the sum of gamma^(k-t) times signal k over the
             searches k >= t, so that a search shares in what it made possible. 0 is IG-Search.
+        baseline: What S_t is compared with: nothing (``"none"``), or the mean S_t of the group's
+            other rollouts (``"siblings"``), where a rollout without a t-th search counts as 0. That
+            baseline does not depend on what the rollout itself does, so it does not bias the
+            gradient, return-to-go included (verl issue 7244). A mean over searches that were made
+            (``center`` of IG-Search) does with ``gamma`` above 0: a search loses a term for each
+            later one, so that stopping pays.
         groups: Which groups get the signal: ``"all"``, ``"all_fail"`` (no outcome is above 0, so
             that GRPO alone learns nothing) or ``"not_all_success"`` (all but those whose outcomes
             are equal and above 0). Searches of other groups are not scored.
@@ -55,6 +62,7 @@ class QueryBonus(CreditAssignment):
     alpha: float = 0.3
     normalizer: Literal["query", "batch_mean_query", "none"] = "query"
     gamma: float = 0.0
+    baseline: Literal["none", "siblings"] = "none"
     groups: Literal["all", "all_fail", "not_all_success"] = "all"
     alpha_final: float | None = None
     alpha_from: float = 0.0
@@ -68,6 +76,7 @@ class QueryBonus(CreditAssignment):
         self._check_schedule()
         check_gamma(self.gamma)
         check_choice("normalizer", self.normalizer, ("query", "batch_mean_query", "none"))
+        check_choice("baseline", self.baseline, ("none", "siblings"))
         check_choice("groups", self.groups, ("all", "all_fail", "not_all_success"))
 
     def _check_schedule(self) -> None:
@@ -111,10 +120,9 @@ class QueryBonus(CreditAssignment):
         chosen = self._chosen_groups(episodes)
         mean_query = _mean_query_length(episodes)
         result = []
-        for episode, signals in zip(episodes, self.signals(episodes), strict=True):
+        for episode, returns in zip(episodes, self._returns(episodes), strict=True):
             tokens = np.zeros(episode.policy_tokens)
             if not episode.retrieval_failed and episode.group_id in chosen:
-                returns = discounted_sums(signals, self.gamma)
                 for step, value in zip(episode.searches, returns, strict=True):
                     length = query_length(step)
                     if not step.documents and step.information_gain is None:
@@ -124,6 +132,17 @@ class QueryBonus(CreditAssignment):
                         tokens[step.query_tokens] += self.alpha * value / lengths[self.normalizer]
             result.append(tokens)
         return result
+
+    def _returns(self, episodes: Sequence[Episode]) -> Signals:
+        """S_t of each search, less its baseline."""
+        returns = [discounted_sums(signals, self.gamma) for signals in self.signals(episodes)]
+        if self.baseline == "none":
+            return returns
+        for members in rollout_groups(episodes).values():
+            compared = less_siblings([returns[i] for i in members])
+            for i, row in zip(members, compared, strict=True):
+                returns[i] = row
+        return returns
 
     @abstractmethod
     def signals(self, episodes: Sequence[Episode]) -> Signals:

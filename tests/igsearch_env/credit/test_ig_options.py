@@ -224,6 +224,7 @@ class TestSchedule:
         ({"groups": "some"}, "groups must be 'all', 'all_fail' or 'not_all_success', got 'some'"),
         ({"measure": "logit"}, "measure must be 'log_prob' or 'probability'"),
         ({"center": "batch"}, "center must be 'none', 'search' or 'group'"),
+        ({"baseline": "group"}, "baseline must be 'none' or 'siblings'"),
         ({"scale": 0.0}, "scale must be above 0"),
         ({"alpha_final": -1.0}, "alpha_final must be a number of at least 0"),
         ({"alpha_final": 0.0, "alpha_until": 0.0}, "above 0; got 0.0 and 0.0"),
@@ -244,7 +245,7 @@ def test_the_papers_form() -> None:
     credit = IGSearchPaper()
     assert (credit.alpha, credit.normalizer, credit.gamma) == (0.3, "query", 0.0)
     assert (credit.groups, credit.measure, credit.center) == ("all", "log_prob", "none")
-    assert (credit.scale, credit.alpha_final) == (1.0, None)
+    assert (credit.scale, credit.alpha_final, credit.baseline) == (1.0, None, "none")
     assert (credit.alpha_from, credit.alpha_until) == (0.0, 1.0)
     assert 0 < credit.shaping.negative_scale < 1
     assert isinstance(make_credit("ig_search_paper"), IGSearchPaper)
@@ -300,6 +301,12 @@ def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
             value -= sum(peers) / len(peers)
         return credit.shaping(value)
 
+    def to_go(episode: Episode, t: int) -> float:
+        value = 0.0
+        for k in range(t, len(episode.searches)):
+            value += credit.gamma ** (k - t) * shaped(episode, k)
+        return value
+
     def chosen(episode: Episode) -> bool:
         outcomes = [
             other.outcome or 0.0
@@ -325,9 +332,17 @@ def slow(batch: Sequence[Episode], credit: IGSearch) -> list[list[float]]:
         for t, step in enumerate(episode.searches):
             if episode.retrieval_failed or not chosen(episode):
                 continue
-            value = 0.0
-            for k in range(t, len(episode.searches)):
-                value += credit.gamma ** (k - t) * shaped(episode, k)
+            if not step.documents and step.information_gain is None:
+                continue  # it found nothing: not even what later searches gained is its own
+            value = to_go(episode, t)
+            if credit.baseline == "siblings":
+                siblings = [
+                    to_go(other, t)
+                    for other in batch
+                    if other.group_id == episode.group_id and not other.retrieval_failed
+                ]
+                others = len(siblings) - 1
+                value = value - (sum(siblings) - value) / others if others else 0.0
             size = step.query_tokens.stop - step.query_tokens.start
             for p in range(step.query_tokens.start, step.query_tokens.stop):
                 divisor = {"query": size, "none": 1}.get(credit.normalizer)
@@ -342,6 +357,7 @@ OPTIONS = st.builds(
     alpha=st.floats(0.0, 2.0),
     normalizer=st.sampled_from(["query", "batch_mean_query", "none"]),
     gamma=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    baseline=st.sampled_from(["none", "siblings"]),
     groups=st.sampled_from(["all", "all_fail", "not_all_success"]),
     shaping=st.sampled_from([PLAIN, Shaping(), Shaping(0.0, 0.3, 2.0)]),
     measure=st.sampled_from(["log_prob", "probability"]),

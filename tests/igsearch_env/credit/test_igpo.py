@@ -161,7 +161,7 @@ class TestUnsettled:
     ("options", "message"),
     [
         ({"measure": "nats"}, "measure must be 'probability' or 'log_prob'"),
-        ({"normalization": "none"}, "normalization must be 'joint' or 'separate'"),
+        ({"normalization": "none"}, "normalization must be 'joint', 'separate' or 'leave_one_out'"),
         ({"terminal": "em"}, "terminal must be 'f1' or 'outcome'"),
         ({"gamma": 2.0}, "gamma must lie between 0 and 1"),
     ],
@@ -205,13 +205,25 @@ def slow_igpo(batch: Sequence[Episode], credit: IGPO) -> list[list[float]]:
         variance = sum((value - mean) ** 2 for value in pool) / len(pool)
         return (entry[3] - mean) / (math.sqrt(variance + 1e-8) + 1e-6)
 
+    def to_go(number: int, t: int) -> float:
+        own = [entry for entry in entries if entry[0] == number and t <= entry[1]]
+        plain = credit.normalization == "leave_one_out"
+        return sum(credit.gamma ** (e[1] - t) * (e[3] if plain else z(e)) for e in own)
+
     result = []
     for number, episode in enumerate(batch):
-        values = [0.0] * len(episode.steps)
-        for entry in entries:
+        values = [to_go(number, t) for t in range(len(episode.steps))]
+        if credit.normalization == "leave_one_out" and not episode.retrieval_failed:
+            others = [
+                j
+                for j, other in enumerate(batch)
+                if j != number and other.group_id == episode.group_id and not other.retrieval_failed
+            ]
             for t in range(len(values)):
-                if entry[0] == number and t <= entry[1]:
-                    values[t] += credit.gamma ** (entry[1] - t) * z(entry)
+                if others:
+                    values[t] -= sum(to_go(j, t) for j in others) / len(others)
+                else:
+                    values[t] = 0.0
         result.append(on_tokens(episode, values))
     return result
 
@@ -219,7 +231,7 @@ def slow_igpo(batch: Sequence[Episode], credit: IGPO) -> list[list[float]]:
 OPTIONS = st.builds(
     IGPO,
     measure=st.sampled_from(["probability", "log_prob"]),
-    normalization=st.sampled_from(["joint", "separate"]),
+    normalization=st.sampled_from(["joint", "separate", "leave_one_out"]),
     gamma=st.sampled_from([0.0, 0.5, 1.0]),
     terminal=st.sampled_from(["f1", "outcome"]),
     no_answer=st.sampled_from([-2.0, 0.0]),
