@@ -1,14 +1,22 @@
-"""Protocols for chat models: the prompt becomes a user's message, a search may be a tool call."""
+"""Protocols in the words of a model's own chat template.
+
+The template is asked to render small conversations; the text around their messages becomes the
+frames of a protocol. So a transcript is what the template would render of the same conversation,
+and a template that prints today's date is asked once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from igsearch_env.protocol.tags import TagProtocol
-from igsearch_env.protocol.tool_calls import ToolCallProtocol
+from agents.tokenization import GuardedTokenizer
+from igsearch_env.protocol.names import get_protocol, variant_of
+from igsearch_env.protocol.tags import PROTOCOLS, Frame, TagProtocol
+from igsearch_env.protocol.tool_calls import CALL_FORMATS, NO_ID, Call, ToolCallProtocol
 
 _PLACEHOLDER = "{question}"
 _INSTRUCTIONS = """\
@@ -29,87 +37,249 @@ _SEARCH_TOOL = {
         },
     },
 }
+_THOUGHTS = ("think", "seed:think")
+"""Names of the tags around thoughts that chat templates write."""
+
+
+def protocol_for(
+    protocol: TagProtocol | str | None, tokenizer: PreTrainedTokenizerFast
+) -> TagProtocol:
+    """The protocol that a name means for a model; see :mod:`igsearch_env.protocol.names`.
+
+    Args:
+        protocol: A name, or a protocol, which is returned as it is; None for ``"refine"``.
+        tokenizer: The model's.
+
+    Raises:
+        ValueError: If there is nothing of that name, or the tokenizer's template does not fit.
+    """
+    if not isinstance(protocol, str):
+        return get_protocol(protocol)
+    variant, base = variant_of(protocol)
+    if variant == "chat":
+        return chat_protocol(get_protocol(base), tokenizer)
+    if variant == "tools":
+        return tool_protocol(tokenizer, base=get_protocol(base))
+    return get_protocol(base)
 
 
 def chat_protocol(protocol: TagProtocol, tokenizer: PreTrainedTokenizerFast) -> TagProtocol:
-    """Wrap a protocol's prompt in a tokenizer's chat template.
+    """A protocol in messages of a tokenizer's chat template.
 
     Args:
         protocol: The tag grammar.
         tokenizer: A tokenizer with a chat template.
 
     Returns:
-        The same protocol, its prompt a user's message followed by the opening of the reply. The
-        template's markers are system text, so they are tokenised as control tokens.
+        The same tags; the prompt and whatever the environment says are messages of the user, the
+        turns those of the assistant. The template's markers are system text, so they are tokenised
+        as control tokens.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, or the template loses the question.
+        ValueError: If the tokenizer has no chat template, or one that does not fit.
     """
-    message = {"role": "user", "content": protocol.prompt}
-    return replace(protocol, prompt=_with_question(_render(tokenizer, [message])))
+    template = _Template(tokenizer)
+    prompt, frame = template.prompt(protocol.prompt), template.frame()
+    think = template.think or protocol.think
+    return replace(
+        protocol,
+        name=f"chat:{protocol.name}",
+        prompt=prompt,
+        documents_block=protocol.documents_block.strip(),
+        correction=protocol.correction.strip(),
+        failure=protocol.failure.strip(),
+        reflection=protocol.reflection.strip(),
+        answer_before="",
+        think=think,
+        thought_end=template.thought_end(prompt, think),
+        frame=frame,
+        markers=template.markers(prompt, frame),
+    )
 
 
 def tool_protocol(
-    tokenizer: PreTrainedTokenizerFast, instructions: str = _INSTRUCTIONS
+    tokenizer: PreTrainedTokenizerFast,
+    instructions: str = _INSTRUCTIONS,
+    *,
+    base: TagProtocol = PROTOCOLS["refine"],
 ) -> ToolCallProtocol:
     """The protocol in which a chat model calls ``search(query)`` as its template taught it.
 
-    Everything around calls and replies is cut out of conversations that the template renders.
-
     Args:
-        tokenizer: A tokenizer with a chat template that writes tool calls as JSON inside
-            ``<tool_call>``, as those of Qwen2.5, Qwen3 and Hermes do.
+        tokenizer: A tokenizer with a chat template that writes calls in one of the formats of
+            :data:`~igsearch_env.protocol.tool_calls.CALL_FORMATS`.
         instructions: The user's message; holds ``{question}``.
+        base: Says how documents and answers are written.
 
     Raises:
         ValueError: If the tokenizer has no chat template, or one that writes calls otherwise.
     """
-    ask = {"role": "user", "content": instructions}
-    prompt = _with_question(_render(tokenizer, [ask], tools=[_SEARCH_TOOL]))
-    bare = ToolCallProtocol(name="tool-calls", prompt=prompt)
-    call = {"name": "search", "arguments": {"query": "@query@"}}
-    called = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": call}],
-    }
-    reply = {"role": "tool", "name": "search", "content": "@reply@"}
-    found = _render(tokenizer, [ask, called, reply], tools=[_SEARCH_TOOL])
-    _, written, rest = found.partition(bare.write_search("@query@"))
-    opening, replied, closing = rest.partition("@reply@")
-    if not written or not replied:
-        raise ValueError(
-            f"expected a chat template that writes a call as {bare.write_search('@query@')!r} and "
-            f"its reply after it, got {found!r}; use chat_protocol for this tokenizer"
-        )
-    said = [ask, {"role": "assistant", "content": "@turn@"}, {"role": "user", "content": "@text@"}]
-    rest = _render(tokenizer, said, tools=[_SEARCH_TOOL]).partition("@turn@")[2]
-    head, _, tail = rest.partition("@text@")
-    return replace(
-        bare,
-        frame=(opening, closing),
-        correction=head + bare.correction + tail,
-        failure=opening + bare.failure + closing,
-        reflection=head + bare.reflection.strip() + tail,
+    template = _Template(tokenizer, [_SEARCH_TOOL])
+    prompt, frame = template.prompt(instructions), template.frame()
+    name, call, written, reply, json_reply = template.call()
+    think = template.think or base.think
+    return ToolCallProtocol(
+        name=f"tools:{base.name}",
+        prompt=prompt,
+        answer=base.answer,
+        document=base.document,
+        no_documents=base.no_documents.strip(),
+        reflection=base.reflection.strip(),
+        answer_lead=base.answer_lead,
+        think=think,
+        thought_end=template.thought_end(prompt, think),
+        frame=frame,
+        markers=template.markers(prompt, frame, written),
+        format=name,
+        call=call,
+        reply=reply,
+        json_reply=json_reply,
     )
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, messages: list[Any], **options: Any) -> str:
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; "
-            "use the protocol as it is, or set tokenizer.chat_template"
-        )
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
-    )
+class _Template:
+    """A chat template, asked for what it writes around messages.
 
+    Args:
+        tokenizer: The tokenizer that has it.
+        tools: Functions that the model may call.
 
-def _with_question(prompt: str) -> str:
-    if _PLACEHOLDER not in prompt:
-        raise ValueError(
-            f"expected the chat template to keep {_PLACEHOLDER!r} of the prompt, got {prompt!r}"
+    Raises:
+        ValueError: If the tokenizer has none.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, tools: Sequence[dict[str, Any]] | None = None
+    ) -> None:
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no chat template; "
+                "use the protocol as it is, or set tokenizer.chat_template"
+            )
+        self.tokenizer, self.tools = tokenizer, tools
+        words = f"{tokenizer.chat_template} {' '.join(tokenizer.get_added_vocab())}"
+        self.think = next((name for name in _THOUGHTS if f"</{name}>" in words), None)
+
+    def prompt(self, text: str) -> str:
+        """A user's message and the opening of the reply.
+
+        What the tokenizer puts before every text by itself (a BOS token) is left out.
+        """
+        rendered = self._render([{"role": "user", "content": text}])
+        if _PLACEHOLDER not in rendered:
+            raise ValueError(
+                f"expected the chat template to keep {_PLACEHOLDER!r} of the prompt, got "
+                f"{rendered!r}"
+            )
+        leading = GuardedTokenizer(self.tokenizer).leading
+        return rendered.removeprefix(str(self.tokenizer.decode(leading)) if leading else "")
+
+    def frame(self) -> Frame:
+        """What stands around a user's message that follows a turn."""
+        said = [
+            {"role": "user", "content": "@ask@"},
+            {"role": "assistant", "content": "@turn@"},
+            {"role": "user", "content": "@text@"},
+        ]
+        rest = self._render(said).partition("@turn@")[2]
+        before, found, after = rest.partition("@text@")
+        if not found:
+            raise ValueError(
+                "expected the chat template to keep every message of a conversation, got "
+                f"{self._render(said)!r}"
+            )
+        return self._frame(before, after)
+
+    def call(self) -> tuple[str, str, str, Frame, bool]:
+        """How a call is written: its format, its text, that as rendered, the reply's frame.
+
+        The last value says whether the reply is written as the inside of a JSON string.
+        """
+        reply = '@re"ply@'
+        call = {"name": "search", "arguments": {"query": "@query@"}}
+        said: list[dict[str, Any]] = [
+            {"role": "user", "content": "@ask@"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": NO_ID, "type": "function", "function": call}],
+            },
+            {"role": "tool", "name": "search", "tool_call_id": NO_ID, "content": reply},
+        ]
+        rendered = self._render(said).partition("@ask@")[2]
+        as_json = '@re\\"ply@'
+        body = as_json if as_json in rendered else reply
+        written, found, after = rendered.partition(body)
+        name, read = self._format(written, self._render(said[:1]).partition("@ask@")[2])
+        if read is None or not found:
+            raise ValueError(
+                "expected a chat template that writes a call of search(query) in one of the "
+                f"formats {', '.join(CALL_FORMATS)} and its reply after it, got {rendered!r}; use "
+                "the chat variant of a protocol for this tokenizer"
+            )
+        text = written[read.start : read.end]
+        before, after = (part.replace(NO_ID, "{id}") for part in (written[read.end :], after))
+        frame = self._frame(before, after)
+        call_text = text.replace("@query@", "{query}").replace(NO_ID, "{id}")
+        return name, call_text, written, frame, body == as_json
+
+    @staticmethod
+    def _format(written: str, opening: str) -> tuple[str, Call | None]:
+        """The first format that reads a call, and the call."""
+        for name, form in CALL_FORMATS.items():
+            found = form.find(written, "search", "query")
+            if found is None or found.query != "@query@":
+                continue
+            # What has no opening of its own must stand at the opening of the turn.
+            if form.opening or written[: found.start].strip() == opening.strip():
+                return name, found
+        return "", None
+
+    def thought_end(self, prompt: str, think: str | None) -> str:
+        """What closes the thought that a prompt opens, as the template does; empty if none."""
+        if think is None or not prompt.rstrip().endswith(f"<{think}>"):
+            return ""
+        said = [{"role": "user", "content": "@ask@"}, {"role": "assistant", "content": "@turn@"}]
+        opening = self._render(said[:1]).partition("@ask@")[2]
+        written = self._render(said, add_generation_prompt=False).partition("@ask@")[2]
+        closed = written.partition("@turn@")[0].removeprefix(opening)
+        return closed if closed.lstrip().startswith(f"</{think}>") else f"\n</{think}>\n\n"
+
+    def markers(self, *rendered: str | Frame) -> tuple[str, ...]:
+        """The control tokens in what was rendered, longest first."""
+        parts = (
+            (part.end, part.before, part.after) if isinstance(part, Frame) else (part,)
+            for part in rendered
         )
-    return prompt
+        text = "\n".join("\n".join(part) for part in parts)
+        tokens = [*self.tokenizer.get_added_vocab(), *self.tokenizer.all_special_tokens]
+        known = {token for token in tokens if len(token.strip()) > 1 and token in text}
+        return tuple(sorted(known, key=lambda token: (-len(token), token)))
+
+    def _frame(self, before: str, after: str) -> Frame:
+        """A frame whose ``end`` is what the policy writes itself when it ends its turn."""
+        tokens = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        eos = self.tokenizer.eos_token
+        if eos is not None and eos in before:
+            end = before[: before.index(eos) + len(eos)]
+        else:
+            first = next((t for t in tokens if before.lstrip().startswith(t)), "")
+            end = before[: before.index(first) + len(first)] if first else ""
+        return Frame(end, before[len(end) :], after)
+
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        given = {"tools": self.tools, "add_generation_prompt": True, **options}
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **given))
+        except Exception as error:  # templates raise whatever they like
+            roles = ", ".join(message["role"] for message in messages)
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the chat template of {self.tokenizer.name_or_path!r} cannot render messages of "
+                f"{roles} ({type(error).__name__}: {reason}); "
+                + (
+                    "it knows no tool calls: use the chat variant of a protocol"
+                    if "tool" in roles
+                    else "use a preset as it is"
+                )
+            ) from error

@@ -69,9 +69,7 @@ class SegmentTokenizer:
         """
         if segment.token_ids is not None:
             return list(segment.token_ids)
-        if segment.parts:
-            return [token for part in segment.parts for token in self.encode_segment(part)]
-        return list(self._encode(segment.text, segment.source == "system"))
+        return list(self._encode(segment.text, _trusted(segment)))
 
     def encode_answer(
         self, opening_text: str, answer_text: str
@@ -161,13 +159,13 @@ class SegmentTokenizer:
                 "load both from one checkpoint, or call model.resize_token_embeddings"
             )
 
-    def _encode_text(self, text: str, trusted: bool) -> tuple[int, ...]:
-        return self._guarded.tokenise(text, len(text) if trusted else 0)[0]
+    def _encode_text(self, text: str, trusted: Spans) -> tuple[int, ...]:
+        return self._guarded.tokenise(text, trusted)[0]
 
     def _encode_opening_and_answer(
         self, opening: str, answer: str
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids, spans = self._guarded.tokenise(opening + answer, len(opening))
+        ids, spans = self._guarded.tokenise(opening + answer, ((0, len(opening)),))
         first = next((i for i, (_, end) in enumerate(spans) if end > len(opening)), len(ids))
         if first == len(ids):
             raise ValueError(
@@ -184,12 +182,15 @@ def as_segment_tokenizer(
     return tokenizer if isinstance(tokenizer, SegmentTokenizer) else SegmentTokenizer(tokenizer)
 
 
-Tokens = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+Spans = tuple[tuple[int, int], ...]
+"""Characters ``[start, end)`` of a text, in order."""
+
+Tokens = tuple[tuple[int, ...], Spans]
 """Ids and, for each of them, the characters ``[start, end)`` that it stands for."""
 
 
 class GuardedTokenizer:
-    """Tokenises text of which only a leading part may form control tokens.
+    """Tokenises text of which only some parts may form control tokens.
 
     It works on a copy of its own, whose settings are made once. So it does not matter how others
     call the tokenizer, which sets its padding and truncation for all later calls; and any number of
@@ -228,12 +229,12 @@ class GuardedTokenizer:
         starts = range(len(full) - len(alone) + 1)
         return full[: next((i for i in starts if full[i : i + len(alone)] == alone), 0)]
 
-    def tokenise(self, text: str, trusted: int) -> Tokens:
+    def tokenise(self, text: str, trusted: Spans) -> Tokens:
         """Tokenise without adding special tokens.
 
         Args:
             text: The text.
-            trusted: Control tokens may end within this many leading characters, not after.
+            trusted: Where control tokens may stand.
 
         Raises:
             ValueError: If a single character becomes a control token.
@@ -247,7 +248,8 @@ class GuardedTokenizer:
             cuts = [
                 _cut(text, *span)
                 for token, span in zip(piece_ids, piece_spans, strict=True)
-                if token in self._control and span[1] > trusted
+                if token in self._control
+                and not any(first <= span[0] and span[1] <= last for first, last in trusted)
             ]
             if cuts:
                 bounds = [start, *cuts, end]
@@ -261,6 +263,17 @@ class GuardedTokenizer:
         encoding = self.backend.encode(text[start:end], add_special_tokens=False)
         offsets = ((start + first, start + last) for first, last in encoding.offsets)
         return tuple(encoding.ids), tuple(offsets)
+
+
+def _trusted(segment: Segment) -> Spans:
+    """Where a segment was written by the system."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    for part in segment.parts or (segment,):
+        if part.source == "system":
+            found.append((at, at + len(part.text)))
+        at += len(part.text)
+    return tuple(found)
 
 
 def _control_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.chat import protocol_for
 from agents.inference import eos_ids, evaluating, max_positions
 from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
@@ -24,7 +25,7 @@ from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
 from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.completion import Completion, StopReason
 from igsearch_env.episode import Context, Episode
-from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.settings import EnvironmentSettings
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -40,7 +41,7 @@ class TransformersPolicy:
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        protocol: The tag grammar, or the name of a preset.
+        protocol: The grammar, or its name (:mod:`igsearch_env.protocol.names`).
         temperature: Divides the logits before sampling; above 0.
         greedy: Take the most likely token instead of sampling.
         max_new_tokens: Longest turn, in tokens; shorter where the model's positions run out.
@@ -62,7 +63,7 @@ class TransformersPolicy:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast | SegmentTokenizer,
-        protocol: TagProtocol | str,
+        protocol: TagProtocol | str | None,
         *,
         temperature: float = 1.0,
         greedy: bool = False,
@@ -82,7 +83,7 @@ class TransformersPolicy:
         self.model = model
         self.tokenizer = as_segment_tokenizer(tokenizer)
         self.tokenizer.check_fits(model)
-        self.protocol = get_protocol(protocol)
+        self.protocol = protocol_for(protocol, self.tokenizer.tokenizer)
         self.temperature = temperature
         self.greedy = greedy
         self.max_new_tokens = max_new_tokens
@@ -111,8 +112,8 @@ class TransformersPolicy:
 
         Args:
             path: A directory, or the name of a model on the Hugging Face hub.
-            protocol: The tag grammar, or the name of a preset; None for what the directory says,
-                or else ``"refine"``.
+            protocol: The grammar, or its name (:mod:`igsearch_env.protocol.names`); None for what
+                the directory says, or else ``"refine"``.
             device: Where the model is to live.
             dtype: Type of the weights; ``"auto"`` takes the checkpoint's.
             max_new_tokens: Longest turn, in tokens; None for what the directory says, or else 64.
@@ -246,8 +247,7 @@ class TransformersPolicy:
             return True
         if ids[-1] not in self._closing:
             return False
-        text = self.tokenizer.decode(ids)
-        return any(stop in text for stop in self.protocol.stop)
+        return self.protocol.ended(self.tokenizer.decode(ids))
 
     def _completion(self, one: Sample) -> Completion:
         texts = self.tokenizer.decode_batch([one.ids[:end] for end in range(len(one.ids) + 1)])

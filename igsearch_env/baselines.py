@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from igsearch_env.agent import Agent
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Document, Episode
-from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.words import runs
 
 _NAME = re.compile(r"[A-Z0-9][\w'’-]*(?:\s+(?:of|the|de|von|van)?\s*[A-Z0-9][\w'’-]*)*")
@@ -33,8 +34,7 @@ class _Scripted:
         return self.protocol.write_search(query)
 
     def _answer(self, text: str) -> str:
-        tag = self.protocol.answer
-        return f"<{tag}>{self.protocol.answer_lead}{self.protocol.escape(text)} </{tag}>"
+        return self.protocol.write_answer(text)
 
 
 class DirectAgent(_Scripted):

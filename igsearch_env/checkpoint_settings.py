@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
-from igsearch_env.protocol.tool_calls import ToolCallProtocol
+from igsearch_env.protocol.names import protocol_from_record, protocol_record
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.settings import EnvironmentSettings
 
 FILE = "igsearch.json"
@@ -50,7 +50,7 @@ class CheckpointSettings:
                 f"({error}); correct it or remove it"
             ) from error
         try:
-            protocol = _protocol(data.get("protocol", cls.protocol))
+            protocol = protocol_from_record(data.get("protocol", cls.protocol))
             trained_in = replace(RULES, **data.get("trained_in", {}))
             return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
@@ -65,18 +65,6 @@ class CheckpointSettings:
         (folder / FILE).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def protocol_record(protocol: TagProtocol) -> str | dict[str, Any]:
-    """A protocol as JSON-ready data: the name of a preset, or all fields of another one."""
-    preset = PROTOCOLS.get(protocol.name) == protocol
-    return protocol.name if preset else asdict(protocol)
-
-
 def _check_count(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
-def _protocol(data: Any) -> TagProtocol:
-    if not isinstance(data, dict):
-        return get_protocol(data)
-    return ToolCallProtocol(**data) if "function" in data else TagProtocol(**data)

@@ -111,7 +111,7 @@ class Segment:
             (prompt, corrections and the protocol's own tags).
         token_ids: The ids that were sampled for this text, or None where it was never tokenised.
         parts: Where two sides wrote it (a chat template's markers around documents), the pieces in
-            reading order, which are tokenised each as its own source; they join to ``text``.
+            reading order; only those of the system may hold control tokens. They join to ``text``.
 
     Raises:
         ValueError: If the parts do not join to the text.

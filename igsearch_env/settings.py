@@ -18,7 +18,8 @@ from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, In
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
-from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.turn import TurnRules

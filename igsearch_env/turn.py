@@ -132,11 +132,11 @@ class Turn:
         answered = isinstance(parsed, Answer)
         ended = answered or turns >= rules.max_turns
         again = ended and attempt + 1 < rules.max_attempts
-        start = episode.policy_tokens
+        start, said = episode.policy_tokens, str(self.completion)
         if isinstance(parsed, Answer):
             reaction: dict[str, Any] = {"action": "answer", "observation": None}
         elif isinstance(parsed, Invalid):
-            correction = protocol.render_correction(parsed.reason)
+            correction = protocol.render_correction(parsed.reason, said)
             reaction = {"action": "invalid", "observation": correction}
         else:
             if found is None:
@@ -149,7 +149,7 @@ class Turn:
             log_probs=self.completion.log_probs,
             stop_reason=self.completion.stop_reason,
             attempt=attempt,
-            reflection=protocol.render_reflection(episode.question.text) if again else None,
+            reflection=protocol.render_reflection(episode.question.text, said) if again else None,
             **{"query_tokens": slice(start, start)} | reaction,
         )
         answer = parsed.text if isinstance(parsed, Answer) else None
@@ -168,9 +168,9 @@ class Turn:
         query = self.completion.tokens_within(*parsed.span)
         start = episode.policy_tokens
         if found.failed:
-            observation = Segment(protocol.failure, "system")
+            observation = protocol.render_failure(self.completion)
         else:
-            observation = protocol.render_documents(found.documents)
+            observation = protocol.render_documents(found.documents, self.completion)
         return {
             "action": "search",
             "observation": observation,

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from agents.inference import decoder, decoder_config
 from agents.loading import checkpoint_folder
 from igsearch_env.hub import without_waiting
-from igsearch_env.protocol.tags import get_protocol
+from igsearch_env.protocol.names import get_protocol
 from trainers.config import TrainSettings
 from trainers.local.token_batch import LOGITS_AT_ONCE
 

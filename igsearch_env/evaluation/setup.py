@@ -17,7 +17,7 @@ from typing import Any
 from igsearch_env.agent import AGENTS, Agent
 from igsearch_env.answers import ANSWER_RULE
 from igsearch_env.baselines import SCRIPTED, make_scripted
-from igsearch_env.checkpoint_settings import RULES, CheckpointSettings, protocol_record
+from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
 from igsearch_env.data.benchmarks import BENCHMARKS
 from igsearch_env.data.corpus import load_corpus, read_corpus
 from igsearch_env.data.questions import QuestionSet, load_question_set
@@ -26,7 +26,8 @@ from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
 from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
-from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol, get_protocol
+from igsearch_env.protocol.names import get_protocol, protocol_record
+from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.record import to_record
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever

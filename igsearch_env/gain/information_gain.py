@@ -314,8 +314,9 @@ class InformationGain:
             # Where one context has no refinement none has: only their content is to differ.
             pairs = [(documents, NO_REFINEMENT) for documents, _ in pairs]
         opening = Segment(self.protocol.answer_opening, "system")
+        said = step.turn.text
         return [
-            (*before, self.protocol.render_documents(documents), *_shown(refined), opening)
+            (*before, self.protocol.render_documents(documents, said), *_shown(refined), opening)
             for documents, refined in pairs
         ]
 

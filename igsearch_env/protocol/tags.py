@@ -42,6 +42,25 @@ class Invalid:
     end: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a chat template writes around a message to the policy; system text.
+
+    Args:
+        end: Ends the policy's turn; left out where the policy has written it itself.
+        before: Opens the message.
+        after: Closes the message and opens the policy's next turn.
+    """
+
+    end: str = ""
+    before: str = ""
+    after: str = ""
+
+
+NO_FRAME = Frame()
+_HARMLESS = {"<": "‹", "[": "［"}
+
+
 @dataclass(frozen=True)
 class TagProtocol:
     """Tags and templates.
@@ -53,7 +72,8 @@ class TagProtocol:
         answer: Tag around an answer.
         documents: Tag around retrieved documents.
         refine: Tag around what the policy extracts from documents, or None if there is none.
-        think: Tag around free reasoning, or None if there is none.
+        think: Tag around free reasoning, or None if there is none. No action is read inside it, nor
+            after it as long as it is not closed.
         document: Template of one document; may hold ``{rank}``, ``{title}`` and ``{text}``.
         documents_block: Template of an observation after a search; holds ``{documents}``, and
             ``{tag}`` for the name of the tag around them.
@@ -69,6 +89,10 @@ class TagProtocol:
             answers are scored.
         answer_lead: What the policy writes between the opening tag and the first word of an
             answer; it is scored with the answer, because a byte-level BPE puts it in one token.
+        frame: Around whatever the environment says, where a chat template frames its messages.
+        thought_end: What closes the thought that a chat template opens for the policy; empty where
+            turns do not start inside a thought.
+        markers: Control tokens of the template, which documents and questions must not hold.
 
     >>> protocol = PROTOCOLS["refine"]
     >>> protocol.parse("<think> first </think> <search> capital of Peru </search>")
@@ -100,8 +124,14 @@ class TagProtocol:
     )
     answer_before: str = "\n"
     answer_lead: str = " "
+    frame: Frame = NO_FRAME
+    thought_end: str = ""
+    markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.frame, Frame):  # as JSON and TOML have it
+            object.__setattr__(self, "frame", Frame(**self.frame))
+        object.__setattr__(self, "markers", tuple(self.markers))
         if "{question}" not in self.prompt:
             raise ValueError(
                 f"protocol {self.name!r}: the prompt must hold '{{question}}', got {self.prompt!r}"
@@ -117,12 +147,12 @@ class TagProtocol:
                 f"protocol {self.name!r}: the tags must be distinct and not blank, got {self.tags}"
             )
         replies = (
-            ("correction", self.render_correction("").text),
+            ("correction", self.correction),
             ("failure", self.failure),
-            ("reflection", self.render_reflection("").text),
+            ("reflection", self.reflection),
         )
         for name, text in replies:
-            if not isinstance(TagProtocol.parse(self, text), Invalid):
+            if self._action.search(self._with_tag_names(text)):
                 raise ValueError(
                     f"protocol {self.name!r}: {name} holds a complete action, which a policy may "
                     f"copy and have carried out, got {text!r}; describe the tags in words"
@@ -147,8 +177,11 @@ class TagProtocol:
 
     @property
     def answer_opening(self) -> str:
-        """What stands before an answer when it is scored, the opening tag included."""
-        return f"{self.answer_before}<{self.answer}>"
+        """What stands before an answer when it is scored, the opening tag included.
+
+        A thought that the template has opened is closed without a word in it.
+        """
+        return f"{self.thought_end or self.answer_before}<{self.answer}>"
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -158,48 +191,110 @@ class TagProtocol:
     @cached_property
     def _action(self) -> re.Pattern[str]:
         actions = f"{re.escape(self.search)}|{re.escape(self.answer)}"
-        return re.compile(rf"<({actions})>((?:(?!</?(?:{self._tags})>).)*)</\1>", re.DOTALL)
+        # NUL stands for the text of thoughts, see spoken.
+        return re.compile(rf"<({actions})>((?:(?!</?(?:{self._tags})>)[^\0])*)</\1>")
 
     @cached_property
     def _unsafe(self) -> re.Pattern[str]:
-        return re.compile(rf"<(?=/?\s*(?:{self._tags})\s*>|\|)", re.IGNORECASE)
+        starts = [rf"<(?=/?\s*(?:{self._tags})\s*>|\|)"]
+        starts += [f"{re.escape(mark[0])}(?={re.escape(mark[1:])})" for mark in self.markers]
+        return re.compile("|".join(starts), re.IGNORECASE)
 
     def escape(self, text: str) -> str:
-        """Make untrusted text harmless: ``<`` of a protocol tag or ``<|`` becomes ``‹``."""
-        return self._unsafe.sub("‹", text) if "<" in text else text
+        """Make untrusted text harmless.
+
+        ``<`` of a protocol tag or of ``<|`` becomes ``‹``, and so does the first character of a
+        marker (``［`` where it is a bracket).
+        """
+        return self._unsafe.sub(lambda found: _HARMLESS.get(found.group(), "‹"), text)
+
+    def spoken(self, turn: str) -> str:
+        r"""The turn with NUL in place of every character of a thought, so that places stay.
+
+        >>> PROTOCOLS["refine"].spoken("<think> not <answer> a </answer> </think> yes").strip("\0")
+        ' yes'
+        """
+        if self.think is None:
+            return turn
+        opening, closing = f"<{self.think}>", f"</{self.think}>"
+        if self.thought_end:  # the template has opened a thought before the turn
+            turn = opening + turn
+        elif opening not in turn:
+            return turn
+        thought = rf"{re.escape(opening)}.*?(?:{re.escape(closing)}|\Z)"
+        hidden = re.sub(thought, lambda found: "\0" * len(found.group()), turn, flags=re.DOTALL)
+        return hidden[len(opening) :] if self.thought_end else hidden
+
+    def ended(self, turn: str) -> bool:
+        """Whether one of the stop strings stands in the turn, outside of thoughts."""
+        if not any(stop in turn for stop in self.stop):
+            return False
+        spoken = self.spoken(turn)
+        return any(stop in spoken for stop in self.stop)
 
     def render_prompt(self, question: str) -> Segment:
         """The first observation for a question."""
         return Segment(self.prompt.replace("{question}", self.escape(question)), "system")
 
-    def render_documents(self, documents: Sequence[Document]) -> Segment:
-        """The observation after a search."""
+    def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
+        """The observation after a search.
+
+        Args:
+            documents: What was found.
+            turn: The policy's turn; a frame depends on how it ends.
+        """
         lines = (
             self.document.format(rank=rank, title=doc.title, text=doc.text)
             for rank, doc in enumerate(documents, start=1)
         )
         body = self.escape("\n".join(lines)) or self.no_documents
         block = self.documents_block.replace("{tag}", self.documents)
-        return Segment(block.replace("{documents}", body), "document")
+        return self._framed(Segment(block.replace("{documents}", body), "document"), turn)
 
-    def render_correction(self, reason: str) -> Segment:
+    def render_correction(self, reason: str, turn: str = "") -> Segment:
         """The observation after a turn that could not be carried out."""
-        text = self.correction.replace("{reason}", reason)
-        text = text.replace("{search}", self.search).replace("{answer}", self.answer)
-        return Segment(text, "system")
+        text = self._with_tag_names(self.correction.replace("{reason}", reason))
+        return self._framed(Segment(text, "system"), turn)
 
-    def render_reflection(self, question: str) -> Segment:
+    def render_failure(self, turn: str = "") -> Segment:
+        """The observation after a search that the retriever gave up on."""
+        return self._framed(Segment(self.failure, "system"), turn)
+
+    def render_reflection(self, question: str, turn: str = "") -> Segment:
         """What opens another attempt at a question."""
-        text = self.reflection.replace("{search}", self.search).replace("{answer}", self.answer)
-        return Segment(text.replace("{question}", self.escape(question)), "system")
+        text = self._with_tag_names(self.reflection)
+        return self._framed(
+            Segment(text.replace("{question}", self.escape(question)), "system"), turn
+        )
+
+    def _with_tag_names(self, text: str) -> str:
+        return text.replace("{search}", self.search).replace("{answer}", self.answer)
+
+    def _framed(self, said: Segment, turn: str, frame: Frame | None = None) -> Segment:
+        """What is said, in a frame (that of the protocol, unless another is given)."""
+        frame = self.frame if frame is None else frame
+        if frame == NO_FRAME:
+            return said
+        written = frame.end and turn.rstrip().endswith(frame.end.strip())
+        before = Segment(frame.before if written else frame.end + frame.before, "system")
+        after = Segment(frame.after, "system")
+        text = before.text + said.text + after.text
+        if said.source == "system":
+            return Segment(text, "system")
+        return Segment(text, said.source, parts=(before, said, after))
 
     def write_search(self, query: str) -> str:
         """A search for a query, as a policy would write it."""
-        return f"<{self.search}> {self.escape(query)} </{self.search}>"
+        return f"{self.thought_end}<{self.search}> {self.escape(query)} </{self.search}>"
+
+    def write_answer(self, answer: str) -> str:
+        """An answer, as a policy would write it."""
+        text = f"<{self.answer}>{self.answer_lead}{self.escape(answer)} </{self.answer}>"
+        return self.thought_end + text
 
     def parse(self, turn: str) -> Search | Answer | Invalid:
         """Read the first complete action of a turn; whatever follows it does not count."""
-        match = self._action.search(turn)
+        match = self._action.search(self.spoken(turn))
         if match is None:
             return Invalid("no complete action")
         text = match.group(2).strip()
@@ -218,11 +313,15 @@ class TagProtocol:
 
         The block must open the turn (blanks aside) and close before any action does.
         """
-        if self.refine is None or not turn.lstrip().startswith(f"<{self.refine}>"):
+        if (
+            self.refine is None
+            or self.thought_end
+            or not turn.lstrip().startswith(f"<{self.refine}>")
+        ):
             return 0
         closing = f"</{self.refine}>"
         at = turn.find(closing)
-        action = self._action.search(turn)
+        action = self._action.search(self.spoken(turn))
         if at < 0 or (action is not None and action.start() < at):
             return 0
         return at + len(closing)
@@ -272,20 +371,3 @@ PROTOCOLS: dict[str, TagProtocol] = {
     ),
 }
 """The presets: ``refine`` (default), ``refine-bare`` (for tiny policies) and ``search-r1``."""
-
-
-def get_protocol(protocol: TagProtocol | str) -> TagProtocol:
-    """Look up a preset by name; a protocol is returned as it is.
-
-    Raises:
-        ValueError: If there is no preset of that name.
-    """
-    if isinstance(protocol, TagProtocol):
-        return protocol
-    if protocol not in PROTOCOLS:
-        known = ", ".join(sorted(PROTOCOLS))
-        raise ValueError(
-            f"unknown protocol {protocol!r}; known are {known}, or pass a TagProtocol; names of "
-            "your own need --import FILE"
-        )
-    return PROTOCOLS[protocol]

@@ -2,28 +2,236 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from igsearch_env.episode import Document, Segment
-from igsearch_env.protocol.tags import Answer, Invalid, Search, TagProtocol
+from igsearch_env.protocol.tags import NO_FRAME, Answer, Frame, Invalid, Search, TagProtocol
+
+NO_ID = "000000000"
+"""Stands for the id of a call where the policy wrote none."""
+
+
+class Call(NamedTuple):
+    """A call in a turn.
+
+    Args:
+        start: Its first character.
+        end: The character after it.
+        query: The query; empty where ``problem`` says why there is none.
+        span: Characters ``[start, end)`` of the query, as it is written in the turn.
+        problem: Why the call cannot be carried out; empty if it can.
+    """
+
+    start: int
+    end: int
+    query: str
+    span: tuple[int, int]
+    problem: str = ""
+
+
+Read = tuple[str, tuple[int, int]] | str
+"""A query and where it stands in what was read, or why there is none."""
+
+
+def _no_call(function: str) -> str:
+    return f"no call of {function} with a text"
+
+
+def _literal(body: str, argument: str, query: str) -> tuple[int, int]:
+    """Where a JSON string stands; all of the body where its key is written with escapes."""
+    pattern = re.compile(rf'"{re.escape(argument)}"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
+    spans = [found.span(1) for found in pattern.finditer(body)]
+    same = (span for span in reversed(spans) if json.loads(f'"{body[slice(*span)]}"') == query)
+    return next(same, (0, len(body)))
+
+
+def _read_json(body: str, function: str, argument: str) -> Read:
+    """``{"name": ..., "arguments": {...}}``, or ``parameters``; alone or first in a list."""
+    try:
+        data = json.loads(body)
+        call = data[0] if isinstance(data, list) else data
+        name = call["name"]
+        query = (call["arguments"] if "arguments" in call else call["parameters"])[argument]
+    except (ValueError, TypeError, LookupError, RecursionError):  # the last: absurdly nested
+        return f"no JSON with name and arguments.{argument}"
+    if name != function or not isinstance(query, str):
+        return _no_call(function)
+    return query, _literal(body, argument, query)
+
+
+def _read_named_json(body: str, function: str, argument: str) -> Read:
+    """``NAME[ARGS]{...}``, with or without ``[CALL_ID]...`` after the name."""
+    found = re.match(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\w*)?\s*\[ARGS\]", body)
+    if found is None or found.group(1) != function:
+        return _no_call(function)
+    try:
+        query = json.loads(body[found.end() :])[argument]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return f"no JSON with {argument}"
+    if not isinstance(query, str):
+        return _no_call(function)
+    start, end = _literal(body[found.end() :], argument, query)
+    return query, (found.end() + start, found.end() + end)
+
+
+def _reader(pattern: str, value: Callable[[str], Any] = str) -> Callable[[str, str, str], Read]:
+    """A reader of calls that a pattern describes, in which the group ``query`` is the query."""
+
+    def read(body: str, function: str, argument: str) -> Read:
+        names = {"FUNCTION": re.escape(function), "ARGUMENT": re.escape(argument)}
+        whole = re.sub("FUNCTION|ARGUMENT", lambda found: names[found.group()], pattern)
+        found = re.fullmatch(whole, body, re.DOTALL)
+        if found is None:
+            return _no_call(function)
+        try:
+            return str(value(found["query"])), found.span("query")
+        except (ValueError, SyntaxError, MemoryError):
+            return _no_call(function)
+
+    return read
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _in_python(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+
+
+def _of_python(text: str) -> Any:
+    """The value of what stands between the quotes of a string of Python."""
+    return ast.literal_eval("'" + re.sub(r"(?<!\\)((?:\\\\)*)'", r"\1\\'", text) + "'")
+
+
+def _json_end(text: str, start: int) -> int | None:
+    """Where the JSON that begins there ends; None if there is none, or it is not complete."""
+    try:
+        return json.JSONDecoder().raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
+@dataclass(frozen=True)
+class CallFormat:
+    """A way to write a call.
+
+    Args:
+        opening: What opens a call; empty where the JSON of the call stands alone.
+        closing: What closes it; empty where it ends with its JSON.
+        read: Reads what stands between them: text, name of the function, name of its argument.
+        quote: Writes a query into a call.
+    """
+
+    opening: str
+    closing: str
+    read: Callable[[str, str, str], Read]
+    quote: Callable[[str], str] = _in_json
+
+    def find(self, text: str, function: str, argument: str) -> Call | None:
+        """The first complete call in a text."""
+        extent = self._extent(text)
+        if extent is None:
+            return None
+        start, first, last, end = extent
+        found = self.read(text[first:last], function, argument)
+        if isinstance(found, str):
+            return Call(start, end, "", (first, last), found)
+        query, (before, after) = found
+        problem = "" if query.strip() else "empty query"
+        return Call(start, end, query.strip(), (first + before, first + after), problem)
+
+    def _extent(self, text: str) -> tuple[int, int, int, int] | None:
+        """Where the call starts, its inside starts and ends, and the call ends."""
+        if self.closing:
+            last = text.find(self.closing)
+            start = text.rfind(self.opening, 0, max(0, last))
+            if last < 0 or start < 0:
+                return None
+            return start, start + len(self.opening), last, last + len(self.closing)
+        if self.opening:
+            start = text.find(self.opening)
+            first = start + len(self.opening)
+            at = re.compile(r"[^\[{]*(?:\[(?:CALL_ID|ARGS)\][^\[{]*)*").match(text, first)
+            end = _json_end(text, at.end()) if start >= 0 and at is not None else None
+            return None if end is None else (start, first, end, end)
+        for brace in re.finditer(r"\{", text):
+            end = _json_end(text, brace.start())
+            if end is not None and '"name"' in text[brace.start() : end]:
+                return brace.start(), brace.start(), end, end
+        return None
+
+
+CALL_FORMATS: dict[str, CallFormat] = {
+    # Qwen2.5, Qwen3, Hermes
+    "json": CallFormat("<tool_call>", "</tool_call>", _read_json),
+    # Qwen3-Coder, Qwen3.5, Nemotron 3
+    "xml": CallFormat(
+        "<tool_call>",
+        "</tool_call>",
+        _reader(
+            r"\s*<function=FUNCTION>\s*<parameter=ARGUMENT>\s*(?P<query>.*?)\s*</parameter>\s*"
+            r"</function>\s*"
+        ),
+        str,
+    ),
+    # GLM-4.5
+    "glm": CallFormat(
+        "<tool_call>",
+        "</tool_call>",
+        _reader(
+            r"\s*FUNCTION\s*<arg_key>\s*ARGUMENT\s*</arg_key>\s*<arg_value>\s*(?P<query>.*?)\s*"
+            r"</arg_value>\s*"
+        ),
+        str,
+    ),
+    # LFM2
+    "python": CallFormat(
+        "<|tool_call_start|>",
+        "<|tool_call_end|>",
+        _reader(
+            r"""\s*\[\s*FUNCTION\(\s*ARGUMENT\s*=\s*(?P<quote>['"])"""
+            r"(?P<query>(?:(?!(?P=quote))[^\\\n]|\\.)*)(?P=quote)\s*\)\s*\]\s*",
+            _of_python,
+        ),
+        _in_python,
+    ),
+    # Mistral, from 2025 on: [TOOL_CALLS]search[ARGS]{"query": ...}
+    "mistral-args": CallFormat("[TOOL_CALLS]", "", _read_named_json),
+    # Mistral before: [TOOL_CALLS] [{"name": ..., "arguments": ..., "id": ...}]
+    "mistral": CallFormat("[TOOL_CALLS]", "", _read_json),
+    # Llama 3: {"name": ..., "parameters": ...}, with nothing around it
+    "bare": CallFormat("", "", _read_json),
+}
+"""How chat templates write calls, by name. :func:`agents.chat.tool_protocol` takes the first that
+reads the call which a template renders."""
+
+
+_REPLY = Frame(before="\n<tool_response>\n", after="\n</tool_response>\n")
 
 
 @dataclass(frozen=True)
 class ToolCallProtocol(TagProtocol):
-    r"""A search is JSON inside ``<tool_call>``, as Qwen's and Hermes' chat templates write it.
+    r"""A search is a call of a function, in one of the formats of :data:`CALL_FORMATS`.
 
     Answers stand in their tag as in every protocol: what is scored must be told from what is said
-    around it. :func:`agents.chat.tool_protocol` builds the prompt and the frame from a tokenizer's
+    around it. :func:`agents.chat.tool_protocol` builds the prompt and the frames from a tokenizer's
     chat template.
 
     Args:
         function: Name of the function that searches.
         argument: Name of its one argument, the query.
-        frame: What stands before and after the documents: the template's markers of a tool's reply
-            and of the turn that follows it. It is system text, unlike the documents.
+        format: How calls are written, a name of :data:`CALL_FORMATS`.
+        call: How a call is written here; holds ``{query}``, and may hold ``{function}``,
+            ``{argument}`` and ``{id}``.
+        reply: Around the documents: the frame of a tool's reply. It is system text, unlike the
+            documents, and may hold ``{id}``, the id of the call.
+        json_reply: Whether a tool's reply is written as the inside of a JSON string.
 
     >>> protocol = ToolCallProtocol(name="tool-calls", prompt="{question}")
     >>> call = protocol.write_search("capital of Peru")
@@ -45,47 +253,83 @@ class ToolCallProtocol(TagProtocol):
     answer_before: str = ""
     function: str = "search"
     argument: str = "query"
-    frame: tuple[str, str] = ("\n<tool_response>\n", "\n</tool_response>\n")
+    format: str = "json"
+    call: str = (
+        '<tool_call>\n{"name": "{function}", "arguments": {"{argument}": "{query}"}}\n</tool_call>'
+    )
+    reply: Frame = _REPLY
+    json_reply: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "frame", tuple(self.frame))  # JSON reads it as a list
-        if len(self.frame) != 2:
+        if not isinstance(self.reply, Frame):  # as JSON and TOML have it
+            object.__setattr__(self, "reply", Frame(**self.reply))
+        if self.format not in CALL_FORMATS:
             raise ValueError(
-                f"protocol {self.name!r}: frame must be two strings, got {self.frame!r}"
+                f"protocol {self.name!r}: format must be one of {', '.join(CALL_FORMATS)}, got "
+                f"{self.format!r}"
+            )
+        found = self.parse(self.write_search("a query"))
+        if not isinstance(found, Search) or found.query != "a query":
+            raise ValueError(
+                f"protocol {self.name!r}: a call like {self.call!r} cannot be read in the format "
+                f"{self.format!r} ({found})"
             )
 
-    def render_documents(self, documents: Sequence[Document]) -> Segment:
-        """The observation after a search: the frame and, untrusted, the documents in it."""
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a turn: the closing tag of an answer, and that of a call if any."""
+        closing = CALL_FORMATS[self.format].closing
+        return (*((closing,) if closing else ()), f"</{self.answer}>")
+
+    def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
+        """The observation after a search: the tool's reply with, untrusted, the documents in it."""
         body = super().render_documents(documents)
-        before, after = (Segment(text, "system") for text in self.frame)
-        text = before.text + body.text + after.text
-        return Segment(text, "document", parts=(before, body, after))
+        body = body.parts[1] if body.parts else body
+        return self._replied(Segment(body.text.strip(), "document"), turn)
+
+    def render_failure(self, turn: str = "") -> Segment:
+        """The observation after a search that the retriever gave up on: the tool's reply, too."""
+        return self._replied(Segment(self.failure, "system"), turn)
+
+    def _replied(self, said: Segment, turn: str) -> Segment:
+        if self.json_reply:
+            said = Segment(_in_json(said.text), said.source)
+        reply = self.reply
+        if "{id}" in reply.before + reply.after:
+            call = CALL_FORMATS[self.format].find(self.spoken(turn), self.function, self.argument)
+            known = call and re.search(
+                r'(?:"id"\s*:\s*"|\[CALL_ID\])([A-Za-z0-9]+)', turn[call.start : call.end]
+            )
+            name = known[1] if known else NO_ID
+            parts = (reply.end, reply.before, reply.after)
+            reply = Frame(*(part.replace("{id}", name) for part in parts))
+        return self._framed(said, turn, reply) if reply != NO_FRAME else said
 
     def write_search(self, query: str) -> str:
         """The call of the function, as the chat template writes it."""
-        call = {"name": self.function, "arguments": {self.argument: self.escape(query)}}
-        return f"<{self.search}>\n{json.dumps(call, ensure_ascii=False)}\n</{self.search}>"
+        quoted = CALL_FORMATS[self.format].quote(self.escape(query))
+        names = {"function": self.function, "argument": self.argument, "query": quoted, "id": NO_ID}
+        call = re.sub(r"\{(function|argument|query|id)\}", lambda m: names[m[1]], self.call)
+        return self.thought_end + call
 
     def parse(self, turn: str) -> Search | Answer | Invalid:
-        """Read the first complete action; the span of a search is that of the query in the JSON."""
-        action = super().parse(turn)
-        if not isinstance(action, Search):
-            return action
-        start, stop = action.span
-        try:
-            call = json.loads(turn[start:stop])
-            name, query = call["name"], call["arguments"][self.argument]
-        except (ValueError, TypeError, KeyError, RecursionError):  # the last: absurdly nested
-            return Invalid(f"no JSON with name and arguments.{self.argument}", action.end)
-        if name != self.function or not isinstance(query, str):
-            return Invalid(f"no call of {self.function} with a text", action.end)
-        if not query.strip():
-            return Invalid("empty query", action.end)
-        literal = re.compile(rf'"{re.escape(self.argument)}"\s*:\s*"((?:[^"\\]|\\.)*)"', re.DOTALL)
-        spans = [found.span(1) for found in literal.finditer(turn, start, stop)]
-        span = next(
-            (s for s in reversed(spans) if json.loads(f'"{turn[slice(*s)]}"') == query),
-            action.span,  # a key that is written with escapes
-        )
-        return Search(query.strip(), span, action.end)
+        """Read the first complete action; the span of a search is that of the query in the call."""
+        spoken = self.spoken(turn)
+        call = CALL_FORMATS[self.format].find(spoken, self.function, self.argument)
+        answered = self._answered.search(spoken)
+        if answered is not None and (call is None or answered.start() < call.start):
+            text = answered.group(1).strip()
+            if not text:
+                return Invalid("empty answer", answered.end())
+            return Answer(text, answered.span(1), answered.end())
+        if call is None:
+            return Invalid("no complete action")
+        if call.problem:
+            return Invalid(call.problem, call.end)
+        return Search(call.query, call.span, call.end)
+
+    @property
+    def _answered(self) -> re.Pattern[str]:
+        tag, tags = re.escape(self.answer), "|".join(map(re.escape, self.tags))
+        return re.compile(rf"<{tag}>((?:(?!</?(?:{tags})>)[^\0])*)</{tag}>")

@@ -122,7 +122,8 @@ def test_corrections_and_failures_are_turns_too(protocol: ToolCallProtocol) -> N
     observation, *_ = env.step("I think it is Lima.")
     assert observation.startswith("<|im_end|>\n<|im_start|>user\nThat turn could not")
     assert observation.endswith("inside the answer tags.<|im_end|>\n<|im_start|>assistant\n")
-    assert protocol.failure.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n")
+    failure = protocol.render_failure().text
+    assert failure.startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\nThe search engine")
     reflection = protocol.render_reflection("capital of Peru ?").text
     assert reflection.startswith("<|im_end|>\n<|im_start|>user\nGo over")
     assert reflection.endswith("capital of Peru ?<|im_end|>\n<|im_start|>assistant\n")
@@ -209,10 +210,12 @@ def test_templates_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="no chat template"):
         tool_protocol(bpe)
-    chat.chat_template = TEMPLATE.replace("<tool_call>\\n", "<call>\\n")
-    with pytest.raises(ValueError, match="writes a call as"):
+    chat.chat_template = TEMPLATE.replace("<tool_call>", "<call>")
+    with pytest.raises(ValueError, match="in one of the formats"):
         tool_protocol(chat)
-    with pytest.raises(ValueError, match="frame must be two strings"):
-        replace(protocol, frame=("a", "b", "c"))
+    with pytest.raises(ValueError, match="format must be one of json, xml"):
+        replace(protocol, format="yaml")
+    with pytest.raises(ValueError, match="cannot be read in the format 'xml'"):
+        replace(protocol, format="xml")
     with pytest.raises(ValueError, match="parts of a segment must join"):
         Segment("ab", "document", parts=(Segment("a", "system"),))

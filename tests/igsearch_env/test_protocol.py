@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from igsearch_env.engine import REFUSED
 from igsearch_env.episode import Document, Segment
-from igsearch_env.protocol.tags import (
-    PROTOCOLS,
-    Answer,
-    Invalid,
-    Search,
-    TagProtocol,
-    get_protocol,
-)
+from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.tags import PROTOCOLS, Answer, Invalid, Search, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
 REFINE, SEARCH_R1 = PROTOCOLS["refine"], PROTOCOLS["search-r1"]
@@ -73,7 +67,6 @@ class TestParse:
             ("<answer>a<search>b</search></answer>", Search("b", (17, 18), 27)),
             ("<search><search>b</search>", Search("b", (16, 17), 26)),
             ("</search><search>b</search>", Search("b", (17, 18), 27)),
-            ("<think><search>b</search></think>", Search("b", (15, 16), 25)),
         ],
     )
     def test_nested_and_unclosed_tags(
@@ -129,6 +122,33 @@ class TestParse:
         assert odd.parse("<s.+>q<sxx></s.+>") == Search("q<sxx>", (5, 11), 17)
         assert odd.escape("<sxx><s.+>") == "<sxx>‹s.+>"
 
+    @pytest.mark.parametrize(
+        ("turn", "expected"),
+        [
+            ("<think><search>b</search></think>", Invalid("no complete action")),
+            ("<think>I may write <answer>b</answer>", Invalid("no complete action")),
+            ("<think><answer>b</answer></think><search>c</search>", Search("c", (41, 42), 51)),
+            ("<search>a<think>b</think></search>", Invalid("no complete action")),
+            ("</think><search>a</search>", Search("a", (16, 17), 26)),
+        ],
+    )
+    def test_a_tag_quoted_in_a_thought_is_no_action(
+        self, turn: str, expected: Search | Invalid
+    ) -> None:
+        assert REFINE.parse(turn) == expected
+        assert REFINE.ended(turn) is (not isinstance(expected, Invalid) or "</search>" in turn[-9:])
+
+    def test_a_turn_may_begin_inside_a_thought(self) -> None:
+        protocol = replace(REFINE, thought_end="\n</think>\n\n")
+        assert protocol.parse("<answer>a</answer>") == Invalid("no complete action")
+        assert not protocol.ended("so <answer>a</answer>")
+        turn = "not <search>a</search>\n</think>\n<search>b</search>"
+        assert protocol.parse(turn) == Search("b", (40, 41), 50)
+        assert protocol.ended(turn)
+        for written in (protocol.write_search("b"), protocol.write_answer("b")):
+            assert not isinstance(protocol.parse(written), Invalid)
+        assert protocol.answer_opening == "\n</think>\n\n<answer>"
+
     @pytest.mark.timeout(20)
     def test_a_long_turn_of_openings_is_read_in_linear_time(self) -> None:
         assert REFINE.parse("<search> a " * 100_000) == Invalid("no complete action")
@@ -145,8 +165,21 @@ def tags_of(protocol: TagProtocol) -> list[str]:
     return [name for name in names if name]
 
 
+def without_thoughts(turn: str) -> str:
+    """The turn with ``#`` in place of thoughts, one character after the other."""
+    said, inside, at = "", False, 0
+    while at < len(turn):
+        tag = "</think>" if inside else "<think>"
+        if turn.startswith(tag, at):
+            said, at, inside = said + "#" * len(tag), at + len(tag), not inside
+        else:
+            said, at = said + ("#" if inside else turn[at]), at + 1
+    return said
+
+
 def parse_by_hand(protocol: TagProtocol, turn: str) -> Search | Answer | Invalid:
     """The same grammar without its regular expression: two tags in a row, opening and closing."""
+    turn = without_thoughts(turn)
     markup = [(f"<{slash}{tag}>", tag, slash) for tag in tags_of(protocol) for slash in ("", "/")]
     found = [
         (at, text, tag, slash)
@@ -159,6 +192,8 @@ def parse_by_hand(protocol: TagProtocol, turn: str) -> Search | Answer | Invalid
             span = (at + len(text), end)
             kind, what = (Search, "query") if tag == protocol.search else (Answer, "answer")
             inside = turn[slice(*span)].strip()
+            if "#" in inside:  # a thought between the tags of an action
+                continue
             stop = end + len(closing)
             return kind(inside, span, stop) if inside else Invalid(f"empty {what}", stop)
     return Invalid("no complete action")
@@ -448,7 +483,8 @@ class TestPresets:
 
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
         with pytest.raises(
-            ValueError, match=r"unknown protocol 'react'; known are refine, refine-bare, search-r1"
+            ValueError,
+            match=r"unknown protocol 'react'; known are refine, refine-bare, search-r1, chat",
         ):
             get_protocol("react")
 

@@ -28,7 +28,7 @@ from igsearch_env.completion import Completion
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Episode, Question
-from igsearch_env.protocol.tags import get_protocol
+from igsearch_env.protocol.names import get_protocol
 from igsearch_env.rollout import collect
 from trainers.config import TrainSettings, load_config
 from trainers.local.grpo import GRPOTrainer

@@ -10,7 +10,8 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
-from igsearch_env.protocol.tags import TagProtocol, get_protocol
+from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
 

@@ -135,8 +135,7 @@ class GoldAgent:
         read = next((a for a in golden if any(contains_answer(t, (a,)) for t in texts)), None)
         yes_or_no = golden[0] if golden[0].lower() in ("yes", "no") else None
         answer = read or yes_or_no or extract_answer(episode)
-        tag, lead = self.protocol.answer, self.protocol.answer_lead
-        return f"<{tag}>{lead}{self.protocol.escape(answer)} </{tag}>"
+        return self.protocol.write_answer(answer)
 
     def _refinement(self, episode: Episode) -> str:
         """What a grammar with refinements wants after documents: the first sentence of each."""
