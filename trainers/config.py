@@ -97,10 +97,11 @@ class OptimizationSettings:
         warmup_steps: Updates of warm-up.
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm.
-        clip_low: How far the probability of a token may fall, as a share, before it earns no more:
-            ratios below ``1 - clip_low`` are clipped.
-        clip_high: The same for its rise. A larger bound than the other keeps rare tokens able to
-            grow (DAPO's "clip higher", arXiv 2503.14476, takes 0.2 and 0.28).
+        clip: PPO's clip range: how far the probability of a token may fall or rise, as a share,
+            before it earns no more.
+        clip_high: The bound of the rise, if it is another one. A larger one keeps rare tokens able
+            to grow (DAPO's "clip higher", arXiv 2503.14476, takes 0.28 beside 0.2). ``"none"``
+            takes ``clip``.
         kl: Weight of the k3 estimate of the KL divergence to the initial policy; 0 for none.
         epochs: Passes over a batch.
         minibatches: Updates per pass.
@@ -125,8 +126,8 @@ class OptimizationSettings:
     warmup_steps: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip: float = 0.2
+    clip_high: float | Literal["none"] = "none"
     kl: float = 0.0
     epochs: int = 1
     minibatches: int = 1
@@ -205,10 +206,11 @@ class TrainSettings:
         check_range(
             "optimization", o, ("warmup_steps", "weight_decay", "kl", "micro_batch_tokens"), least=0
         )
-        positive = ("learning_rate", "max_grad_norm", "clip_low", "clip_high")
-        check_range("optimization", o, positive, above=0)
-        if o.clip_low >= 1:
-            raise ValueError(f"optimization.clip_low must be below 1, got {o.clip_low}")
+        check_range("optimization", o, ("learning_rate", "max_grad_norm", "clip"), above=0)
+        if o.clip >= 1:
+            raise ValueError(f"optimization.clip must be below 1, got {o.clip}")
+        if not isinstance(o.clip_high, str):
+            check_range("optimization", o, ("clip_high",), above=0)
         if not isinstance(o.max_sampling_gap, str):
             check_range("optimization", o, ("max_sampling_gap",), least=0)
             if o.minibatches > 1:

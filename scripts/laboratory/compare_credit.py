@@ -198,6 +198,11 @@ def report(study: Study, store: ResultStore, arguments: argparse.Namespace) -> N
     rows = store.record()
     fresh = [row for row in rows if row["trial"]["stage"] == "compare"]
     counted = [row for row in fresh if _counts(study, row)]
+    if not counted:
+        raise ValueError(
+            f"there is nothing to report: neither {arguments.out} nor the record in {folder} has a "
+            "run on fresh seeds with the settings of the study; run `compare` first"
+        )
     tried = [row for row in rows if row["trial"]["stage"] == "develop"]
     summary = summarise(study, counted, qualified, tried)
     summary["rests_on"] = rests_on(study)

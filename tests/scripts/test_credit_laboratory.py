@@ -471,6 +471,12 @@ def test_the_shipped_report_is_what_the_shipped_record_gives(tmp_path: Path) -> 
     }
 
 
+def test_there_is_no_report_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing to report: .* run `compare` first"):
+        compare_credit.main(["report", "--out", str(tmp_path / "a"), "--report", str(tmp_path)])
+    assert not (tmp_path / "credit.json").exists()
+
+
 def laboratory(*arguments: str | Path) -> None:
     size = ["--smoke", "--workers", "1", "--regimes", "no_second_try"]
     compare_credit.main([*map(str, arguments), *size])

@@ -381,10 +381,10 @@ def test_a_folder_in_use_is_left_alone(make_trainer: MakeTrainer) -> None:
     before = times()
     with pytest.raises(ValueError, match="holds a run already; pass --resume"):
         make_trainer("optimization.steps=1")
-    changed = ("optimization.clip_high=0.1", "world.seed=1", "credit.alpha=0.5")
+    changed = ("optimization.clip=0.1", "world.seed=1", "credit.alpha=0.5")
     with pytest.raises(
         ValueError,
-        match=r"other settings \(world.seed was 0, got 1; optimization.clip_high was 0.2, got 0.1; "
+        match=r"other settings \(world.seed was 0, got 1; optimization.clip was 0.2, got 0.1; "
         r"credit.alpha was None, got 0.5",
     ):
         make_trainer(*changed, resume=True)

@@ -197,8 +197,8 @@ def test_none_can_be_said_in_toml() -> None:
         (
             {"method": "ig_search", "alfa": 1},
             "'ig_search' does not take alfa; its options are alpha, alpha_final, alpha_from, "
-            "alpha_until, center, clip, dead_zone, gamma, groups, measure, negative_scale, "
-            "new_only, normalizer, scale, skip_last",
+            "alpha_until, baseline, center, clip, dead_zone, gamma, groups, measure, "
+            "negative_scale, new_only, normalizer, scale, skip_last",
         ),
         ({"method": "outcome", "alpha": 1}, "'outcome' does not take alpha; .* are none"),
         ({"method": "outcome", "dead_zone": 1}, "'outcome' does not take dead_zone"),

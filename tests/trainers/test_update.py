@@ -129,9 +129,9 @@ def test_the_gradient_is_that_of_the_slow_reference(
     options: dict[str, Any] = {"clips": (0.2, 0.28), "kl": 0.3, "reference": reference}
     expected = slow_gradients(policy, episodes, advantages, **options)
     by_sequence = slow_gradients(policy, episodes, advantages, **options, per_sequence=True)
-    metrics = updater(
-        policy, reference, clip_low=0.2, clip_high=0.28, kl=0.3, micro_batch_size=4
-    ).step(episodes, advantages, np.random.default_rng(0))
+    metrics = updater(policy, reference, clip=0.2, clip_high=0.28, kl=0.3, micro_batch_size=4).step(
+        episodes, advantages, np.random.default_rng(0)
+    )
     found = gradients(policy)
     assert difference(expected, found) < 1e-4
     assert difference(by_sequence, found) > 1e-2
@@ -239,9 +239,7 @@ def test_ratios_start_at_one_even_with_dropout(
                 setattr(module, "attention_dropout", 0.5)  # noqa: B010
         policy.model.train(mode)
         torch.manual_seed(seed)
-        metrics = updater(policy, clip_low=1e-3, clip_high=1e-3).step(
-            sampled, noise(sampled), np.random.default_rng(0)
-        )
+        metrics = updater(policy, clip=1e-3).step(sampled, noise(sampled), np.random.default_rng(0))
         assert metrics["clipped"] == 0
         found.append(gradients(policy))
     assert difference(found[0], found[1]) == 0
@@ -357,7 +355,7 @@ def test_it_is_what_plain_python_computes(
         old,
         advantage,
         total,
-        clip_low=low,
+        clip=low,
         clip_high=high,
         kl=kl,
         reference_log_probs=reference,

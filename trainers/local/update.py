@@ -216,13 +216,14 @@ class Updater:
         if self.reference is not None:
             with evaluating(self.reference, self.autocast):
                 reference, _ = self._log_probs(self.reference, batch)
+        clip, clip_high = self.config.clip, self.config.clip_high
         result = policy_loss(
             log_probs,
             batch.spread([row.old_log_probs for row in rows]),
             batch.spread([row.advantages for row in rows]),
             total,
-            clip_low=self.config.clip_low,
-            clip_high=self.config.clip_high,
+            clip=clip,
+            clip_high=clip if isinstance(clip_high, str) else clip_high,
             kl=self.config.kl,
             reference_log_probs=reference,
         )
@@ -320,14 +321,14 @@ def policy_loss(
     advantages: Tensor,
     total_tokens: int,
     *,
-    clip_low: float = 0.2,
+    clip: float = 0.2,
     clip_high: float = 0.2,
     kl: float = 0.0,
     reference_log_probs: Tensor | None = None,
 ) -> PolicyLoss:
     """PPO's clipped surrogate as one mean over all policy tokens of the batch.
 
-    -(1 / total) * sum_p min(r_p A_p, clip(r_p, 1 - clip_low, 1 + clip_high) A_p) + kl * k3_p, with
+    -(1 / total) * sum_p min(r_p A_p, clip(r_p, 1 - clip, 1 + clip_high) A_p) + kl * k3_p, with
     r_p the ratio to the policy that sampled (GRPO, arXiv 2402.03300, eq. 3; two bounds as in DAPO,
     arXiv 2503.14476, eq. 10) and k3 = exp(ref - log p) - (ref - log p) - 1. Tokens are averaged
     over the whole batch and not per sequence: a gain that was divided by the length of its query is
@@ -338,7 +339,7 @@ def policy_loss(
         old_log_probs: Under the weights that sampled, shape (tokens,).
         advantages: Shape (tokens,).
         total_tokens: Number of policy tokens of the whole batch.
-        clip_low: How far below 1 a ratio counts.
+        clip: How far below 1 a ratio counts.
         clip_high: How far above 1 a ratio counts.
         kl: Weight of the KL penalty.
         reference_log_probs: Under the reference policy, shape (tokens,); needed if ``kl`` > 0.
@@ -350,7 +351,7 @@ def policy_loss(
     # direction of its advantage is left alone, one that has moved the wrong way is not.
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
-    bounded = ratio.clamp(1 - clip_low, 1 + clip_high)
+    bounded = ratio.clamp(1 - clip, 1 + clip_high)
     surrogate = torch.minimum(ratio * advantages, bounded * advantages)
     total = -surrogate.sum()
     clipped = float((bounded * advantages < ratio * advantages).sum())
