@@ -5,23 +5,24 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-IMPORT_LATE = ("scripts.train", "scripts.demo", "scripts.warm_start")
-"""Programs that show their options without torch."""
+PACKAGES = ("gymnasium", "rich", "dacite", "torch")
+TRL = ("scripts.examples.trl_grpo", "scripts.benchmarks.trl")
 
 
 def _check_installation() -> None:
-    """Refuse a plain installation, but show what a program is for.
+    """Refuse an installation that lacks what all programs load, but let them show their options.
 
     Every program imports this package first, so that none ends in a traceback.
     """
-    wanted = ("gymnasium", "rich", "dacite", "torch")
-    missing = [name for name in wanted if find_spec(name) is None]
     words = sys.orig_argv
     program = words[words.index("-m") + 1] if "-m" in words[:-1] else ""
     asked = bool({"-h", "--help"} & set(words))
-    if not missing or (asked and program in IMPORT_LATE and missing == ["torch"]):
+    wanted = (*PACKAGES, "trl") if program in TRL else PACKAGES
+    missing = [name for name in wanted if find_spec(name) is None]
+    if not missing or (asked and "gymnasium" not in missing):
         return
-    needs = f'packages are missing ({", ".join(missing)}): pip install -e ".[train]"'
+    extras = "train,trl" if "trl" in missing else "train"
+    needs = f'packages are missing ({", ".join(missing)}): pip install -e ".[{extras}]"'
     file = Path(__file__).parent.parent / (program.replace(".", "/") + ".py")
     if asked and program.startswith("scripts.") and file.is_file():
         print(ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))))

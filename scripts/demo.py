@@ -17,10 +17,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import (
+    on_interrupt,
+    parse_early,
+    positive,
+    quiet_transformers,
+    run,
+    run_parser,
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__)
+    parser.add_argument("--eval-questions", type=positive, default=600, help="held-out questions")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 from rich.table import Table
 
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import on_interrupt, positive, quiet_transformers, run, run_parser
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions
@@ -83,12 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     plot_results(results, arguments.out / "results.png")
     console.print(_table(results))
     console.print(f"{arguments.out / 'results.json'}, curves.png, results.png, */view.html")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser(__doc__)
-    parser.add_argument("--eval-questions", type=positive, default=600, help="held-out questions")
-    return parser
 
 
 def _check_folder(arguments: argparse.Namespace) -> None:

@@ -17,11 +17,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import on_interrupt, parse_early, quiet_transformers, run, run_parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__)
+    parser.add_argument("--config", type=Path, help="TOML file with settings")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="import a .py file or a module first, one that registers something of your own; may "
+        "be repeated",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say how much memory the run takes, and do not start it"
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="that --plan has (default: the device's)"
+    )
+    parser.add_argument(
+        "--document-tokens", type=int, default=150, help="that --plan reckons with (default: 150)"
+    )
+    parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 from rich.progress import Progress
 from rich.table import Table
 
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import on_interrupt, quiet_transformers, run, run_parser
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
@@ -145,31 +175,6 @@ class _Shown:
         if total := sum(seconds.values()):
             self.shares = {part: value / total for part, value in seconds.items()}
         self.bar.update(self.task, completed=self.done, note=self.metrics)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser(__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with settings")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="import a .py file or a module first, one that registers something of your own; may "
-        "be repeated",
-    )
-    parser.add_argument(
-        "--plan", action="store_true", help="say how much memory the run takes, and do not start it"
-    )
-    parser.add_argument(
-        "--memory", type=float, metavar="GIB", help="that --plan has (default: the device's)"
-    )
-    parser.add_argument(
-        "--document-tokens", type=int, default=150, help="that --plan reckons with (default: 150)"
-    )
-    parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
-    return parser
 
 
 def _config(arguments: argparse.Namespace) -> TrainSettings:

@@ -14,8 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from igsearch_env.cli.console import console
-from igsearch_env.cli.program import run
+from igsearch_env.cli.program import run, say
 from trainers.openrlhf.flags import read_flags
 from trainers.openrlhf.seams import check_versions
 
@@ -33,9 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         launch(flags)
     except Checked:
-        console.print("everything fits; nothing was started")
+        say("everything fits; nothing was started")
         return
-    console.print(f"policy: {flags.out / 'policy'}   log: {flags.out / 'tensorboard'}")
+    say(f"policy: {flags.out / 'policy'}   log: {flags.out / 'tensorboard'}")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,45 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from igsearch_env.cli.program import Parser, on_interrupt, parse_early, quiet_transformers, run
+from igsearch_env.evaluation.settings import Precision
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(None, __doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for policy and results.json"
+    )
+    parser.add_argument("--steps", type=int, help="updates")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--random-facts", action="store_true", help="in worlds whose names hint at nothing"
+    )
+    real = parser.add_argument_group("real questions")
+    real.add_argument("--policy", help="a checkpoint folder, a .gguf file or a name of the hub")
+    real.add_argument("--questions", nargs="+", metavar="FILE", help="with gold titles")
+    real.add_argument("--index", help="folder of a search index, or address of a server")
+    real.add_argument("--protocol", default="refine-bare", help="tag grammar")
+    real.add_argument("--top-k", type=int, default=1, help="documents per search")
+    real.add_argument("--max-searches", type=int, default=3)
+    real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
+    real.add_argument("--batch-size", type=int, help="demonstrations per update")
+    real.add_argument("--learning-rate", type=float)
+    real.add_argument("--precision", choices=get_args(Precision), default="bfloat16-autocast")
+    real.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
+    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import Parser, on_interrupt, quiet_transformers, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
-from igsearch_env.evaluation.settings import Precision
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
 from igsearch_env.settings import EnvironmentSettings, make_engine
@@ -155,34 +188,6 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
             results[name] = found
             console.print(f"{name}: EM {found['em']:.3f} of {len(questions)} questions")
     write_json(arguments.out / "results.json", results)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(None, __doc__)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for policy and results.json"
-    )
-    parser.add_argument("--steps", type=int, help="updates")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--random-facts", action="store_true", help="in worlds whose names hint at nothing"
-    )
-    real = parser.add_argument_group("real questions")
-    real.add_argument("--policy", help="a checkpoint folder, a .gguf file or a name of the hub")
-    real.add_argument("--questions", nargs="+", metavar="FILE", help="with gold titles")
-    real.add_argument("--index", help="folder of a search index, or address of a server")
-    real.add_argument("--protocol", default="refine-bare", help="tag grammar")
-    real.add_argument("--top-k", type=int, default=1, help="documents per search")
-    real.add_argument("--max-searches", type=int, default=3)
-    real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
-    real.add_argument("--batch-size", type=int, help="demonstrations per update")
-    real.add_argument("--learning-rate", type=float)
-    real.add_argument("--precision", choices=get_args(Precision), default="bfloat16-autocast")
-    real.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
-    return parser
 
 
 if __name__ == "__main__":

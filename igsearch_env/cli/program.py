@@ -24,14 +24,14 @@ class Parser(argparse.ArgumentParser):
     """A parser whose help is the program's docstring, and whose errors are one line.
 
     Args:
-        prog: The command, such as ``igsearch view``.
+        prog: The command, such as ``igsearch view``; None for ``python -m`` and the module's name.
         description: The docstring of its module.
         **options: Those of :class:`argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str | None, description: str | None, **options: Any) -> None:
         super().__init__(
-            prog,
+            prog or _module_command(),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -43,6 +43,12 @@ class Parser(argparse.ArgumentParser):
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             message += did_you_mean(found[1].partition("=")[0], self._option_string_actions)
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
+
+
+def _module_command() -> str | None:
+    """``python -m NAME`` of the program that runs; None if it was started in another way."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else None
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -199,6 +205,25 @@ def on_interrupt(advice: str) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def parse_early(parser: Callable[[], argparse.ArgumentParser]) -> None:
+    """Answer ``--help`` and mistyped options at once.
+
+    Programs of the checkout call it above their slow imports, which then need be neither waited for
+    nor installed.
+
+    Args:
+        parser: Makes the program's parser.
+    """
+    _print_in_any_encoding()
+    parser().parse_args()
+
+
+def _print_in_any_encoding() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
+
+
 def quiet_transformers() -> None:
     """Turn off the bars that transformers shows over each loading of weights, if it is loaded."""
     if sys.modules.get("transformers"):
@@ -207,9 +232,7 @@ def quiet_transformers() -> None:
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a program; what its user can mend ends it with one line on stderr and status 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # ASCII or cp1252: a "?" must not end a long run
+    _print_in_any_encoding()
     quiet_transformers()
     try:
         main()

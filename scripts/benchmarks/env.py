@@ -17,6 +17,7 @@ process each) beside the others.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Sequence
@@ -24,6 +25,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
+
+from igsearch_env.cli.program import parse_early, run
+from scripts.benchmarks.kit import benchmark_parser, make_table
+
+
+def _parser() -> argparse.ArgumentParser:
+    return benchmark_parser(__doc__, "less than 45 seconds")
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
 
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
@@ -44,12 +56,10 @@ from igsearch_env import (
     load_questions,
 )
 from igsearch_env.cli.console import console, print_table, progress_bar
-from igsearch_env.cli.program import run
 from igsearch_env.episode import Context
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from igsearch_env.words import query_words
-from scripts.benchmarks.kit import benchmark_parser, make_table
 from trainers.memory import keep_freed_memory, lasting_objects
 
 Kind = Literal["single", "sync", "async", "ours"]
@@ -143,9 +153,13 @@ class Player:
         return asked
 
 
-def main() -> None:
-    """Time every arm, print the table and the verdict, and write results.json."""
-    arguments = benchmark_parser(__doc__, "less than 45 seconds").parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Time every arm, print the table and the verdict, and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     set_threads(arguments.threads)
     keep_freed_memory()
     search, scoring = search_workload(), scoring_workload()

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich import box
-from rich.table import Table
-
-from igsearch_env.cli.console import progress_bar
 from igsearch_env.cli.program import Parser, positive
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -45,6 +44,9 @@ def make_table(title: str, rows: Sequence[Row], columns: Mapping[str, tuple[str,
         columns: For each name its heading and how its values are written, as in ``format``. Text
             ("s") is on the left, numbers on the right.
     """
+    from rich import box  # not above: --help needs no extra
+    from rich.table import Table
+
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
     for heading, form in columns.values():
         table.add_column(heading, justify="left" if form == "s" else "right", no_wrap=True)
@@ -69,6 +71,8 @@ def measure_apart(
     Raises:
         ValueError: If a process was killed.
     """
+    from igsearch_env.cli.console import progress_bar
+
     context = multiprocessing.get_context("forkserver")  # children start with torch loaded
     context.set_forkserver_preload([measure.__module__])
     with progress_bar() as bar:

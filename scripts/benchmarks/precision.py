@@ -10,18 +10,32 @@ information gain and of the update, and the peak of resident memory beside that 
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from igsearch_env.cli.program import parse_early, positive, run, run_parser
+from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__)
+    parser.add_argument("--config", type=Path, help="TOML file with settings")
+    parser.add_argument("--episodes", type=positive, default=12)
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
 
 import numpy as np
 
 from igsearch_env.cli.console import print_table
-from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.files import write_json
-from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
 from trainers.config import TrainSettings, load_config
 
 GIB = 1 << 30
@@ -40,12 +54,13 @@ COLUMNS = {"case": ("case", "s")} | {
 }
 
 
-def main() -> None:
-    """Measure the cases, print the table and write results.json."""
-    parser = run_parser(__doc__)
-    parser.add_argument("--config", type=Path, help="TOML file with settings")
-    parser.add_argument("--episodes", type=positive, default=12)
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the cases, print the table and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     config = load_config(arguments.config, arguments.set)
     cases = {}
     for name, (precision, checkpointed, parts) in CASES.items():

@@ -35,22 +35,40 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from igsearch_env.cli.program import parse_early, run
+from igsearch_env.retrieval.encoder import PRECISIONS
+from scripts.benchmarks.kit import benchmark_parser, make_table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = benchmark_parser(__doc__, "1 and 64 clients, one second each")
+    parser.add_argument(
+        "--index", type=Path, action="append", help="folder of a saved index; may be repeated"
+    )
+    parser.add_argument("--questions", default="world-train", help="what is searched for")
+    parser.add_argument("--encoder", help="name or folder of the model of the dense index")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="the encoder's for queries; dense indexes only"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import httpx2
 import numpy as np
 
 from igsearch_env.cli.console import console, print_table, progress_bar
-from igsearch_env.cli.program import run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.episode import Document
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
-from scripts.benchmarks.kit import benchmark_parser, make_table
 
 SearchFunction = Callable[[Sequence[str], int], list[list[Document]]]
 TOP_K = 3
@@ -180,19 +198,6 @@ def summarise(index: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "cpu_saving": round(single["cpu_ms"] / batched["cpu_ms"], 2),
         "added_ms": round(over_http["p50_ms"] - local["p50_ms"], 2),
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser(__doc__, "1 and 64 clients, one second each")
-    parser.add_argument(
-        "--index", type=Path, action="append", help="folder of a saved index; may be repeated"
-    )
-    parser.add_argument("--questions", default="world-train", help="what is searched for")
-    parser.add_argument("--encoder", help="name or folder of the model of the dense index")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, help="the encoder's for queries; dense indexes only"
-    )
-    return parser
 
 
 @dataclass

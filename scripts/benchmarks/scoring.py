@@ -9,11 +9,23 @@ run more than once. ~: fewer rollouts were run, and time and tokens are scaled u
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+from igsearch_env.cli.program import parse_early, run
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+
+
+def _parser() -> argparse.ArgumentParser:
+    return benchmark_parser(__doc__, "small model, 2 and 4 searches, part of the work")
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
 
 import numpy as np
 import torch
@@ -33,10 +45,8 @@ from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.cli.console import console, print_table
-from igsearch_env.cli.program import run
 from igsearch_env.episode import Context, Segment
 from igsearch_env.files import write_json
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 
 Method = Literal["padded", "padded_answer_logits", "one_by_one", "trie"]
 METHODS: tuple[Method, ...] = ("padded", "padded_answer_logits", "one_by_one", "trie")
@@ -150,11 +160,13 @@ class Measurement:
     scores: dict[str, list[float]]
 
 
-def main() -> None:
-    """Run every case, then print and save the table."""
-    arguments = benchmark_parser(
-        __doc__, "small model, 2 and 4 searches, part of the work"
-    ).parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run every case, then print and save the table.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     cases = plan(quick=arguments.quick, threads=arguments.threads)
     summary = summarise(cases, dict(measure_apart(cases, measure)))
     write_json(arguments.out / "results.json", summary)

@@ -21,6 +21,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from igsearch_env.cli.program import parse_early, positive, run
+from scripts.benchmarks.kit import benchmark_parser, make_table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = benchmark_parser(__doc__, "a small model and two searches")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    for name in ("layers", "hidden", "rollouts", "searches"):
+        parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +46,6 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
 from igsearch_env.cli.console import console, print_table
-from igsearch_env.cli.program import positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.engine import SearchQAEngine
@@ -40,7 +54,6 @@ from igsearch_env.files import write_json
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from igsearch_env.threads import set_threads
-from scripts.benchmarks.kit import benchmark_parser, make_table
 from scripts.benchmarks.scoring import make_model
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
@@ -106,9 +119,13 @@ class DictatedPolicy(TransformersPolicy):
         return ids[:, 0], log_probs.gather(1, ids)[:, 0]
 
 
-def main() -> None:
-    """Run one step and print where its time went."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one step and print where its time went.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     asked = {f.name: getattr(arguments, f.name) for f in fields(Size)}
     size = replace(
         QUICK if arguments.quick else FULL,
@@ -194,14 +211,6 @@ def make_engine_of_words(searches: int) -> SearchQAEngine:
 
 def _words(rng: np.random.Generator, count: int) -> str:
     return "".join(f" {word}" for word in rng.choice(WORDS, count))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser(__doc__, "a small model and two searches")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    for name in ("layers", "hidden", "rollouts", "searches"):
-        parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
-    return parser
 
 
 if __name__ == "__main__":

@@ -11,12 +11,24 @@ turns, each time in a process of its own; figures are medians, seconds are CPU s
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
+
+from igsearch_env.cli.program import parse_early, run
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+
+
+def _parser() -> argparse.ArgumentParser:
+    return benchmark_parser(__doc__, "one repeat of a few steps")
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
 
 import numpy as np
 import torch
@@ -25,10 +37,8 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import Question, World, make_credit
 from igsearch_env.cli.console import console, print_table
-from igsearch_env.cli.program import run
 from igsearch_env.files import write_json
 from igsearch_env.turn import TurnRules
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 from trainers.config import OptimizationSettings
 from trainers.local.update import Updater
 from trainers.memory import keep_freed_memory
@@ -163,9 +173,13 @@ def check_length(ids: Sequence[int]) -> None:
         raise ValueError(f"expected completions of {LENGTH} tokens, got {len(ids)}")
 
 
-def main() -> None:
-    """Run both trainers in turn, print the table and write results.json."""
-    arguments = benchmark_parser(__doc__, "one repeat of a few steps").parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run both trainers in turn, print the table and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     repeats, steps = (1, 3) if arguments.quick else (3, 8)
     cases = {
         f"{name} {repeat}": (name, steps, arguments.threads)

@@ -24,10 +24,24 @@ from math import log2, sqrt
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import parse_early, positive, run
+from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = benchmark_parser(__doc__, "20,000 vectors, if --count says nothing else")
+    parser.add_argument("--index", type=Path, help="a saved dense index whose vectors are copied")
+    parser.add_argument("--questions", nargs="+", help="question sets to search for")
+    parser.add_argument("--count", type=positive, help="vectors (default: 1,000,000)")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import numpy as np
 
 from igsearch_env.cli.console import print_table
-from igsearch_env.cli.program import positive, run
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever
@@ -40,7 +54,6 @@ from igsearch_env.retrieval.vector_index import (
     set_search,
     write_vector_index,
 )
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
 
 NOISE, QUERY_NOISE = 0.5, 1.0
 """Lengths of what is added to copies; 0.5 leaves a cosine of about 0.89."""
@@ -226,14 +239,6 @@ def _perturbed(vectors: Vectors, noise: float, rng: np.random.Generator) -> Vect
 
 def _unit(vectors: Vectors) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser(__doc__, "20,000 vectors, if --count says nothing else")
-    parser.add_argument("--index", type=Path, help="a saved dense index whose vectors are copied")
-    parser.add_argument("--questions", nargs="+", help="question sets to search for")
-    parser.add_argument("--count", type=positive, help="vectors (default: 1,000,000)")
-    return parser
 
 
 if __name__ == "__main__":

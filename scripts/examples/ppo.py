@@ -8,16 +8,28 @@ argument, ``information_gain_weight``: every search is paid for what it found, b
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+from igsearch_env.cli.program import parse_early, run
+from scripts.examples import example_parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    return example_parser(__doc__, epochs=2, minibatches=2, gae_decay=0.98)
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from scripts.examples.reinforce import POLICY, Rollout, parse_arguments, train
+from scripts.examples.reinforce import POLICY, Rollout, train
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,13 @@ def ppo_loss(model: Any, value_head: Any, batch: Batch, clip: float) -> Tensor:
     return loss[batch.written].mean()
 
 
-def main() -> None:
-    """Train with PPO."""
-    arguments = parse_arguments(__doc__, epochs=2, minibatches=2, gae_decay=0.98)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train with PPO.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     torch.manual_seed(arguments.seed)
     model: Any = AutoModelForCausalLM.from_pretrained(POLICY).eval()  # there is no dropout
     value_head = torch.nn.Linear(model.config.hidden_size, 1)
@@ -100,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

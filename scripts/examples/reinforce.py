@@ -15,6 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import parse_early, run
+from scripts.examples import example_parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    return example_parser(__doc__)
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import gymnasium
 import numpy as np
 import torch
@@ -122,21 +133,6 @@ def make_envs(rows: int, questions: Sequence[Question], world: World, **options:
     )
 
 
-def parse_arguments(description: str | None, **more: float) -> argparse.Namespace:
-    """The options of an example; ``more`` are options of its own, with their defaults."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--batch", type=int, default=80, help="episodes per step")
-    for name, default in more.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--information-gain-weight", type=float, default=0.3)
-    parser.add_argument("--eval-questions", type=int, default=600)
-    parser.add_argument("--people", type=int, default=320, help="size of the world")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
-
-
 def train(
     arguments: argparse.Namespace, model: Any, update: Callable[[list[Rollout]], None]
 ) -> None:
@@ -172,9 +168,13 @@ def train(
     print(f"sampled EM on {len(held_out)} held-out questions: {before:.3f} -> {exact_match():.3f}")
 
 
-def main() -> None:
-    """Train with REINFORCE."""
-    arguments = parse_arguments(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train with REINFORCE.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     torch.manual_seed(arguments.seed)
     model: Any = AutoModelForCausalLM.from_pretrained(POLICY).eval()  # there is no dropout
     optimizer = torch.optim.AdamW(model.parameters(), arguments.learning_rate, weight_decay=0.0)
@@ -194,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

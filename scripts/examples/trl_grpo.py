@@ -10,6 +10,23 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+
+from igsearch_env.cli.program import Parser, parse_early, positive, run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(None, __doc__)
+    parser.add_argument("--steps", type=positive, default=60)
+    parser.add_argument("--shaped", action="store_true", help="rewards instead of token credit")
+    parser.add_argument("--eval-questions", type=positive, default=600)
+    parser.add_argument("--people", type=positive, default=320, help="size of the world")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
 
 from trl import GRPOConfig, GRPOTrainer
 
@@ -17,14 +34,17 @@ from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
 from igsearch_env import BM25Retriever, SearchQAVectorEnv, World, make_credit
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.program import positive, run
 from igsearch_env.evaluation.play import play_questions
 from trainers.trl.rollouts import SearchRollouts, TokenCreditTrainer, prompts, reward
 
 
-def main() -> None:
-    """Train, and tell the exact match of sampled answers to held-out questions before and after."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, and tell the exact match of sampled answers to held-out questions before and after.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     world = World.generate(seed=0, people=arguments.people)  # the demo's world and rules
     train = [question for question in world.train_questions if question.hops == 2]
     held_out = [question for question in world.test_questions if question.hops == 2]
@@ -77,18 +97,6 @@ def main() -> None:
         )
         trainer.train()
     print(f"sampled EM on {len(held_out)} held-out questions: {before} -> {exact_match()}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=positive, default=60)
-    parser.add_argument("--shaped", action="store_true", help="rewards instead of token credit")
-    parser.add_argument("--eval-questions", type=positive, default=600)
-    parser.add_argument("--people", type=positive, default=320, help="size of the world")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
 
 
 if __name__ == "__main__":

@@ -21,12 +21,43 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import Parser, parse_early, positive, run
+
+STUDY = Path(__file__).with_name("study.toml")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(None, __doc__)
+    parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
+    parser.add_argument("--study", type=Path, default=STUDY, help="the study's file")
+    parser.add_argument("--regimes", nargs="+", help="these regimes only")
+    parser.add_argument("--arms", nargs="+", help="these arms only")
+    parser.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=A,B",
+        help="develop: settings to try, all combinations",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the study's)"
+    )
+    parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
+    parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")
+    parser.add_argument("--smoke", action="store_true", help="tiny runs, to see that it works")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import numpy as np
 from rich.table import Table
 
-from agents.loading import CHECKOUT
 from igsearch_env.cli.console import console, print_table
-from igsearch_env.cli.program import positive, run
 from igsearch_env.files import write_json, write_whole
 from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
 from scripts.laboratory.store import ResultStore
@@ -39,9 +70,7 @@ from scripts.laboratory.study import (
     settings_hash,
     shortened,
 )
-from scripts.laboratory.trial import held_out, look_at_start
 
-STUDY = CHECKOUT / "scripts/laboratory/study.toml"
 LIMITS = {"all_fail": 0.5, "all_fail_supported": 0.3, "reads": 0.5}
 FIRST_HOP_LIMIT = 0.8
 
@@ -106,6 +135,8 @@ def _development_seeds(study: Study, arguments: argparse.Namespace) -> Sequence[
 
 def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Decide which regimes can tell arms apart, on development seeds alone."""
+    from scripts.laboratory.trial import look_at_start  # loads torch
+
     regimes = arguments.regimes or list(study.regimes)
     seeds = study.development_seeds
     arms = ("grpo", "oracle")
@@ -157,6 +188,8 @@ def verdict_of(
 
 def compare(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Every arm of the qualified regimes on fresh seeds; tables, file and plots."""
+    from scripts.laboratory.trial import held_out  # loads torch
+
     path = _verdicts(arguments)
     if not path.is_file():
         raise ValueError(f"there is no {path}: run `qualify` before fresh seeds are looked at")
@@ -258,33 +291,6 @@ def _grid(tries: Sequence[str]) -> Iterator[tuple[str, ...]]:
     for value in values.split(","):
         for rest in _grid(tries[1:]):
             yield (f"{name}={value}", *rest)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--report", type=Path, help="folder of the tables' file and the plots")
-    parser.add_argument("--study", type=Path, default=STUDY, help="the study's file")
-    parser.add_argument("--regimes", nargs="+", help="these regimes only")
-    parser.add_argument("--arms", nargs="+", help="these arms only")
-    parser.add_argument(
-        "--try",
-        dest="tries",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=A,B",
-        help="develop: settings to try, all combinations",
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, help="develop: these seeds (default: the study's)"
-    )
-    parser.add_argument("--workers", type=positive, help="processes (default: free cores)")
-    parser.add_argument("--resume", action="store_true", help="runs that are kept are never redone")
-    parser.add_argument("--smoke", action="store_true", help="tiny runs, to see that it works")
-    return parser
 
 
 if __name__ == "__main__":

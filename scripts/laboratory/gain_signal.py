@@ -15,19 +15,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import Parser, parse_early, positive, run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(None, __doc__)
+    parser.add_argument("--config", help="file of training settings; the defaults without one")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--questions", type=positive, default=150, help="G rollouts of each")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.json")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 import numpy as np
 from rich.table import Table
 
 from igsearch_env import Episode, Shaping
 from igsearch_env.cli.console import print_table
-from igsearch_env.cli.program import positive, run
 from igsearch_env.credit.ig_search import found_anew
 from igsearch_env.files import write_json
 from igsearch_env.render import is_gold
 from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from trainers.config import TrainSettings, load_config
-from trainers.setup import group_ids, make_agent, make_training_engine
 
 NOTICEABLE = Shaping().dead_zone  # nats
 
@@ -62,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def rollouts(config: TrainSettings, questions: int) -> list[Episode]:
     """Settled rollouts of the first questions, G of each, in the batches of training."""
+    from trainers.setup import group_ids, make_agent, make_training_engine  # loads torch
+
     set_threads(config.run.threads)
     o, engine = config.optimization, make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
@@ -108,17 +123,6 @@ def signal(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
         }
         for (number, missed, known), values in sorted(gains.items())
     ]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", help="file of training settings; the defaults without one")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--questions", type=positive, default=150, help="G rollouts of each")
-    parser.add_argument("--out", type=Path, required=True, help="folder of results.json")
-    return parser
 
 
 if __name__ == "__main__":

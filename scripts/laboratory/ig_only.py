@@ -13,20 +13,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from igsearch_env.cli.program import parse_early, positive, run, run_parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = run_parser(__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--eval-questions", type=positive, default=500, help="held-out questions")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
 from rich.table import Table
 
-from agents.loading import CHECKOUT
 from igsearch_env.answers import bootstrap_interval
 from igsearch_env.cli.console import console, progress_bar
-from igsearch_env.cli.program import positive, run, run_parser
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.metrics import gold_document_rate
 from igsearch_env.evaluation.play import play_questions
+from igsearch_env.evaluation.setup import CHECKOUT
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from trainers.config import PolicySettings, TrainSettings, load_config
-from trainers.local.grpo import GRPOTrainer
-from trainers.setup import make_policy, make_questions, make_training_engine
 
 SETTINGS = (
     "environment.outcome=zero",
@@ -38,9 +49,13 @@ SETTINGS = (
 them after about 30 steps."""
 
 
-def main() -> None:
-    """Train each seed, print the table and write results.json."""
-    arguments = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train each seed, print the table and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
     rows = []
     for seed in arguments.seeds:
         overrides = [*SETTINGS, f"optimization.steps={arguments.steps}"]
@@ -62,16 +77,11 @@ def main() -> None:
     console.print(table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = run_parser(__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--eval-questions", type=positive, default=500, help="held-out questions")
-    return parser
-
-
 def _row(config: TrainSettings, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train one seed; the rate of gold documents before and after, paired over questions."""
+    from trainers.local.grpo import GRPOTrainer  # loads torch
+    from trainers.setup import make_questions
+
     out = arguments.out / f"seed-{seed}"
     questions = make_questions(config.environment.eval_questions, config.world)
     questions = questions[: arguments.eval_questions]
@@ -97,6 +107,8 @@ def _row(config: TrainSettings, arguments: argparse.Namespace, seed: int) -> dic
 def _gold_rates(
     config: TrainSettings, policy: PolicySettings, questions: Sequence[Question]
 ) -> list[float]:
+    from trainers.setup import make_policy, make_training_engine
+
     engine = make_training_engine(config, config.run.seed)
     player = make_policy(policy, config.environment.protocol)
     episodes = play_questions(engine, player, questions, seed=config.run.seed)

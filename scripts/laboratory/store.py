@@ -14,7 +14,6 @@ from igsearch_env.cli.console import progress_bar
 from igsearch_env.files import write_json, write_whole
 from igsearch_env.threads import free_cores
 from scripts.laboratory.study import Study, Trial, is_result_of
-from scripts.laboratory.trial import run_and_keep
 from scripts.laboratory.workers import end_with_parent
 
 Result = dict[str, Any]
@@ -47,6 +46,8 @@ class ResultStore:
         paths = {
             trial: self.folder / "runs" / trial.stage / f"{trial.name}.json" for trial in trials
         }
+        from scripts.laboratory.trial import run_and_keep  # loads torch
+
         missing = [trial for trial, path in paths.items() if not self._has(study, trial, path)]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.laboratory.trial"])

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.loading import CHECKOUT, checkpoint_folder
+from igsearch_env.evaluation.setup import CHECKOUT
 from trainers.config import TrainSettings, build, from_dict
 
 Stage = Literal["develop", "qualify", "compare"]
@@ -194,6 +194,8 @@ def load_study(path: Path) -> Study:
 
 def checkpoint_hash(path: str) -> str:
     """Hash of all files of a checkpoint's folder; the name itself of one on the hub."""
+    from agents.loading import checkpoint_folder  # which loads torch
+
     folder = checkpoint_folder(path)
     if folder is None:
         return path

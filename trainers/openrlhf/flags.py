@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.cli.program import Parser
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from igsearch_env.plugins import import_plugin
-from trainers.config import build, make_credit_from, override
 from trainers.openrlhf.rollout_settings import RolloutSettings
 
 AGENT = Path(__file__).resolve().parent / "agent_function.py"
@@ -86,6 +86,8 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     # parser is left to check, and those under --ig. depend on the credit method that one of them
     # names: so both kinds are taken from what is left over.
     known, rest = _parser(description).parse_known_args(argv)
+    from trainers.config import build, make_credit_from  # --help needs none of it
+
     for module in known.modules:
         import_plugin(module)
     # Workers have other working directories: they get absolute paths.
@@ -118,11 +120,7 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
 
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(None, description)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--config", type=Path, help="TOML file whose tables stand for flags")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -150,6 +148,8 @@ def _tables(path: Path | None) -> dict[str, Any]:
 
 def _settings(table: dict[str, Any], ours: Sequence[str]) -> dict[str, Any]:
     """This project's settings: those of the file, changed by the command line."""
+    from trainers.config import override
+
     given: dict[str, Any] = override({"ig": {}}, ours)["ig"]
     if given.get("credit", METHOD) != table.get("credit", METHOD) and "credit" in given:
         table = {name: value for name, value in table.items() if name in ROLLOUT}
