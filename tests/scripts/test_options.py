@@ -67,7 +67,7 @@ def run(folder: Path, commands: Sequence[Sequence[str]], *, lacking: bool = Fals
 
 def test_there_are_programs() -> None:
     assert {"scripts.train", "scripts.examples.ppo", "scripts.laboratory.gain_signal"} <= {*MODULES}
-    assert len(PROGRAMS) > 25
+    assert len(PROGRAMS) > 22
 
 
 def test_help_needs_no_extra_and_so_loads_nothing_slow(tmp_path: Path) -> None:
