@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= --out runs/demo --resume
-EXTRAS := train,gguf,data,dense,serve,trl,docs,dev
+EXTRAS := lora,optimizers,train,gguf,data,dense,serve,trl,docs,dev
 CONSTRAINTS := requirements/constraints.txt
 
 # The stamp is written last, so an install that was cut short is done again. The marker tells that

@@ -65,7 +65,9 @@ def load_policy(
             Face hub.
         protocol: Name of the tag grammar; None for the checkpoint's own.
         device: Where it is to run.
-        precision: What it multiplies in: the type of its weights, or bfloat16 in float32's place.
+        precision: What it multiplies in: ``"float32"`` for the type of its weights,
+            ``"bfloat16-autocast"`` for bfloat16 with these weights, or ``"bfloat16"`` to round the
+            weights, too.
         **options: See :meth:`TransformersPolicy.from_pretrained`.
 
     Raises:
@@ -76,6 +78,8 @@ def load_policy(
     check_device(device)
     if path in POLICIES:
         return POLICIES[path](protocol, device=device, **options)
+    if precision == "bfloat16":
+        options["dtype"] = torch.bfloat16
     options["autocast"] = torch.bfloat16 if precision == "bfloat16-autocast" else None
     if path.endswith(".gguf"):
         return _load_gguf(path, protocol, device, **options)

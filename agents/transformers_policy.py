@@ -18,6 +18,7 @@ from transformers import (
 
 from agents.chat import protocol_for
 from agents.inference import eos_ids, evaluating, max_positions
+from agents.lora import has_adapters, merged
 from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
 from agents.scoring.trie_scorer import TrieScorer
@@ -139,9 +140,16 @@ class TransformersPolicy:
             **{"trained_in": saved.trained_in, **options},
         )
 
-    def save_pretrained(self, path: str | PathLike[str]) -> None:
-        """Write the model, the tokenizer, and :class:`CheckpointSettings` to a directory."""
-        self.model.save_pretrained(path)
+    def save_pretrained(self, path: str | PathLike[str], *, adapters_only: bool = False) -> None:
+        """Write the model, the tokenizer, and :class:`CheckpointSettings` to a directory.
+
+        Args:
+            path: The directory.
+            adapters_only: Of a model with adapters, write these alone, in peft's format; else they
+                are merged into its weights, and the directory loads like any other.
+        """
+        merge = has_adapters(self.model) and not adapters_only
+        (merged(self.model) if merge else self.model).save_pretrained(path)
         self.tokenizer.tokenizer.save_pretrained(path)
         settings = CheckpointSettings(self.protocol, self.max_new_tokens, self.trained_in)
         settings.save(Path(path))

@@ -17,6 +17,7 @@ from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
+from trainers.optimizer import OptimizerName
 from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
 T = TypeVar("T")
@@ -58,6 +59,25 @@ class TrainingEnvironment(EnvironmentSettings):
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, which are trained instead of the weights; see :mod:`agents.lora`.
+
+    Gradients and optimizer states are those of the adapters alone, and a KL penalty needs no second
+    model. They want a learning rate about ten times that of a full training.
+
+    Args:
+        rank: Their rank; 0 to train the weights themselves.
+        alpha: Their scale is ``alpha / rank``.
+        targets: Last parts of the names of the layers that get one; empty for all linear layers but
+            the output embedding.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PolicySettings:
     """The policy that is trained.
 
@@ -69,10 +89,11 @@ class PolicySettings:
         memory_tokens: Keys and values of at most so many tokens are kept from one turn to the next;
             what has no room is read again. 0 for no limit.
         device: Where it runs.
-        precision: What sampling, scoring and the update multiply in: ``"float32"``, or
+        precision: What sampling, scoring and the update multiply in: ``"float32"``;
             ``"bfloat16-autocast"``, two to three times as fast where the processor multiplies
-            bfloat16. Weights are float32 either way: at a learning rate of 1e-6 nearly every
-            update of a bfloat16 weight would be rounded away.
+            bfloat16, with float32 weights; or ``"bfloat16"``, whose weights are bfloat16 too, with
+            an optimizer that keeps what rounding loses.
+        lora: Adapters that are trained instead of the weights.
     """
 
     path: str = "agents/world-tiny"
@@ -82,6 +103,7 @@ class PolicySettings:
     memory_tokens: int = 0
     device: str = "cpu"
     precision: Precision = "float32"
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 @dataclass(frozen=True)
@@ -92,10 +114,11 @@ class OptimizationSettings:
         steps: Batches of rollouts.
         questions_per_step: Questions per batch.
         group_size: G, rollouts per question.
-        learning_rate: Peak learning rate of AdamW.
+        optimizer: See :func:`trainers.optimizer.make_optimizer`.
+        learning_rate: Peak learning rate.
         schedule: ``"constant"`` or ``"cosine"``, both with a linear warm-up.
         warmup_steps: Updates of warm-up.
-        weight_decay: Of AdamW.
+        weight_decay: Decoupled weight decay.
         max_grad_norm: Gradients are scaled down to this norm.
         clip: PPO's clip range: how far the probability of a token may fall or rise, as a share,
             before it earns no more.
@@ -121,6 +144,7 @@ class OptimizationSettings:
     steps: int = 60
     questions_per_step: int = 16
     group_size: int = 5
+    optimizer: OptimizerName = "adamw"
     learning_rate: float = 2e-4
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
@@ -156,6 +180,14 @@ class RunSettings:
             learned from the step, since rollouts that did not search would be most of what is left;
             it is tried again.
         failed_tries: Such tries in a row after which the run ends with a checkpoint.
+        max_wasted_steps: Steps in a row without a valid turn, or without a rollout to learn from,
+            after which the run ends with a checkpoint; 0 for no limit.
+        collapse: The run ends with a checkpoint once the mean exact match of the last steps, or
+            their share of valid turns, falls below this share of its best; 0 for never. The
+            checkpoint up to which exact match was best is kept besides the newest ones then.
+        collapse_window: Number of these steps.
+        trackers: Where the numbers of ``metrics.jsonl`` go besides: ``"tensorboard"`` (into the
+            folder of the run), ``"wandb"``, ``"trackio"``; each must be installed.
         imports: Python modules, or files, that are imported first: they register credit methods,
             retrievers and policies.
     """
@@ -169,8 +201,14 @@ class RunSettings:
     threads: int = 0
     max_failed_searches: float = MAX_FAILED_SEARCHES
     failed_tries: int = FAILED_TRIES
+    max_wasted_steps: int = 5
+    collapse: float = 0.0
+    collapse_window: int = 10
+    trackers: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
 
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 RESUMABLE = (
     "optimization.steps",
@@ -178,7 +216,8 @@ RESUMABLE = (
     "policy.device",
     *(f"run.{name}" for name in ("eval_every", "eval_limit", "checkpoint_every", "imports")),
     *(f"run.{name}" for name in ("keep_checkpoints", "save_rollouts_every", "threads")),
-    *(f"run.{name}" for name in ("max_failed_searches", "failed_tries")),
+    *(f"run.{name}" for name in ("max_failed_searches", "failed_tries", "max_wasted_steps")),
+    *(f"run.{name}" for name in ("collapse", "collapse_window", "trackers")),
 )
 """Settings that a resumed run may change: they leave the steps that were done as they are."""
 
@@ -221,12 +260,35 @@ class TrainSettings:
                 )
         check_range("policy", self.policy, ("max_new_tokens", "batch_size"), least=1)
         check_range("policy", self.policy, ("memory_tokens",), least=0)
+        if (
+            o.optimizer != "adamw"
+            and self.policy.precision == "bfloat16"
+            and not self.policy.lora.rank
+        ):
+            raise ValueError(
+                f"optimization.optimizer = {o.optimizer!r} would round nearly every update of a "
+                "bfloat16 weight away; use 'adamw', which keeps what rounding loses, train "
+                "adapters (policy.lora.rank), or set policy.precision to 'bfloat16-autocast'"
+            )
+        check_range("policy.lora", self.policy.lora, ("rank",), least=0)
+        check_range("policy.lora", self.policy.lora, ("alpha",), above=0)
+        if self.policy.lora.rank and self.policy.precision == "bfloat16-autocast":
+            raise ValueError(
+                "the weights under adapters (policy.lora.rank) are not trained and need no float32 "
+                "copy; set policy.precision to 'bfloat16'"
+            )
         check_range("policy", self.policy, ("temperature",), above=0)
-        none = ("eval_every", "save_rollouts_every")
+        none = ("eval_every", "save_rollouts_every", "max_wasted_steps")
         check_range("run", run, ("seed", "threads", *none), least=0)
         least_1 = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
-        check_range("run", run, least_1, least=1)
-        check_range("run", run, ("max_failed_searches",), least=0)
+        check_range("run", run, (*least_1, "collapse_window"), least=1)
+        check_range("run", run, ("max_failed_searches", "collapse"), least=0)
+        if run.collapse >= 1:
+            raise ValueError(f"run.collapse must be a share below 1, got {run.collapse}")
+        if unknown := set(run.trackers) - set(TRACKERS):
+            raise ValueError(
+                f"run.trackers may hold {', '.join(TRACKERS)}, got {', '.join(sorted(unknown))}"
+            )
         self._check_world()
         object.__setattr__(self, "credit", {"method": "ig_search", **self.credit})
 

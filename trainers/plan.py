@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.inference import decoder, decoder_config
 from agents.loading import checkpoint_folder
+from agents.lora import add_adapters
 from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.names import get_protocol
-from trainers.config import TrainSettings
+from trainers.config import LoraSettings, PolicySettings, TrainSettings
 from trainers.local.token_batch import LOGITS_AT_ONCE
 
 GIB = 1 << 30
@@ -60,26 +62,30 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
     Raises:
         ValueError: If the model's configuration cannot be read.
     """
-    o, autocast = config.optimization, config.policy.precision != "float32"
+    o, autocast = config.optimization, config.policy.precision == "bfloat16-autocast"
     longest = longest_transcript(config, document_tokens)
     rows, width = o.micro_batch_size, longest
     if o.micro_batch_tokens:
         rows = max(1, min(rows, o.micro_batch_tokens // longest))
     with FakeTensorMode():
-        model = _bare_model(config.policy.path)
+        model = _bare_model(config.policy)
         shape = decoder_config(model)
         saved = _saved_bytes(model, rows, width, autocast)
-        numbers = sum(parameter.numel() for parameter in model.parameters())
-        largest = max(parameter.numel() for parameter in model.parameters())
+        weights = sum(one.nbytes for one in model.parameters())
+        trained = [one for one in model.parameters() if one.requires_grad]
+        gradients, largest = sum(one.nbytes for one in trained), max(one.nbytes for one in trained)
+        states = sum(one.numel() for one in trained) * _state_bytes(o.optimizer, trained[0].dtype)
+        width_of_weight = model.dtype.itemsize
     layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
-    copies = 2 * numbers if autocast else 0  # the weights in bfloat16, once per pass
+    copies = weights // 2 if autocast else 0  # the weights in bfloat16, once per pass
     activations = saved - copies
     if o.gradient_checkpointing:
         # The input of each layer, and all of one layer at a time.
-        activations = 4 * rows * width * hidden * layers + activations // layers
+        inputs = width_of_weight * rows * width * hidden * layers
+        activations = inputs + activations // layers
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else 4)
+    per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else width_of_weight)
     episodes = o.questions_per_step * o.group_size
     beside = min(config.policy.batch_size, episodes)
     vocabulary = int(shape.vocab_size)
@@ -88,10 +94,10 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
     tokens = episodes * longest
     held = min(tokens, config.policy.memory_tokens or tokens)
     lasting = {
-        "weights": 4 * numbers,
-        "gradients": 4 * numbers,
-        "optimizer states": 8 * numbers,
-        "reference": 4 * numbers if o.kl > 0 else 0,
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer states": int(states),
+        "reference": weights if o.kl > 0 and not config.policy.lora.rank else 0,
     }
     return Plan(
         {
@@ -108,11 +114,11 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
                 "activations": activations,
                 # Logits, log-probabilities, and two temporaries of the entropy.
                 "logits": 4 * 4 * min(LOGITS_AT_ONCE, written * vocabulary),
-                "temporaries": 4 * largest,
+                "temporaries": largest,
             },
             "optimizer": {
                 **lasting,
-                "temporaries": 4 * (largest if config.policy.device == "cpu" else numbers),
+                "temporaries": largest if config.policy.device == "cpu" else gradients,
             },
         },
         longest,
@@ -177,11 +183,22 @@ def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str,
     yield f"policy.memory_tokens={room}", policy(memory_tokens=room)
     yield f"policy.batch_size={max(1, half)}", policy(batch_size=max(1, half))
     yield "optimization.gradient_checkpointing=true", optimization(gradient_checkpointing=True)
+    yield "policy.precision=bfloat16", policy(precision="bfloat16")
+    yield "policy.lora.rank=16", policy(lora=replace(config.policy.lora, rank=16))
     yield "optimization.kl=0.0", optimization(kl=0.0)
 
 
-def _bare_model(path: str) -> PreTrainedModel:
+def _state_bytes(optimizer: str, dtype: torch.dtype) -> float:
+    """Bytes of an optimizer's state per number that is trained."""
+    if optimizer != "adamw":
+        return 2 + 2 * 4 / 256  # two moments, with a scale for each block of 256
+    # Two moments; for bfloat16, also what rounding lost.
+    return 2 * 4 if dtype == torch.float32 else 3 * 2
+
+
+def _bare_model(policy: PolicySettings) -> PreTrainedModel:
     """The model of a policy, made in a fake mode: its shapes without its numbers."""
+    path, dtype = policy.path, torch.bfloat16 if policy.precision == "bfloat16" else torch.float32
     folder = checkpoint_folder(path)
     options: dict[str, Any] = {"pretrained_model_name_or_path": folder or path}
     if path.endswith(".gguf"):
@@ -196,9 +213,21 @@ def _bare_model(path: str) -> PreTrainedModel:
             f"cannot read the configuration of policy.path = {path!r} ({reason}); give a "
             "checkpoint folder, a .gguf file or the name of a model on the Hugging Face hub"
         ) from error
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     bare: PreTrainedModel = model.eval()
+    if policy.lora.rank:
+        _add_bare_adapters(bare, policy.lora)
     return bare
+
+
+def _add_bare_adapters(model: PreTrainedModel, lora: LoraSettings) -> None:
+    """Put adapters into a bare model. peft moves new ones, which fake tensors cannot, off meta."""
+    with torch.device("meta"):
+        add_adapters(model, lora.rank, lora.alpha, lora.targets)
+    for module in model.modules():
+        for name, one in module.named_parameters(recurse=False):
+            if one.device.type == "meta":
+                setattr(module, name, nn.Parameter(torch.empty(one.shape, dtype=one.dtype)))
 
 
 def _saved_bytes(model: PreTrainedModel, rows: int, width: int, autocast: bool) -> int:

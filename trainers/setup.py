@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from agents.grpo_agent import GRPOAgent
-from agents.loading import load_policy
+from agents.loading import checkpoint_folder, load_policy
+from agents.lora import add_adapters
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.silver import with_silver
@@ -98,6 +99,11 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         **options,
     )
     policy.memory.max_tokens = config.memory_tokens or None
+    if (lora := config.lora).rank:
+        folder = checkpoint_folder(config.path)
+        base = str(folder.resolve()) if folder else config.path
+        seed = options.get("seed", 0)
+        add_adapters(policy.model, lora.rank, lora.alpha, lora.targets, base=base, seed=seed)
     return policy
 
 

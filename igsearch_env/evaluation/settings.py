@@ -12,8 +12,8 @@ from igsearch_env.settings import EnvironmentSettings
 MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports")
 """Settings of how an evaluation is made, not of what; they may change when it is resumed."""
 
-Precision = Literal["float32", "bfloat16-autocast"]
-"""What a policy multiplies matrices in; its weights stay in float32."""
+Precision = Literal["float32", "bfloat16-autocast", "bfloat16"]
+"""What a policy multiplies matrices in; in ``"bfloat16"`` its weights are rounded, too."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class EvaluationSettings:
         batch_size: Questions that are played side by side (an endpoint has a concurrency); after a
             kill they are played again (default: 16 for a checkpoint on a CPU, or else 128).
         device: Where a checkpoint runs, such as ``cuda``.
-        precision: What a checkpoint multiplies in: ``float32`` (the type of its weights), or
-            ``bfloat16-autocast``.
+        precision: What a checkpoint multiplies in: ``float32`` (the type of its weights),
+            ``bfloat16-autocast``, or ``bfloat16``, which rounds its weights, too.
         threads: Threads of torch; 0 for as many as there are free cores.
         model: Name of the endpoint's model (default: the only one that it serves).
         api: Of the endpoint: completions continues the transcript as it is, chat sends messages.

@@ -14,7 +14,7 @@ import torch
 from agents.inference import computing_in, decoder
 from igsearch_env.cli.program import run
 from scripts.train import main
-from trainers.config import TrainSettings, load_config
+from trainers.config import LoraSettings, TrainSettings, load_config
 from trainers.plan import GIB, cheapest_changes, longest_transcript, plan
 from trainers.setup import make_policy
 
@@ -68,6 +68,8 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     before = parts()
     assert before["reference"] == 0
     assert parts(kl=0.1)["reference"] == before["weights"]
+    small = parts(optimizer="adamw8bit")["optimizer states"] / before["weights"]
+    assert 0.5 < small < 0.52
     checkpointed = parts(gradient_checkpointing=True)
     assert checkpointed["activations"] < 0.6 * before["activations"]
     width = longest_transcript(config, 20)
@@ -75,6 +77,30 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     ratio = single["activations"] * config.optimization.micro_batch_size / before["activations"]
     assert ratio == pytest.approx(1, rel=0.05)
     assert single["weights"] == before["weights"]
+
+
+def test_bfloat16_weights_and_adapters(config: TrainSettings) -> None:
+    pytest.importorskip("peft")
+
+    def update(**fields: object) -> dict[str, int]:
+        policy = replace(config.policy, **fields)
+        kl = replace(config.optimization, kl=0.1)
+        return plan(replace(config, policy=policy, optimization=kl), 20).phases["update"]
+
+    before, rounded = update(), update(precision="bfloat16")
+    assert rounded["weights"] == rounded["gradients"] == before["weights"] // 2
+    assert rounded["optimizer states"] == 3 * rounded["weights"]
+    assert rounded["rounded weights"] == 0
+    assert rounded["activations"] < 0.7 * before["activations"]
+    lora = LoraSettings(rank=4, targets=("q_proj",))
+    adapted = update(precision="bfloat16", lora=lora)
+    shape = json.loads((Path(config.policy.path) / "config.json").read_text(encoding="utf-8"))
+    head = shape["hidden_size"]  # of this model, all heads together are as wide
+    numbers = shape["num_hidden_layers"] * 4 * (shape["hidden_size"] + head)
+    assert adapted["gradients"] == 4 * numbers
+    assert adapted["optimizer states"] == 8 * numbers
+    assert adapted["weights"] == rounded["weights"] + 4 * numbers
+    assert adapted["reference"] == 0
 
 
 def test_longer_documents_and_more_searches_make_longer_transcripts(config: TrainSettings) -> None:

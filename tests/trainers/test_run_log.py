@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 from igsearch_env.files import write_whole
 from trainers.local.run_log import RunLog, read_log
+from trainers.local.trackers import PROJECT, open_tracker
 
 
 def rows(*steps: int) -> list[dict[str, Any]]:
@@ -55,32 +55,76 @@ def test_a_last_line_that_was_cut_is_left_out(tmp_path: Path, cut: int) -> None:
     assert read_log(log.path) == rows(1, 2)
 
 
-def test_tensorboard_is_used_where_it_is_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        assert RunLog(tmp_path, 0)._board is None
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    written: list[tuple[str, float, int]] = []
+def test_trackers_get_the_numbers_of_each_row(tmp_path: Path) -> None:
+    got: list[Any] = []
 
-    class Writer:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            self.arguments = (folder, purge_step)
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.append((name, value, step))
+    class Recorder:
+        def log(self, numbers: Mapping[str, float], step: int) -> None:
+            got.append((numbers, step))
 
         def close(self) -> None:
-            written.append(("closed", 0, 0))
+            got.append("closed")
 
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    log = RunLog(tmp_path, 4)
-    assert log._board.arguments == (str(tmp_path / "tensorboard"), 5)
-    log.write(rows(5)[0])
+    log = RunLog(tmp_path, 0, [Recorder()])
+    log.write({**rows(5)[0], "note": "words are no numbers"})
     log.close()
-    assert written == [("em", 5 / 8, 5), ("seconds/update", 0.5, 5), ("closed", 0, 0)]
+    assert got == [({"em": 5 / 8, "seconds/update": 0.5}, 5), "closed"]
+
+
+def test_tensorboard_goes_on_where_the_run_does(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # step 3 was of a run that was killed
+        tracker = open_tracker("tensorboard", tmp_path, done, {})
+        for step in steps:
+            tracker.log({"em": 10 * done + step}, step)
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("em")]
+    assert found == [(1, 1), (2, 2), (3, 23), (4, 24)]
+
+
+def test_weights_and_biases_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    names = set()
+    for done in (0, 2):
+        tracker = open_tracker("wandb", tmp_path, done, {"run": {"seed": 3}})
+        run = wandb.run
+        names.add((run.id, run.name, run.project, run.config["run"]["seed"]))
+        tracker.log({"em": 0.5 + done}, done + 1)
+        tracker.log({"em": 0.0}, done + 2)  # a step is written when the next one begins
+        assert run.summary["em"] == 0.5 + done
+        tracker.close()
+    kept = (tmp_path / "tracker_id.txt").read_text(encoding="utf-8")
+    assert names == {(kept, tmp_path.name, PROJECT, 3)}
+
+
+def test_trackio_keeps_the_numbers_on_this_computer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    for done in (0, 1):
+        tracker = open_tracker("trackio", tmp_path, done, {})
+        tracker.log({"em": 0.5 + done}, done + 1)
+        tracker.close()
+    runs = trackio.Api().runs(PROJECT)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("trackio", "trackio")])
+def test_a_missing_tracker_is_named_with_what_installs_it(
+    name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"names '{name}', which is not .*: pip install {name}"):
+        open_tracker(name, tmp_path, 0, {})
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

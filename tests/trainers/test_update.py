@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings, TrainSettings
+from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens
 from trainers.local.update import Updater, policy_loss, sign_flips
 
@@ -593,6 +594,19 @@ def test_dynamic_sampling_takes_groups_without_advantage_out_of_the_mean(
     scaled = {name: ratio * gradient for name, gradient in plain.items()}
     assert difference(scaled, dynamic) < 1e-5
     assert ratio > 1.1
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    make_policy: MakePolicy, sampled: list[Episode], number: float
+) -> None:
+    policy = make_policy()
+    before = copy.deepcopy(policy.model.state_dict())
+    advantages = noise(sampled)
+    advantages[2][1] = number
+    with pytest.raises(TrainingStoppedError, match="the norm of the gradient is nan"):
+        updater(policy).step(sampled, advantages, np.random.default_rng(0))
+    assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
 
 
 def test_one_advantage_per_policy_token_is_needed(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,36 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from agents.lora import has_adapters, read_adapters
 from agents.transformers_policy import TransformersPolicy
 
 STATE = "trainer.pt"
 
 
 def save_checkpoint(
-    folder: Path, policy: TransformersPolicy, state: dict[str, Any], step: int, keep: int
+    folder: Path,
+    policy: TransformersPolicy,
+    state: dict[str, Any],
+    step: int,
+    keep: int,
+    best: Callable[[Sequence[int]], int | None] = lambda steps: None,
 ) -> Path:
     """Write ``folder/step-N`` in one piece, and remove all but the newest ``keep`` checkpoints.
 
     Args:
         folder: Where checkpoints are kept.
-        policy: What is saved with ``save_pretrained``.
+        policy: What is saved with ``save_pretrained``, its adapters alone if it has some.
         state: What else a resumed run needs.
         step: Number of steps done.
         keep: How many checkpoints stay.
+        best: Says which of some steps is that of a checkpoint which stays besides; None for none.
 
     Raises:
         OSError: If it cannot be written; the checkpoints before it are still there then.
     """
 
     def write(unfinished: Path) -> None:
-        policy.save_pretrained(unfinished)
+        policy.save_pretrained(unfinished, adapters_only=has_adapters(policy.model))
         torch.save(state, unfinished / STATE)
 
     target = folder / f"step-{step:06d}"
@@ -43,26 +51,31 @@ def save_checkpoint(
     found = checkpoints(folder)
     # A later one is of steps that are done again, since it could not be read.
     found, later = found[: found.index(target) + 1], found[found.index(target) + 1 :]
-    for old in [*found[:-keep], *later]:
+    good = best([step_of(one) for one in found])
+    for old in [*(one for one in found[:-keep] if step_of(one) != good), *later]:
         shutil.rmtree(old)
     return target
 
 
-def save_policy(folder: Path, policy: TransformersPolicy) -> None:
+def save_policy(folder: Path, policy: TransformersPolicy, *, adapters_only: bool = False) -> None:
     """Write a policy with ``save_pretrained``, in one piece.
 
     Raises:
         OSError: If it cannot be written.
     """
-    _write_folder(folder, policy.save_pretrained)
+    _write_folder(folder, partial(policy.save_pretrained, adapters_only=adapters_only))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder that were written to the end, oldest first."""
     whole = (path for path in folder.glob("step-*") if (path / STATE).is_file())
     # A copy that somebody made, such as step-000020.bak, is neither read nor removed.
-    steps = {int(path.name[5:]): path for path in whole if re.fullmatch(r"step-\d+", path.name)}
-    return [steps[step] for step in sorted(steps)]
+    return sorted((one for one in whole if re.fullmatch(r"step-\d+", one.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Number of steps that a checkpoint is of."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def load_checkpoint(
@@ -74,15 +87,19 @@ def load_checkpoint(
 
     Args:
         checkpoint: Its folder.
-        model: A model of the same class.
-        restore: Is given the trainer's state and the weights, in the type of ``model``. Where it
-            raises, the checkpoint does not fit; another one must be restored then.
+        model: A model of the same class, with adapters if the checkpoint has them.
+        restore: Is given the trainer's state and the weights, in the type of ``model``, or those of
+            the adapters. Where it raises, the checkpoint does not fit; another one must be restored
+            then.
 
     Raises:
         ValueError: If a part of it cannot be read, is missing or does not fit.
     """
     try:
         state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
+        if has_adapters(model):
+            restore(state, read_adapters(checkpoint))
+            return
         kind: Any = type(model)  # whose types do not know what output_loading_info returns
         loaded, info = kind.from_pretrained(checkpoint, dtype=model.dtype, output_loading_info=True)
         if missing := info["missing_keys"]:  # transformers would draw them at random

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from agents.lora import has_adapters, set_adapters
 from igsearch_env.credit import GRPO
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import batch_metrics
@@ -29,8 +31,16 @@ from igsearch_env.retrieval.base import check_alive
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import RESUMABLE, TrainSettings, read_settings
-from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint, save_policy
+from trainers.local.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    save_policy,
+    step_of,
+)
+from trainers.local.health import Health, TrainingStoppedError
 from trainers.local.run_log import RunLog
+from trainers.local.trackers import open_tracker
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
@@ -55,7 +65,7 @@ class GRPOTrainer:
     Args:
         config: The settings.
         out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``rollouts/``, ``checkpoints/``
-            and, at the end, ``policy/``.
+            and, at the end, ``policy/`` (and ``adapter/``, where adapters were trained).
         resume: Go on from the newest checkpoint in ``out`` that can be read.
 
     Raises:
@@ -82,10 +92,11 @@ class GRPOTrainer:
             self.policy.tokenizer,
             config.optimization,
             config.policy.temperature,
-            copy.deepcopy(self.policy.model).eval() if config.optimization.kl > 0 else None,
+            self._reference() if config.optimization.kl > 0 else None,
             self.policy.autocast,
         )
         self.step = 0
+        self._health = Health(config.run, [])
         self._watch: Watch = _nobody
         if saved:
             self._restore(saved)
@@ -105,11 +116,19 @@ class GRPOTrainer:
 
         Raises:
             RetrieverLostError: If too many searches fail; a checkpoint has been written then.
+            TrainingStoppedError: If there is nothing to learn from, or training has collapsed (see
+                :class:`trainers.local.health.Health`), with a checkpoint; or if a gradient is not
+                finite.
             OSError: If a file cannot be written.
         """
         self._watch = watch or _nobody
         write_json(self.out / "config.json", self.config.to_dict())
-        log = RunLog(self.out, self.step)
+        trackers = [
+            open_tracker(name, self.out, self.step, self.config.to_dict())
+            for name in self.config.run.trackers
+        ]
+        log = RunLog(self.out, self.step, trackers)
+        self._health = Health(self.config.run, log.rows)
         try:
             with lasting_objects():
                 while self.step < self.config.optimization.steps:
@@ -118,13 +137,30 @@ class GRPOTrainer:
                         self._save()
                     if report is not None:
                         report(row)
+                    self._check_health()
         except (KeyboardInterrupt, RetrieverLostError):
             self._save()
             raise
         finally:
             log.close()
         save_policy(self.out / "policy", self.policy)
+        if has_adapters(self.policy.model):
+            save_policy(self.out / "adapter", self.policy, adapters_only=True)
         return log.last
+
+    def _check_health(self) -> None:
+        try:
+            self._health.check()
+        except TrainingStoppedError as stop:
+            self._save()
+            folder = self.out / "checkpoints"
+            best = self._health.best([step_of(one) for one in checkpoints(folder)])
+            if best is None:
+                raise
+            raise TrainingStoppedError(
+                f"{stop}; the checkpoint of step {best} is that of the best mean: begin a new run "
+                f"with policy.path={folder}/step-{best:06d} and, say, a lower learning rate"
+            ) from stop
 
     def train_step(self) -> dict[str, Any]:
         """One batch of rollouts and its update; returns metrics and ``seconds`` by part.
@@ -142,6 +178,11 @@ class GRPOTrainer:
             self.engine, self.policy, self._eval_questions, seed=10_000, progress=watched
         )
         return evaluation_results(episodes)
+
+    def _reference(self) -> PreTrainedModel:
+        """The initial policy: a copy, or the model itself, whose adapters can be turned off."""
+        model = self.policy.model
+        return model if has_adapters(model) else copy.deepcopy(model).eval()
 
     def _step_and_log(self, log: RunLog) -> dict[str, Any]:
         seconds = defaultdict[str, float](float)
@@ -278,7 +319,8 @@ class GRPOTrainer:
         if self.step:
             keep = self.config.run.keep_checkpoints
             folder = self.out / "checkpoints"
-            save_checkpoint(folder, self.policy, self._state, self.step, keep)
+            best = self._health.best
+            save_checkpoint(folder, self.policy, self._state, self.step, keep, best)
 
     def _restore(self, found: Sequence[Path]) -> None:
         """Go on from the first of these checkpoints that can be read."""
@@ -295,7 +337,10 @@ class GRPOTrainer:
         )
 
     def _take_up(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        self.policy.model.load_state_dict(weights)
+        if has_adapters(self.policy.model):
+            set_adapters(self.policy.model, weights)
+        else:
+            self.policy.model.load_state_dict(weights)
         self.updater.optimizer.load_state_dict(state["optimizer"])
         self.updater.schedule.load_state_dict(state["schedule"])
         self.policy.load_state_dict(state["policy"])

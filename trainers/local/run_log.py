@@ -1,14 +1,14 @@
-"""The log of a run: one JSON line per step, and TensorBoard where it is installed."""
+"""The log of a run: one JSON line per step, and the same numbers for its trackers."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from igsearch_env.files import names_file, write_whole
+from trainers.local.trackers import Tracker
 
 
 class RunLog:
@@ -17,36 +17,36 @@ class RunLog:
     Args:
         folder: Folder of the run.
         step: Number of steps done: later lines, of a run that was killed, are dropped.
+        trackers: What else gets the numbers; they are closed with the log.
 
     Attributes:
-        last: The last row; empty before the first.
+        rows: All rows, those of before included.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_log(self.path) if row["step"] <= step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_whole(self.path, text)
-        self.last: dict[str, Any] = kept[-1] if kept else {}
-        self._board: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
+        self.rows, self._trackers = kept, trackers
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    @property
+    def last(self) -> dict[str, Any]:
+        """The last row; empty before the first."""
+        return self.rows[-1] if self.rows else {}
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; it has a ``step``."""
         with names_file(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        self.last = row
-        if self._board is not None:
-            for name, value in _numbers(row):
-                self._board.add_scalar(name, value, row["step"])
+        self.rows.append(row)
+        for tracker in self._trackers:
+            tracker.log(dict(_numbers(row)), row["step"])
 
     def close(self) -> None:
-        """Flush and close."""
-        if self._board is not None:
-            self._board.close()
+        """Close the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

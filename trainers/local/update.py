@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,13 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.inference import computing_in, evaluating
+from agents.lora import adapters_off
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
+from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
+from trainers.optimizer import make_optimizer
 
 
 @dataclass
@@ -48,7 +52,8 @@ class Updater:
         tokenizer: Its tokenizer.
         config: Settings of the optimisation.
         temperature: Temperature that turns are sampled at.
-        reference: The frozen initial policy, if there is a KL penalty.
+        reference: The frozen initial policy, if there is a KL penalty; ``model`` itself if that is
+            the model without its adapters.
         autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Raises:
@@ -69,10 +74,8 @@ class Updater:
         self.temperature, self.reference, self.autocast = temperature, reference, autocast
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
+        self.optimizer = make_optimizer(
+            model, config.optimizer, config.learning_rate, config.weight_decay
         )
         updates = config.steps * config.epochs * config.minibatches
         self.schedule = _schedule(self.optimizer, config, updates)
@@ -174,9 +177,6 @@ class Updater:
         given, rows = len(rows), [row for row in rows if row.ids]
         if progress is not None:
             progress(given - len(rows))
-        if not rows:  # no gradient: the optimizer's momentum alone is no reason to move
-            self.schedule.step()
-            return 0.0
         # No dropout, as when the turns were sampled: ratios to the sampling policy start at 1.
         self.model.eval()
         for module in self.model.modules():
@@ -189,11 +189,14 @@ class Updater:
             self._accumulate(part, total, sums, first=first)
             if progress is not None:
                 progress(len(part))
-        # A gradient that is not finite would spoil every weight for good: stop before the step.
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.config.max_grad_norm, error_if_nonfinite=True
-        )
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        if not torch.isfinite(norm):  # it would spoil every weight for good: stop before the step
+            raise TrainingStoppedError(
+                f"the norm of the gradient is {float(norm)}; the weights were left as they are. "
+                "Look at the last rows of metrics.jsonl; a lower learning rate, a smaller "
+                "clip_high, or precision float32 may help"
+            )
+        self.optimizer.step()  # does nothing if no row was run, since there are no gradients then
         self.schedule.step()
         return float(norm)
 
@@ -208,14 +211,11 @@ class Updater:
         self, rows: list[_Row], total: int, sums: defaultdict[str, float], *, first: bool
     ) -> None:
         batch = TokenBatch.from_rows([(row.ids, row.written) for row in rows], self.model.device)
+        reference = self._reference_log_probs(batch)
         with computing_in(self.model, self.autocast):
             log_probs, entropy = self._log_probs(self.model, batch)
         if first:
             self._compare(rows, log_probs, sums)
-        reference = None
-        if self.reference is not None:
-            with evaluating(self.reference, self.autocast):
-                reference, _ = self._log_probs(self.reference, batch)
         clip, clip_high = self.config.clip, self.config.clip_high
         result = policy_loss(
             log_probs,
@@ -236,6 +236,13 @@ class Updater:
 
     def _log_probs(self, model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         return policy_log_probs(model, batch, self.temperature, self._known)
+
+    def _reference_log_probs(self, batch: TokenBatch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        off = adapters_off(self.model) if self.reference is self.model else nullcontext()
+        with off, evaluating(self.reference, self.autocast):
+            return self._log_probs(self.reference, batch)[0]
 
     def _compare(self, rows: list[_Row], log_probs: Tensor, sums: defaultdict[str, float]) -> None:
         """Measure how far sampling and update differ under the same weights.

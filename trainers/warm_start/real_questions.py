@@ -27,6 +27,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.rollout import collect
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
+from trainers.optimizer import make_optimizer
 
 QUERIES = {
     "title": 0.4,
@@ -168,9 +169,7 @@ class RealWarmStart:
                 f"demonstrations search for; leave them out ({', '.join(without[:3])}, ...)"
             )
         self.settings, self.policy, self.engine = settings, policy, engine
-        self._optimizer = torch.optim.AdamW(
-            policy.model.parameters(), lr=settings.learning_rate, weight_decay=0.0
-        )
+        self._optimizer = make_optimizer(policy.model, "adamw", settings.learning_rate, 0.0)
 
     def run(self, progress: Callable[[int, float], None], checkpoint: Path | None = None) -> None:
         """Train.

@@ -1,0 +1,129 @@
+"""When a run stops, and what it says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trainers.config import RunSettings, load_config
+from trainers.local import grpo
+from trainers.local.checkpoint import checkpoints
+from trainers.local.grpo import GRPOTrainer
+from trainers.local.health import Health, TrainingStoppedError
+from trainers.local.run_log import read_log
+
+MakeTrainer = Callable[..., GRPOTrainer]
+
+
+def rows(*ems: float, invalid: float = 0.1, **more: float) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "em": em, "invalid_turns": invalid, **more}
+        for step, em in enumerate(ems, start=1)
+    ]
+
+
+def check_each(settings: RunSettings, everything: list[dict[str, Any]]) -> int:
+    """Check after each row; returns how many steps went well."""
+    seen: list[dict[str, Any]] = []
+    health = Health(settings, seen)
+    for row in everything:
+        seen.append(row)
+        try:
+            health.check()
+        except TrainingStoppedError:
+            return len(seen) - 1
+    return len(seen)
+
+
+@pytest.mark.parametrize(
+    ("ems", "good"),
+    [
+        # Means of two: .2, .3, .35, .25, .15: the last is below half of .35.
+        ((0.2, 0.2, 0.4, 0.3, 0.2, 0.1), 5),
+        ((0.2, 0.2, 0.4, 0.3, 0.2, 0.2), 6),
+        ((0.4,), 1),  # no whole window yet
+        ((0.0, 0.0, 0.0), 3),
+    ],
+)
+def test_a_collapse_is_a_mean_below_a_share_of_the_best(ems: tuple[float, ...], good: int) -> None:
+    settings = RunSettings(collapse=0.5, collapse_window=2)
+    assert check_each(settings, rows(*ems)) == good
+    assert check_each(RunSettings(collapse_window=2), rows(*ems)) == len(ems)  # off by default
+
+
+def test_valid_turns_may_collapse_too() -> None:
+    settings = RunSettings(collapse=0.5, collapse_window=1)
+    health = Health(settings, [*rows(0.3), *rows(0.3, invalid=0.6)])
+    with pytest.raises(TrainingStoppedError, match=r"valid turns was 0.400, and 0.900 at its best"):
+        health.check()
+
+
+def test_the_best_checkpoint_is_that_of_the_best_mean() -> None:
+    everything = rows(0.2, 0.2, 0.4, 0.4, 0.2, 0.4)
+    health = Health(RunSettings(collapse=0.5, collapse_window=2), everything)
+    assert health.best([2, 4, 6]) == 4
+    assert health.best([2, 3, 6]) == 6  # as good as step 3, and later
+    assert health.best([]) is None
+    assert Health(RunSettings(), everything).best([2, 4, 6]) is None
+
+
+def test_steps_that_teach_nothing_are_counted_in_a_row() -> None:
+    settings = RunSettings(max_wasted_steps=2)
+    valid, invalid = rows(0.0)[0], rows(0.0, invalid=1.0)[0]
+    assert check_each(settings, [invalid, valid, invalid, invalid]) == 3
+    unused = rows(0.0, episodes_used=0.0)[0]
+    assert check_each(settings, [unused, invalid, unused, unused]) == 3
+    assert check_each(RunSettings(max_wasted_steps=0), [invalid, unused] * 4) == 8
+
+
+def test_many_invalid_turns_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        check_each(RunSettings(), rows(0.0, 0.0, invalid=0.9, cut_turns=0.7))
+    assert len(caplog.records) == 1
+    message = caplog.records[0].getMessage()
+    assert message.startswith("step 1: 90 % of the turns are no valid action; 70% of them were cut")
+    assert "scripts.warm_start" in message
+    caplog.clear()
+    check_each(RunSettings(), rows(0.0, invalid=0.79))
+    assert not caplog.records
+
+
+def test_a_run_without_a_valid_turn_stops_with_a_checkpoint(make_trainer: MakeTrainer) -> None:
+    short = "policy.max_new_tokens=1"
+    trainer = make_trainer(short, "optimization.steps=5", "run.max_wasted_steps=2")
+    with pytest.raises(TrainingStoppedError, match="no turn of the last 2 steps was a valid"):
+        trainer.run()
+    assert len(read_log(trainer.out / "metrics.jsonl")) == 2
+    assert [path.name for path in checkpoints(trainer.out / "checkpoints")][-1] == "step-000002"
+    assert not (trainer.out / "policy").exists()
+
+
+def test_after_a_collapse_the_best_checkpoint_is_still_there(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ems = iter([0.2, 0.5, 0.4, 0.3, 0.1])
+    real = grpo.batch_metrics
+    monkeypatch.setattr(grpo, "batch_metrics", lambda es: {**real(es), "em": next(ems)})
+    settings = ("run.collapse=0.5", "run.collapse_window=1", "run.keep_checkpoints=1")
+    trainer = make_trainer(*settings, "optimization.steps=6", "optimization.questions_per_step=1")
+    best = r"policy\.path=.*checkpoints/step-000002"
+    with pytest.raises(TrainingStoppedError, match=rf"exact match was 0\.100, and 0\.500 .*{best}"):
+        trainer.run()
+    kept = [path.name for path in checkpoints(trainer.out / "checkpoints")]
+    assert kept == ["step-000002", "step-000005"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.collapse=1.0", "collapse must be a share below 1"),
+        ("run.collapse_window=0", "collapse_window must be at least 1"),
+        ('run.trackers=["mlflow"]', "trackers may hold tensorboard, wandb, trackio, got mlflow"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(None, [change])

@@ -1,0 +1,121 @@
+"""Whether a run still learns something: what its rows say, and when it is to stop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainers.config import RunSettings
+
+logger = logging.getLogger(__name__)
+
+MANY_INVALID = 0.8
+"""Share of invalid turns above which the log says what to try."""
+
+
+class TrainingStoppedError(ValueError):
+    """Going on would teach nothing, or spoil what was learned."""
+
+
+class Health:
+    """Watches the rows of ``metrics.jsonl``.
+
+    Args:
+        settings: ``collapse``, ``collapse_window`` and ``max_wasted_steps`` are read.
+        rows: The rows of the run so far, to which new ones are added by their owner.
+    """
+
+    def __init__(self, settings: RunSettings, rows: Sequence[dict[str, Any]]) -> None:
+        self.settings, self.rows = settings, rows
+        self._warned = False
+
+    def check(self) -> None:
+        """Look at the newest row.
+
+        Raises:
+            TrainingStoppedError: If training has collapsed, or several steps in a row had no valid
+                turn or no rollout to learn from.
+        """
+        self._warn()
+        self._check_wasted()
+        self._check_collapse()
+
+    def best(self, steps: Sequence[int]) -> int | None:
+        """The step, of some, up to which the mean exact match was highest; the later of two.
+
+        None if a collapse is not looked for.
+        """
+        found = {row["step"]: at for at, row in enumerate(self.rows)}
+        known = [step for step in steps if step in found]
+        if not self.settings.collapse or not known:
+            return None
+        return max(known, key=lambda step: (self._mean("em", found[step]), step))
+
+    def _mean(self, name: str, last: int) -> float:
+        """Mean of a metric over the rows of the window that ends with row ``last``."""
+        rows = self.rows[max(0, last + 1 - self.settings.collapse_window) : last + 1]
+        values = [_value(row, name) for row in rows]
+        return float(np.mean(values))
+
+    def _check_collapse(self) -> None:
+        window, fraction = self.settings.collapse_window, self.settings.collapse
+        ends = range(window - 1, len(self.rows))
+        if not fraction or not ends:
+            return
+        for name, words in (("em", "exact match"), ("valid_turns", "the share of valid turns")):
+            means = [self._mean(name, end) for end in ends]
+            if means[-1] < fraction * max(means):
+                raise TrainingStoppedError(
+                    f"training has collapsed: over the last {window} steps {words} was "
+                    f"{means[-1]:.3f}, and {max(means):.3f} at its best (run.collapse = {fraction} "
+                    "stops below that share of the best)"
+                )
+
+    def _check_wasted(self) -> None:
+        count = self.settings.max_wasted_steps
+        newest = self.rows[-count:]
+        if not count or len(newest) < count:
+            return
+        if all(not row.get("episodes_used", 1) for row in newest):
+            raise TrainingStoppedError(
+                f"none of the last {count} steps had a rollout to learn from: a search failed in "
+                "each, or the policy wrote nothing; see to the retriever (igsearch check) and to "
+                "the length of prompts"
+            )
+        if all(_value(row, "valid_turns") == 0 for row in newest):
+            raise TrainingStoppedError(
+                f"no turn of the last {count} steps was a valid action, so that there is nothing "
+                f"to learn from; {_advice(newest[-1])}"
+            )
+
+    def _warn(self) -> None:
+        row = self.rows[-1]
+        if not self._warned and (share := row.get("invalid_turns", 0.0)) > MANY_INVALID:
+            self._warned = True
+            logger.warning(
+                "step %d: %.0f %% of the turns are no valid action; %s",
+                row["step"],
+                100 * share,
+                _advice(row),
+            )
+
+
+def _value(row: dict[str, Any], name: str) -> float:
+    """A metric of a row; 0 where there were no rollouts to take it from."""
+    if name == "valid_turns":
+        return 1.0 - float(row.get("invalid_turns", 1.0))
+    return float(row.get(name, 0.0))
+
+
+def _advice(row: dict[str, Any]) -> str:
+    """What to try where turns are invalid."""
+    cut = row.get("cut_turns", 0.0)
+    longer = f"{cut:.0%} of them were cut: raise policy.max_new_tokens; or " if cut > 0.5 else ""
+    return (
+        f"{longer}try a model that follows instructions (trainers/configs/instruct.toml), a "
+        "grammar that it knows (environment.protocol), or teach it the tags first (python -m "
+        "scripts.warm_start --policy ...)"
+    )
