@@ -248,7 +248,7 @@ def _split(normalized: str) -> list[str]:
     return [piece for part in normalized.split() for piece in pieces(part)]
 
 
-@lru_cache(maxsize=4096)  # a passage of the evidence pool is looked at again and again
+@lru_cache(maxsize=4096)  # a document of the evidence pool is looked at again and again
 def _between_blanks(text: str) -> tuple[str, str]:
     """The words of a text between blanks, with and without its articles."""
     every = words(text)

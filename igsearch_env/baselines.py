@@ -89,12 +89,12 @@ class RandomQueryAgent(_Scripted):
 
 
 class OracleAgent(_Scripted):
-    """Searches for each gold passage in turn, then gives the gold answer: the retriever's ceiling.
+    """Searches for each gold document in turn, then gives the gold answer: the retriever's ceiling.
 
     Args:
         protocol: The tag grammar or the name of a preset.
-        documents: The corpus; a gold passage that is in it is searched for by its own text, another
-            one by its title.
+        documents: The corpus; a gold document that is in it is searched for by its own text,
+            another one by its title.
     """
 
     def __init__(

@@ -67,9 +67,9 @@ class SearchQAEngine:
         shaping: How a gain is shaped before it is paid.
         outcome: How an answer is scored: ``"em"``, ``"f1"``, ``"zero"``, or by a function.
         shared_counterfactuals: Whether the rollouts of a group that make their search t in the same
-            call draw alike: they share each pair that all of them may be compared with, so that the
-            choice of pairs cancels out of the comparison within the group. Passages found where
-            the pool is short are not shared.
+            call draw alike: they share all evidence that each of them may be compared with, so that
+            the choice of it cancels out of the comparison within the group. Documents found
+            where the pool is short are not shared.
     """
 
     questions: Sequence[Question]
@@ -197,7 +197,7 @@ class SearchQAEngine:
         self.pool.counts["short"] += sum(short)
 
     def _remember(self, episode: Episode) -> None:
-        """Put the pair that this turn completed into the pool."""
+        """Put the evidence that this turn completed into the pool."""
         gain = self.information_gain
         last = len(episode.steps) - 1
         complete = [last] if gain.counterfactual == "documents" or episode.truncated else []
@@ -241,7 +241,7 @@ class SearchQAEngine:
             }
         settled = _newly_settled(before, after)
         if self.information_gain.counterfactual == "documents+refinement":
-            # A gain that truncation settles is told in information_gains alone.
+            # A gain that truncation settles stands in information_gains alone.
             settled = [(t, gain) for t, gain in settled if t != step.search_step]
         for t, gain in settled:
             search = after.searches[t]

@@ -28,12 +28,12 @@ def _clean(value: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A passage of the corpus.
+    """A document of the corpus.
 
     Args:
         id: Identifier, unique in its corpus.
-        title: Title of the page that the passage comes from; may be empty.
-        text: The passage without its title.
+        title: Title of the page that the document comes from; may be empty.
+        text: The document without its title.
         score: The retriever's score for the query that found it, if it gave one.
     """
 
@@ -57,8 +57,8 @@ class Question:
             be measured, but no episode played.
         dataset: Name of the data set, used to report metrics apart.
         hops: Number of facts needed, where known.
-        gold_ids: Ids of the gold passages, where known, in hop order.
-        gold_titles: Titles of the gold passages, where known.
+        gold_ids: Ids of the gold documents, where known, in hop order.
+        gold_titles: Titles of the gold documents, where known.
         silver_ids: Ids of documents that :func:`igsearch_env.data.silver.find_silver` takes for
             evidence without any annotation; None if nobody has looked, empty if there are none.
 
@@ -141,7 +141,7 @@ class Evidence:
     """What a search step added to the context: documents and what the policy made of them.
 
     Args:
-        documents: The retrieved passages, best first.
+        documents: The retrieved documents, best first.
         refinement: The policy's leading refinement block after them (empty text if none).
         question_id: The question that they were retrieved for.
         question_text: Its text, since one question can stand in two sets under two ids.

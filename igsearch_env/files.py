@@ -29,7 +29,7 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def names_file(path: Path) -> Iterator[None]:
-    """Name a file in the errors of writing it: a full disk does not tell which file it was."""
+    """Name a file in the errors of writing it: a full disk does not say which file it was."""
     try:
         yield
     except OSError as error:

@@ -9,7 +9,7 @@ from igsearch_env.completion import StopReason
 from igsearch_env.episode import Document, Episode, Question, Step
 
 WIDTH = 100
-PASSAGE = 240
+SHORTENED = 240  # characters of a document
 CELLS_PER_NAT = 4
 CUT: dict[StopReason | None, str] = {
     "length": "the turn came to its largest number of tokens",
@@ -22,7 +22,7 @@ MAX_CELLS = 40
 def render_text(episode: Episode) -> str:
     """The episode as text: question, turns, searches with gain and documents, and the outcome.
 
-    Gold passages are marked with ``*``. Long passages are shortened, and characters that are not
+    Gold documents are marked with ``*``. Long documents are shortened, and characters that are not
     printable are replaced, so that no document can send commands to a terminal.
 
     >>> from igsearch_env.episode import Segment
@@ -44,7 +44,7 @@ def render_text(episode: Episode) -> str:
 
 
 def is_gold(document: Document, question: Question) -> bool:
-    """Whether a passage is one of the question's gold passages, by id where ids are known."""
+    """Whether a document is one of the question's gold documents, by id where ids are known."""
     if question.gold_ids:
         return document.id in question.gold_ids
     return document.title in question.gold_titles
@@ -59,8 +59,8 @@ def _step(step: Step, question: Question) -> Iterator[str]:
             yield _line("", f"log-prob {step.log_prob:.2f}, with evidence of others {others}")
         for document in step.documents:
             title = f"{document.title}: " if document.title else ""
-            passage = textwrap.shorten(_printable(title + document.text), PASSAGE, placeholder=" …")
-            yield _line("found *" if is_gold(document, question) else "found", passage)
+            shown = textwrap.shorten(_printable(title + document.text), SHORTENED, placeholder=" …")
+            yield _line("found *" if is_gold(document, question) else "found", shown)
         if not step.documents:
             yield _line("found", "")
     elif step.observation is not None:

@@ -176,8 +176,8 @@ def check_scorer(scorer: AnswerScorer, *, tolerance: float = 1e-3) -> None:
             head = longer[: len(short)]
             what = "the first tokens of ' Lima Lima' to score as those of ' Lima' do"
             _require_near([short], [head], tolerance, what)
-    told = [array for (_, answer), array in by_pair.items() if answer == " Lima"]
-    same = all(one.shape == told[0].shape and np.array_equal(one, told[0]) for one in told)
+    scores = [array for (_, answer), array in by_pair.items() if answer == " Lima"]
+    same = all(one.shape == scores[0].shape and np.array_equal(one, scores[0]) for one in scores)
     _require(not same, "log-probs that depend on the context", "the same ones in every context")
     _require_equal(scorer.log_probs([], []), [], "no arrays for no pairs")
     try:

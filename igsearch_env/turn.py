@@ -49,7 +49,7 @@ class TurnRules:
         return 2 * self.max_searches + 1
 
     def begin(self, question: Question, group_id: str = "") -> Episode:
-        """A new episode; rollouts of one question share its id as the group unless told apart."""
+        """A new episode; rollouts of one question share its id as the group by default."""
         prompt = self.protocol.render_prompt(question.text)
         return Episode(question, prompt, group_id=group_id or question.id)
 

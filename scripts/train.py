@@ -75,7 +75,7 @@ SMOKE = (
     "run.eval_limit=4",
 )
 SHARES = {"rollouts": 0.6, "gains": 0.15, "update": 0.25}
-"""Parts of a step's time, until a step has told its own."""
+"""Parts of a step's time, until a step has its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     config = _config(arguments)
-    make_credit_from(config.credit)  # a typo is told before torch is loaded, which takes seconds
+    make_credit_from(config.credit)  # a typo ends it before torch is loaded, which takes seconds
     if arguments.plan:
         _show_plan(config, arguments.memory, arguments.document_tokens)
         return

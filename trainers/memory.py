@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def lasting_objects() -> Iterator[None]:
-    """Spare the garbage collector what exists now, until the block ends.
+    """Keep what exists now from the garbage collector, until the block ends.
 
     Corpus, index and model are hundreds of thousands of objects that stay; looking through them
     again and again is 2 % of a training step of the demo.

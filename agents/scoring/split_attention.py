@@ -101,7 +101,7 @@ def _in_parts(
     if not past:
         alone: Tensor = among
         return alone
-    # Where no row is padded, nothing is hidden, and the kernel is spared the mask.
+    # Where no row is padded, nothing is hidden, and the kernel needs no mask.
     padded = past_mask.expand(-1, -1, query.shape[2], -1) if len(past_mask) > 1 else None
     before, before_norm = kernel(
         query, key[:, :, :past], value[:, :, :past], attn_mask=padded, scale=scaling

@@ -3,7 +3,7 @@
 Nodes whose keys and values were kept from sampling are not run at all. The others are taken in
 waves by depth, so that all their ancestors are done. A batch gathers the keys and values of its
 ancestors padded on the left; its new tokens are padded on the right. ``position_ids`` are the true
-depths, and attention is told of the padding of the past: leaving either out would be wrong without
+depths, and attention gets the padding of the past: leaving either out would be wrong without
 an error. Padding on the right follows every token that counts, so causality hides it.
 """
 
@@ -33,7 +33,7 @@ class TrieForward:
         model: A causal language model in evaluation mode, its attention split
             (:func:`~agents.scoring.split_attention.split_attention`).
         trie: The tokens.
-        held: Keys and values of the trie's last paths, those it was told are held.
+        held: Keys and values of the trie's last paths, those that are held.
         scored: Tokens whose log-probabilities are wanted, shape (tokens,); none at a root.
         budget: At most this many padded positions (past and new) in one batch, and this many
             tokens whose keys and values are held, unless a single path is longer.
@@ -221,7 +221,7 @@ class KVPool:
 
         Args:
             number: Number of the layer.
-            like: Keys of that layer, shape (B, H, T, D): they tell size, type and device.
+            like: Keys of that layer, shape (B, H, T, D): they give size, type and device.
         """
         stored = self.layers[number]
         if stored is None:

@@ -23,7 +23,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged, read_episodes
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.play import Chunk, play_at_once, play_chunk
-from igsearch_env.evaluation.scores import ExampleScore, report, score_example
+from igsearch_env.evaluation.scores import ExampleScore, all_averages, score_example
 from igsearch_env.evaluation.settings import EvaluationSettings, comparable
 from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.plugins import import_again, lasting_name
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ):
                 done = folder.begin(to_record(settings), evaluation.inputs, evaluation.chunks)
                 _play(evaluation, folder, done, seconds, bar)
-                results = report([score for number in sorted(done) for score in done[number]])
+                results = all_averages([score for number in sorted(done) for score in done[number]])
                 seconds["total"] = time.perf_counter() - started
                 times = {name: round(value, 3) for name, value in seconds.items()}
                 folder.finish(results, times, len(evaluation.player.refused))

@@ -15,13 +15,14 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from igsearch_env.cli.program import Parser, add_import, folder, on_interrupt, positive, say
+from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.retrieval.building import IndexBuild, Recipe
-from igsearch_env.retrieval.encoder import PRECISIONS, PRESETS, EncoderSettings, SentenceEncoder
+from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
 from igsearch_env.retrieval.open import open_retriever, save_fusion
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
@@ -33,17 +34,48 @@ if TYPE_CHECKING:
 
     from igsearch_env.cli.console import Bars
 
-BM25_OPTIONS = ("k1", "b", "title_weight")
-DENSE_OPTIONS = (
-    *("preset", "max_length", "precision", "batch_size", "device"),
-    *("factory", "search", "threads"),
-)
-SHARD_OPTIONS = ("resume", "shard_size")
-FUSION_OPTIONS = ("constant", "depth")
-OPTIONS = {
-    "a dense index (--model)": {"model", *DENSE_OPTIONS, *SHARD_OPTIONS},
-    "BM25 (there is no --model)": {*BM25_OPTIONS, *SHARD_OPTIONS},
-    "a fusion (--fuse)": set(FUSION_OPTIONS),
+
+@dataclass(frozen=True)
+class DenseOptions:
+    """How documents become vectors, and what index those are put into.
+
+    Args:
+        precision: Of the encoder's weights.
+        batch_size: Texts per pass.
+        device: Where the encoder runs (default: a GPU if there is one).
+        factory: FAISS factory string; Flat is exact.
+        search: Such as nprobe=64 or efSearch=256 (default: by the factory string).
+        threads: Of the encoder and of FAISS (default: the free cores).
+    """
+
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_size: int = 32
+    device: str | None = None
+    factory: str = "Flat"
+    search: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class FusionOptions:
+    """How rankings are fused.
+
+    Args:
+        constant: How little the first ranks stand out.
+        depth: Documents of each index that are fused.
+    """
+
+    constant: int = 60
+    depth: int = 100
+
+
+KINDS = {
+    "a dense index (--model)": {
+        *(field.name for part in (EncoderSettings, DenseOptions) for field in fields(part)),
+        *("resume", "shard_size"),
+    },
+    "BM25 (there is no --model)": {"k1", "b", "title_weight", "resume", "shard_size"},
+    "a fusion (--fuse)": {"constant", "depth"},
 }
 
 
@@ -82,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = _chosen(args)
     if args.fuse:
         save_fusion(args.out, args.fuse, **chosen)
-        passages = len(open_retriever(args.out))
+        count = len(open_retriever(args.out))
     else:
         check_replaceable(args.out)  # before a model is loaded
         advice = "go on with the same command and --resume"
@@ -91,19 +123,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             resume = chosen.pop("resume", False)
             documents = partial(read_corpus, args.corpus)
             build = IndexBuild(documents, args.out, _recipe(chosen), Stages(bar), **sharding)
-            passages = build.run(resume)
+            count = build.run(resume)
     seconds = time.perf_counter() - started
-    say(f"{args.out}: {passages:,} documents, {seconds:.1f} s")
+    say(f"{args.out}: {count:,} documents, {seconds:.1f} s")
 
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given; all must be of use to the kind of index."""
-    dense, bm25, fusion = OPTIONS
-    kind = fusion if args.fuse else dense if args.model else bm25
-    chosen = {name: getattr(args, name) for name in set().union(*OPTIONS.values())}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    strange = sorted(set(chosen) - OPTIONS[kind])
-    if strange:
+    dense, bm25, fusion = KINDS
+    kind = fusion if args.fuse else dense if "model" in args else bm25
+    known = set.union(*KINDS.values())
+    chosen = {name: value for name, value in vars(args).items() if name in known}
+    if strange := sorted(chosen.keys() - KINDS[kind]):
         options = ", ".join("--" + name.replace("_", "-") for name in strange)
         raise ValueError(f"{kind} has no {options}")
     return chosen
@@ -130,29 +161,21 @@ def _parser() -> Parser:
     source.add_argument(
         "--fuse", type=folder, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
     )
-    add = parser.add_argument
-    add("--out", required=True, type=folder, help="folder to write; an index there is replaced")
-    add("--resume", action="store_true", default=None, help="go on with an unfinished build")
-    add("--shard-size", type=positive, help="passages a shard (default: 1024)")
-    add("--quiet", action="store_true", help="show no progress")
+    parser.add_argument(
+        "--out", required=True, type=folder, help="folder to write; an index there is replaced"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_import(parser)
-    words = parser.add_argument_group("BM25")
-    words.add_argument("--k1", type=float, help="saturation (default: 0.9)")
-    words.add_argument("--b", type=float, help="length (default: 0.4)")
-    words.add_argument("--title-weight", type=int, help="count titles so often (default: 2)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="go on with an unfinished build",
+    )
+    add_settings(parser, IndexBuild, "shard_size")
+    add_settings(parser.add_argument_group("BM25"), BM25Recipe)
     dense = parser.add_argument_group("dense")
-    add = dense.add_argument
-    add("--model", help="encoder: a name on the Hugging Face hub, or a folder")
-    add("--preset", choices=PRESETS, help="prefixes and pooling (default: by the model's name)")
-    add("--max-length", type=positive, help="cut texts to so many tokens (default: 256)")
-    add("--precision", choices=PRECISIONS, help="of the encoder's weights (default: float32)")
-    add("--batch-size", type=positive, help="texts per pass (default: 32)")
-    add("--device", help="where the encoder runs (default: a GPU if there is one)")
-    add("--factory", help="FAISS factory string (default: Flat, which is exact)")
-    add("--search", help="such as nprobe=64 or efSearch=256 (default: by the factory string)")
-    add("--threads", type=positive, help="of the encoder and of FAISS (default: the free cores)")
-    fusion = parser.add_argument_group("fusion")
-    add = fusion.add_argument
-    add("--constant", type=int, help="small ones trust the first ranks more (default: 60)")
-    add("--depth", type=positive, help="passages of each index that are fused (default: 100)")
+    add_settings(dense, EncoderSettings)
+    add_settings(dense, DenseOptions)
+    add_settings(parser.add_argument_group("fusion"), FusionOptions)
     return parser

@@ -1,4 +1,4 @@
-r"""Compare retrievers: the share of gold passages among the best few for the question itself.
+r"""Compare retrievers: the share of gold documents among the best few for the question itself.
 
 igsearch recall --questions hotpotqa.questions.jsonl popqa.questions.jsonl \
     --index indexes/bm25 indexes/e5 indexes/hybrid --top-k 3 --out runs/recall
@@ -61,16 +61,16 @@ def recall(
     top_k: int,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Mean share of a question's gold passages among its ``top_k``, with a 95 % interval.
+    """Mean share of a question's gold documents among its ``top_k``, with a 95 % interval.
 
     Args:
         retriever: What searches.
-        questions: What it searches for; those without known gold passages are left out.
-        top_k: How many passages it may return for each.
+        questions: What it searches for; those without known gold documents are left out.
+        top_k: How many documents it may return for each.
         progress: Called with the number of questions of each batch.
 
     Raises:
-        ValueError: If no question has known gold passages.
+        ValueError: If no question has known gold documents.
     """
     shares = []
     for start in range(0, len(questions), BATCH):
@@ -82,7 +82,7 @@ def recall(
     known = [share for share in shares if share is not None]
     if not known:
         raise ValueError(
-            f"none of {len(questions):,} questions names its gold passages; expected a column "
+            f"none of {len(questions):,} questions names its gold documents; expected a column "
             "gold_ids or gold_titles"
         )
     interval = bootstrap_interval(known)
@@ -94,7 +94,7 @@ def _table(rows: Sequence[dict[str, Any]], top_k: int) -> Table:
     from rich.table import Table
 
     sets = list(dict.fromkeys(row["questions"] for row in rows))
-    table = Table(title=f"recall@{top_k} of gold passages", box=box.SIMPLE_HEAD)
+    table = Table(title=f"recall@{top_k} of gold documents", box=box.SIMPLE_HEAD)
     table.add_column("index")
     sizes = {row["questions"]: row["n"] for row in rows}
     for name in sets:
@@ -120,7 +120,7 @@ def _parser() -> Parser:
         help="folders of saved indexes, addresses of servers, or names of registered retrievers",
     )
     add_import(parser)
-    add("--top-k", type=positive, default=3, help="passages per question (default: 3)")
+    add("--top-k", type=positive, default=3, help="documents per question (default: 3)")
     add("--split", help="ask only the questions of this split")
     add("--out", type=folder, required=True, help="folder of the results")
     return parser

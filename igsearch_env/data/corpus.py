@@ -76,7 +76,7 @@ def split_contents(contents: str, title: str | None = None) -> tuple[str, str]:
     r"""Take ``'"Title"\ntext'`` apart.
 
     Args:
-        contents: The passage with its title.
+        contents: The document with its title.
         title: The title, where it is known from elsewhere.
 
     Returns:

@@ -1,11 +1,11 @@
-"""A synthetic world: a corpus of short passages, and 1-, 2- and 3-hop questions about it.
+"""A synthetic world: a corpus of short documents, and 1-, 2- and 3-hop questions about it.
 
 Everything follows from a seed. The words are those of :mod:`igsearch_env.data.lexicon` in every
 world; the facts differ, so a policy that was warm-started on other seeds knows how to read but
 not what is true. With ``informative_bridges`` the object of a fact about a city, company or
 country is one
 of the 3-4 names that go with the subject's name (the same ones in every world), as a director's
-name hints at a nationality in real text: the bridge passage of a multi-hop question then already
+name hints at a nationality in real text: the bridge document of a multi-hop question then already
 moves the probability of its answer.
 """
 
@@ -46,7 +46,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One true statement and the passage that states it."""
+    """One true statement and the document that states it."""
 
     subject: Entity
     relation: Relation
@@ -60,7 +60,7 @@ class World:
 
     Args:
         seed: What everything was drawn from.
-        documents: The passages: one per fact, and the distractors.
+        documents: The documents: one per fact, and the distractors.
         facts: The facts by (subject name, relation name).
         chains: For each question id, the facts that lead from its subject to its answer.
         entities: The entities of each kind.
@@ -97,12 +97,12 @@ class World:
 
         Args:
             seed: Seed of everything.
-            people: Number of people. There are about 5 passages for each, and 376 or more about
-                cities, companies and countries: 120 people make about 1,070 passages, 15,000
+            people: Number of people. There are about 5 documents for each, and 376 or more about
+                cities, companies and countries: 120 people make about 1,070 documents, 15,000
                 make about 100,000.
             informative_bridges: Whether names of cities, companies and countries hint at the
                 objects of their facts.
-            distractors: Share of passages that name a subject and a keyword but state no fact.
+            distractors: Share of documents that name a subject and a keyword but state no fact.
             questions_per_hop: At most this many questions of each number of hops.
             test_share: Share of the questions that is held out.
 
@@ -236,7 +236,7 @@ def _state(
     rng: random.Random,
     prefix: str,
 ) -> tuple[dict[tuple[str, str], Fact], list[Document]]:
-    """Draw every fact and write its passage; mix in the distractors."""
+    """Draw every fact and write its document; mix in the distractors."""
     facts: dict[tuple[str, str], Fact] = {}
     documents: list[Document] = []
     groups = group_by_cluster(entities)

@@ -110,7 +110,7 @@ def macro_average(scores: Sequence[ExampleScore]) -> dict[str, Any]:
     return found
 
 
-def report(scores: Sequence[ExampleScore]) -> dict[str, Any]:
+def all_averages(scores: Sequence[ExampleScore]) -> dict[str, Any]:
     """``micro`` average (over all questions), ``macro`` average, and each of the ``datasets``."""
     datasets = {name: summary(group) for name, group in by_dataset(scores).items()}
     return {"micro": summary(scores), "macro": macro_average(scores), "datasets": datasets}

@@ -3,7 +3,7 @@
 IG_t = l(a* | C_t) - mean_j l(a* | C_t^j), with l the mean log-probability of the gold answer's
 tokens in nats (IG-Search, arXiv 2604.15148). C_t is the transcript up to the documents of search t
 and the refinement that the policy wrote after them; C_t^j is the same with documents and
-refinement replaced by the j-th pair drawn from another question.
+refinement replaced by the j-th evidence drawn from another question.
 """
 
 from __future__ import annotations
@@ -308,16 +308,16 @@ class InformationGain:
         for earlier in episode.steps[:index]:
             before += (earlier.turn, *earlier.replies)
         before.append(step.turn)
-        pairs = [(step.documents, self.refinement(episode, index))]
-        pairs += [(pair.documents, pair.refinement) for pair in step.counterfactuals]
-        if not all(refinement.text for _, refinement in pairs):
+        evidence = [(step.documents, self.refinement(episode, index))]
+        evidence += [(other.documents, other.refinement) for other in step.counterfactuals]
+        if not all(refinement.text for _, refinement in evidence):
             # Where one context has no refinement none has: only their content is to differ.
-            pairs = [(documents, NO_REFINEMENT) for documents, _ in pairs]
+            evidence = [(documents, NO_REFINEMENT) for documents, _ in evidence]
         opening = Segment(self.protocol.answer_opening, "system")
         said = step.turn.text
         return [
             (*before, self.protocol.render_documents(documents, said), *_shown(refined), opening)
-            for documents, refined in pairs
+            for documents, refined in evidence
         ]
 
     def refinement(self, episode: Episode, index: int) -> Segment:
@@ -329,7 +329,7 @@ class InformationGain:
         return following[0].refinement if same else NO_REFINEMENT
 
     def evidence(self, episode: Episode, index: int) -> Evidence:
-        """The pair of documents and refinement of step ``index``, for the pool."""
+        """The documents and the refinement of step ``index``, for the pool."""
         question = episode.question
         documents = episode.steps[index].documents
         return Evidence(documents, self.refinement(episode, index), question.id, question.text)

@@ -65,12 +65,12 @@ class IndexedRetriever(Retriever, Protocol):
 
     @property
     def documents(self) -> Iterable[Document]:
-        """The passages in the order of the corpus."""
+        """The documents in the order of the corpus."""
         ...
 
     @property
     def corpus_sha256(self) -> str:
-        """A hash of the passages, the same for every index of the same corpus."""
+        """A hash of the documents, the same for every index of the same corpus."""
         ...
 
     @property
@@ -79,7 +79,7 @@ class IndexedRetriever(Retriever, Protocol):
         ...
 
     def __len__(self) -> int:
-        """Number of passages in the corpus."""
+        """Number of documents in the corpus."""
         ...
 
 
@@ -106,13 +106,13 @@ def check_alive(retriever: Retriever, query: str, k: int) -> None:
         ) from error
 
 
-def check_search(queries: Sequence[str], k: int, passages: int) -> None:
+def check_search(queries: Sequence[str], k: int, corpus_size: int) -> None:
     """Check the arguments of a search.
 
     Args:
         queries: The queries.
         k: How many documents to return for each.
-        passages: Size of the corpus.
+        corpus_size: How many documents there are.
 
     Raises:
         ValueError: If ``k`` is out of range, or ``queries`` is a single string.
@@ -121,5 +121,5 @@ def check_search(queries: Sequence[str], k: int, passages: int) -> None:
         raise ValueError(f"queries must be a sequence of strings, got {queries!r}; wrap it")
     if k < 1:
         raise ValueError(f"got k = {k}; set k to at least 1")
-    if k > passages:
-        raise ValueError(f"got k = {k}; set k to at most {passages}, the size of the corpus")
+    if k > corpus_size:
+        raise ValueError(f"got k = {k}; set k to at most {corpus_size}, the size of the corpus")

@@ -27,10 +27,10 @@ VERSION = 2
 
 
 class BM25Retriever:
-    """Ranks passages by BM25 in Lucene's variant, over title and text.
+    """Ranks documents by BM25 in Lucene's variant, over title and text.
 
-    The score of a passage d for the words q of a query, where tf counts q in d, df counts the
-    passages with q, N counts all passages, and the length |d| is in words:
+    The score of a document d for the words q of a query, where tf counts q in d, df counts the
+    documents with q, N counts all documents, and the length |d| is in words:
     sum over q of ln(1 + (N - df + 1/2) / (df + 1/2)) * tf / (tf + k1 * (1 - b + b * |d| / mean)).
 
     >>> documents = [Document("1", "Lima", "The capital of Peru."), Document("2", "Rome", "Italy")]
@@ -63,33 +63,33 @@ class BM25Retriever:
         title_weight: int = 2,
         show_progress: bool = False,
     ) -> Self:
-        """Index passages.
+        """Index documents.
 
         Args:
-            documents: The passages; their ids must be unique.
+            documents: The documents; their ids must be unique.
             k1: How slowly repeated words saturate, at least 0.
-            b: How much long passages are discounted, from 0 to 1.
+            b: How much long documents are discounted, from 0 to 1.
             title_weight: How often the words of a title count, at least 1. Questions name the
                 entities that pages are titled after; 1 is the textbook formula.
             show_progress: Whether to show bars on stderr.
 
         Raises:
-            ValueError: If there are no passages or none has a word, two have the same id, or a
+            ValueError: If there are no documents or none has a word, two have the same id, or a
                 parameter is out of range.
         """
         check_bm25(k1, b, title_weight)
         kept = tuple(documents)
         if len({document.id for document in kept}) < len(kept):
-            raise ValueError("two passages have the same id; passage ids must be unique")
+            raise ValueError("two documents have the same id; document ids must be unique")
         index = index_words(WordTable.of(kept, title_weight), k1, b, show_progress)
         return cls(index, kept, title_weight)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Find the best passages for each query.
+        """Find the best documents for each query.
 
         Args:
             queries: The queries; may be empty.
-            k: How many passages to return for each at most, from 1 to the size of the corpus;
+            k: How many documents to return for each at most, from 1 to the size of the corpus;
                 fewer where fewer have a word of the query.
 
         Returns:
@@ -97,7 +97,7 @@ class BM25Retriever:
 
         Raises:
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
-            CorruptIndexError: If a passage on disk is damaged.
+            CorruptIndexError: If a document on disk is damaged.
         """
         check_search(queries, k, len(self))
         return [self._search(query, k) for query in queries]
@@ -106,7 +106,7 @@ class BM25Retriever:
         word_ids = self._index.get_tokens_ids(query_words(query))
         if not word_ids:
             return []
-        scores = self._index.get_scores_from_ids(word_ids)  # (passages,)
+        scores = self._index.get_scores_from_ids(word_ids)  # (documents,)
         found = []
         for number in _best(scores, k):
             doc = self._documents[number]
@@ -134,7 +134,7 @@ class BM25Retriever:
 
         Args:
             path: The folder.
-            mmap: Map the files into memory and read passages as they are found, which makes
+            mmap: Map the files into memory and read documents as they are found, which makes
                 loading fast; only the sizes of the files are checked then. Otherwise read
                 everything at once and check the hashes.
 
@@ -182,18 +182,18 @@ class BM25Retriever:
 
     @property
     def documents(self) -> Iterable[Document]:
-        """The passages in the order of the corpus; those on disk are read as they are taken."""
+        """The documents in the order of the corpus; those on disk are read as they are taken."""
         return self._documents
 
     @property
     def corpus_sha256(self) -> str:
-        """A hash of the passages, the same for every index of the same corpus."""
+        """A hash of the documents, the same for every index of the same corpus."""
         if self._loaded_from is None:
             return DocumentFile.sha256(self._documents)
         return recorded_corpus_sha256(self._loaded_from)
 
     def __len__(self) -> int:
-        """Number of passages in the corpus."""
+        """Number of documents in the corpus."""
         return len(self._documents)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

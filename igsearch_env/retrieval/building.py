@@ -1,7 +1,7 @@
 """Building the index of a corpus of any size: in shards, going on where a kill cut it short.
 
 Beside the index, in ``NAME.partial``, lies what has been done: what is being built (``job.json``),
-the passages (``index``), their hash once all are there (``corpus.json``), and one file for each
+the documents (``index``), their hash once all are there (``corpus.json``), and one file for each
 finished shard. Every file that counts is there whole or not at all, so a build may be killed at any
 moment.
 """
@@ -39,23 +39,26 @@ class Recipe(Protocol):
     Attributes:
         format: Name of its format.
         version: Version of its format.
-        passes: How often :meth:`finish` goes over the passages.
-        parameters: What it depends on besides the corpus, as JSON-ready data.
+        passes: How often :meth:`finish` goes over the documents.
     """
 
     format: str
     version: int
     passes: int
-    parameters: dict[str, Any]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the index depends on besides the corpus, as JSON-ready data."""
+        ...
 
     def shard(self, documents: Sequence[Document]) -> Arrays:
-        """The part of the work on some passages that needs no others."""
+        """The part of the work on some documents that needs no others."""
         ...
 
     def finish(
         self,
         shards: Callable[[], Iterator[Arrays]],
-        passages: int,
+        count: int,
         folder: Path,
         advance: Callable[[int], None],
     ) -> None:
@@ -64,7 +67,7 @@ class Recipe(Protocol):
 
 
 class Progress(Protocol):
-    """Told how a build gets on."""
+    """Shows how a build gets on."""
 
     def stage(self, name: str, total: int | None, done: int = 0) -> None:
         """A stage begins: its name, how much there is to do, if known, and how much is done."""
@@ -80,11 +83,11 @@ class IndexBuild:
     """One index to build.
 
     Args:
-        documents: Starts reading the passages from the first one; their ids must be unique.
+        documents: Starts reading the documents from the first one; their ids must be unique.
         out: Folder of the index.
         recipe: What to build.
-        progress: Told how the build gets on.
-        shard_size: Passages per shard; a kill loses the work on one shard at most.
+        progress: Shows how the build gets on.
+        shard_size: Documents per shard; a kill loses the work on one shard at most.
 
     Raises:
         ValueError: If ``shard_size`` is below 1.
@@ -113,12 +116,12 @@ class IndexBuild:
                 corpus and parameters that is there already is left as it is.
 
         Returns:
-            How many passages the index has.
+            How many documents the index has.
 
         Raises:
             FileExistsError: If there is an unfinished build and ``resume`` is not set, or something
                 other than an index is at ``out``.
-            ValueError: If what is there is of another corpus or other parameters, a passage cannot
+            ValueError: If what is there is of another corpus or other parameters, a document cannot
                 be read, or the index cannot be made.
         """
         check_replaceable(self.out)  # before the work, not after it
@@ -129,19 +132,19 @@ class IndexBuild:
             )
         index = self.partial / "index"
         if resume and not index.exists() and self.out.is_dir() and any(self.out.iterdir()):
-            passages = self._check_complete()
+            count = self._check_complete()
         else:
             self._check_job(index)
             documents = self._documents(index)
             try:
                 self._make_shards(documents)
-                passages = len(documents)
+                count = len(documents)
             finally:
                 documents.close()
-            self._finish(index, passages)
+            self._finish(index, count)
             swap_in(index, self.out, self.partial / "replaced")
         shutil.rmtree(self.partial, ignore_errors=True)
-        return passages
+        return count
 
     def _job(self) -> dict[str, Any]:
         return {
@@ -183,7 +186,7 @@ class IndexBuild:
                 self.progress.advance(every)
 
     def _documents(self, index: Path) -> DocumentFile:
-        """The passages, copied into the index unless they are there already."""
+        """The documents, copied into the index unless they are there already."""
         file = self.partial / "corpus.json"
         if file.is_file():
             self._check_corpus(self.partial, json.loads(file.read_text(encoding="utf-8"))["sha256"])
@@ -208,10 +211,9 @@ class IndexBuild:
         done = len(documents) - sum(sizes[number] for number in missing)
         self.progress.stage("make shards", len(documents), done)
         for number in missing:
-            passages = range(starts[number], starts[number] + sizes[number])
-            arrays: dict[str, Any] = dict(
-                self.recipe.shard([documents[place] for place in passages])
-            )
+            places = range(starts[number], starts[number] + sizes[number])
+            shard = self.recipe.shard([documents[place] for place in places])
+            arrays: dict[str, Any] = dict(shard)
             unfinished = self._shard_file(number).with_suffix(".unfinished")
             with unfinished.open("wb") as opened:
                 np.savez(opened, **arrays)
@@ -223,14 +225,14 @@ class IndexBuild:
             with np.load(self._shard_file(number)) as arrays:
                 yield dict(arrays)
 
-    def _finish(self, index: Path, passages: int) -> None:
+    def _finish(self, index: Path, count: int) -> None:
         for file in index.iterdir():
             if file.name not in (DOCUMENTS, OFFSETS):
                 file.unlink()
-        count = -(-passages // self.shard_size)
-        self.progress.stage("build index", passages * self.recipe.passes)
-        self.recipe.finish(lambda: self._shards(count), passages, index, self.progress.advance)
-        content = {"passages": passages, "parameters": self.recipe.parameters}
+        shards = -(-count // self.shard_size)
+        self.progress.stage("build index", count * self.recipe.passes)
+        self.recipe.finish(lambda: self._shards(shards), count, index, self.progress.advance)
+        content = {"passages": count, "parameters": self.recipe.parameters}
         write_manifest(index, self.recipe.format, self.recipe.version, content)
 
 

@@ -42,7 +42,7 @@ def check_server(
 
     Args:
         url: Where it is posted to.
-        query: What to search for; something that the corpus has at least two passages on.
+        query: What to search for; something that the corpus has at least two documents on.
         timeout: Seconds to wait for each answer, until its last byte.
         wait: Seconds to wait for a server that is not there yet, or says at ``/ready`` that it
             still loads its index.
@@ -100,7 +100,10 @@ class _Probe:
 
     def endpoints(self) -> Iterator[Finding]:
         """What a client can know before it searches."""
-        for path, use in (("/health", "rLLM asks for it"), ("/ready", "tells a loaded index")):
+        for path, use in (
+            ("/health", "rLLM asks for it"),
+            ("/ready", "whether the index is loaded"),
+        ):
             try:
                 request = self.line.request("GET", urljoin(self.url, path))
                 status = self.line.run(request).status_code

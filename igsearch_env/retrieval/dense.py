@@ -32,7 +32,7 @@ VERSION = 2
 
 
 class DenseRetriever:
-    """Ranks passages by the inner product of their vectors with that of the query.
+    """Ranks documents by the inner product of their vectors with that of the query.
 
     Use :meth:`build` or :meth:`load`, or ``igsearch index`` for a large corpus.
     """
@@ -61,35 +61,35 @@ class DenseRetriever:
         factory: str = "Flat",
         search: str | None = None,
     ) -> Self:
-        """Encode and index passages in memory.
+        """Encode and index documents in memory.
 
         Args:
-            documents: The passages; their ids must be unique.
-            encoder: Makes the vectors of passages, and later of queries.
+            documents: The documents; their ids must be unique.
+            encoder: Makes the vectors of documents, and later of queries.
             factory: Kind of index; see :func:`build_vector_index`.
             search: How thoroughly it is searched; see :func:`set_search`. None for
                 :func:`default_search`.
 
         Raises:
-            ValueError: If there are no passages, two have the same id, or an argument is wrong.
+            ValueError: If there are no documents, two have the same id, or an argument is wrong.
         """
         kept = tuple(documents)
         if not kept or len({document.id for document in kept}) < len(kept):
             raise ValueError(
-                f"expected passages with unique ids, at least one, got {len(kept)} passages with "
+                f"expected documents with unique ids, at least one, got {len(kept)} documents with "
                 f"{len({document.id for document in kept})} ids"
             )
-        vectors = encoder.encode_passages(kept)
+        vectors = encoder.encode_documents(kept)
         index = build_vector_index(lambda: [vectors], len(vectors), factory)
         return cls(index, kept, encoder, dense_parameters(encoder, factory, search))
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Find the best passages for each query.
+        """Find the best documents for each query.
 
         Args:
             queries: The queries, encoded and searched together; may be empty.
-            k: How many passages to return for each, from 1 to the size of the corpus. An index that
-                looks into a part of the corpus (IVF) may find fewer.
+            k: How many documents to return for each, from 1 to the size of the corpus. An index
+                that looks into a part of the corpus (IVF) may find fewer.
 
         Returns:
             One list per query, best first, ties in the order of the corpus, with inner products as
@@ -97,7 +97,7 @@ class DenseRetriever:
 
         Raises:
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
-            CorruptIndexError: If a passage on disk is damaged.
+            CorruptIndexError: If a document on disk is damaged.
         """
         check_search(queries, k, len(self))
         if not queries:
@@ -114,7 +114,7 @@ class DenseRetriever:
         return found
 
     def vectors(self) -> Vectors:
-        """The vectors of all passages, shape (passages, dimension); approximate if compressed."""
+        """The vectors of all documents, shape (documents, dimension); approximate if compressed."""
         vectors: Vectors = self._index.reconstruct_n(0, len(self))
         return vectors
 
@@ -149,13 +149,13 @@ class DenseRetriever:
 
         Args:
             path: The folder.
-            mmap: Map vectors and passages into memory, which makes loading fast; only the sizes of
+            mmap: Map vectors and documents into memory, which makes loading fast; only the sizes of
                 the files are checked then. Otherwise read everything and check the hashes.
             model: Where the encoder is now, if it has moved since.
             search: How thoroughly to search, if otherwise than when it was built.
             device: Where the encoder runs; None for a GPU if there is one.
-            precision: That of the encoder for queries, whatever that of the passages was. Below
-                float32 it is faster where the processor has it, and passages at nearly the same
+            precision: That of the encoder for queries, whatever that of the documents was. Below
+                float32 it is faster where the processor has it, and documents at nearly the same
                 distance can change places.
 
         Raises:
@@ -186,18 +186,18 @@ class DenseRetriever:
 
     @property
     def documents(self) -> Iterable[Document]:
-        """The passages in the order of the corpus; those on disk are read as they are taken."""
+        """The documents in the order of the corpus; those on disk are read as they are taken."""
         return self._documents
 
     @property
     def corpus_sha256(self) -> str:
-        """A hash of the passages, the same for every index of the same corpus."""
+        """A hash of the documents, the same for every index of the same corpus."""
         if self._loaded_from is None:
             return DocumentFile.sha256(self._documents)
         return recorded_corpus_sha256(self._loaded_from)
 
     def __len__(self) -> int:
-        """Number of passages in the corpus."""
+        """Number of documents in the corpus."""
         return len(self._documents)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -226,7 +226,7 @@ def _reload(
 def _check_encoder(
     encoder: SentenceEncoder, parameters: dict[str, Any], dimension: int, folder: Path
 ) -> None:
-    """Refuse a model that would put queries elsewhere than the passages are."""
+    """Refuse a model that would put queries elsewhere than the documents are."""
     if dimension != encoder.dimension or encoder.sha256 != parameters.get("model_sha256"):
         raise ValueError(
             f"the index in {folder} was built with another model than {encoder.config.model!r} "

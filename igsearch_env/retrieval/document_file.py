@@ -1,4 +1,4 @@
-"""Passages in a file that is read where they are needed, not as a whole."""
+"""Documents in a file that is read where they are needed, not as a whole."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OFFSETS = "documents.offsets.npy"
 
 
 class DocumentFile:
-    """Passages of a folder, by number; any number of threads may read at once.
+    """Documents of a folder, by number; any number of threads may read at once.
 
-    The passages lie in ``documents.jsonl``, which
+    The documents lie in ``documents.jsonl``, which
     :func:`igsearch_env.data.corpus.load_corpus` reads too;
-    ``documents.offsets.npy`` holds where each begins, in bytes, shape (passages + 1,).
+    ``documents.offsets.npy`` holds where each begins, in bytes, shape (documents + 1,).
 
     Args:
         folder: A folder that :meth:`write` has filled.
@@ -49,7 +49,7 @@ class DocumentFile:
 
     @staticmethod
     def write(documents: Iterable[Document], folder: Path) -> None:
-        """Write passages, without their scores, into a folder."""
+        """Write documents, without their scores, into a folder."""
         offsets = [0]
         with (folder / DOCUMENTS).open("wb") as file:
             for doc in documents:
@@ -58,7 +58,7 @@ class DocumentFile:
 
     @staticmethod
     def sha256(documents: Iterable[Document]) -> str:
-        """The hash that ``documents.jsonl`` has, or would have, with these passages."""
+        """The hash that ``documents.jsonl`` has, or would have, with these documents."""
         digest = hashlib.sha256()
         for doc in documents:
             digest.update(_line(doc))
@@ -70,34 +70,34 @@ class DocumentFile:
         del self._offsets
 
     def __len__(self) -> int:
-        """Number of passages."""
+        """Number of documents."""
         return len(self._offsets) - 1
 
     def __getitem__(self, number: int) -> Document:
-        """Read one passage.
+        """Read one document.
 
         Raises:
-            IndexError: If there is no passage of that number.
+            IndexError: If there is no document of that number.
             CorruptIndexError: If it cannot be read.
         """
         if not 0 <= number < len(self):
-            raise IndexError(f"no passage {number}; the corpus has {len(self)}, from 0")
+            raise IndexError(f"no document {number}; the corpus has {len(self)}, from 0")
         start, end = self._offsets[number], self._offsets[number + 1]
         try:
             fields = json.loads(self._bytes[start:end])
             return Document(id=fields["id"], title=fields["title"], text=fields["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptIndexError(
-                f"passage {number} of {self._file} is damaged ({error}); build the index again"
+                f"document {number} of {self._file} is damaged ({error}); build the index again"
             ) from error
 
     def __iter__(self) -> Iterator[Document]:
-        """Read all passages in order."""
+        """Read all documents in order."""
         return (self[number] for number in range(len(self)))
 
 
 def recorded_corpus_sha256(folder: Path) -> str:
-    """The hash of the passages that the manifest of an index holds.
+    """The hash of the documents that the manifest of an index holds.
 
     Raises:
         CorruptIndexError: If it holds none.

@@ -27,7 +27,7 @@ class Preset:
     Args:
         query_prefix: Stands before every query; None for what the model says itself: its prompt
             named ``"query"``, if it has one.
-        passage_prefix: Stands before every passage; None for what the model says itself: the first
+        passage_prefix: Stands before every document; None for what the model says itself: the first
             of its prompts ``"document"``, ``"passage"`` and ``"corpus"`` that is not empty.
         pooling: From token vectors to one: ``"mean"``, ``"cls"`` or ``"lasttoken"``; None for what
             the model says itself (``"mean"`` if it says nothing).
@@ -78,7 +78,8 @@ class EncoderSettings:
     Args:
         model: Name on the Hugging Face hub, or folder, of a sentence-transformers model or of any
             transformers encoder.
-        preset: A name of :data:`PRESETS`; None for :func:`preset_of` the model.
+        preset: ``plain``, ``e5``, ``bge`` or ``contriever``; None goes by the
+            name of the model.
         max_length: Longer texts are cut to so many tokens.
 
     Raises:
@@ -106,7 +107,7 @@ class SentenceEncoder:
         device: Where it runs, as torch names it; None for a GPU if there is one.
         batch_size: Texts per pass.
         precision: ``"float32"``, or for speed ``"bfloat16"`` or ``"float16"``. Vectors of different
-            precision differ by about 0.1 %, so passages may be encoded in one and queries in
+            precision differ by about 0.1 %, so documents may be encoded in one and queries in
             another.
 
     Raises:
@@ -145,7 +146,7 @@ class SentenceEncoder:
         """All that the vectors depend on, as JSON-ready data.
 
         The weights stand there by their hash. ``"probe"`` holds a few numbers of the vectors of one
-        text in float32, which tell a change of anything else, such as the tokenizer's rules.
+        text in float32, which change with anything else, such as the tokenizer's rules.
         """
         pooling = self._preset.pooling or _pooling(self._model)
         return {
@@ -165,13 +166,13 @@ class SentenceEncoder:
         """Vectors of queries, shape (queries, dimension)."""
         return self._encode(self._model.encode_query, list(queries), self._query_prefix)
 
-    def encode_passages(self, documents: Sequence[Document]) -> Vectors:
-        """Vectors of passages, title first, shape (passages, dimension)."""
+    def encode_documents(self, documents: Sequence[Document]) -> Vectors:
+        """Vectors of documents, title first, shape (documents, dimension)."""
         texts = [f"{document.title}\n{document.text}".rstrip() for document in documents]
         return self._encode(self._model.encode_document, texts, self._passage_prefix)
 
     def _measure(self) -> list[float]:
-        vectors = self.encode_queries([PROBE]), self.encode_passages([Document("", "", PROBE)])
+        vectors = self.encode_queries([PROBE]), self.encode_documents([Document("", "", PROBE)])
         return [float(f"{number:.4g}") for (vector,) in vectors for number in vector[:8]]
 
     def _encode(self, encode: Callable[..., Any], texts: list[str], prefix: str) -> Vectors:
@@ -239,15 +240,15 @@ def _sha256(model: Any) -> str:
 
 
 def _prefixes(model: Any, preset: Preset) -> tuple[str, str]:
-    """What stands before a query, and before a passage."""
+    """What stands before a query, and before a document."""
     prompts = model.prompts
-    query, passage = preset.query_prefix, preset.passage_prefix
+    query, document = preset.query_prefix, preset.passage_prefix
     if query is None:
         query = prompts.get("query") or ""
-    if passage is None:
+    if document is None:
         names = ("document", "passage", "corpus")
-        passage = next((prompts[name] for name in names if prompts.get(name)), "")
-    return query, passage
+        document = next((prompts[name] for name in names if prompts.get(name)), "")
+    return query, document
 
 
 def _pooling(model: Any) -> str | None:

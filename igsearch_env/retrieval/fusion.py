@@ -13,14 +13,14 @@ from igsearch_env.retrieval.base import IndexedRetriever, check_search
 class FusionRetriever:
     """Reciprocal-rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
 
-    The score of a passage is the sum of 1 / (constant + rank) over the retrievers that have it
+    The score of a document is the sum of 1 / (constant + rank) over the retrievers that have it
     among their best ``depth``, ranks counted from 1. Scores of different retrievers need not
     compare; only their order counts.
 
     Args:
         retrievers: What to fuse, at least one, all of the same corpus.
         constant: How much the first ranks stand out; small values trust them more.
-        depth: How many passages of each retriever are fused (more where more are asked for).
+        depth: How many documents of each retriever are fused (more where more are asked for).
 
     Raises:
         ValueError: If there is no retriever, they search different corpora, or a number is out of
@@ -44,11 +44,11 @@ class FusionRetriever:
         self.depth = depth
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Find the best passages for each query.
+        """Find the best documents for each query.
 
         Args:
             queries: The queries; may be empty.
-            k: How many passages to return for each at most, from 1 to the size of the corpus.
+            k: How many documents to return for each at most, from 1 to the size of the corpus.
 
         Returns:
             One list per query, best first, with fused scores; ties in the order of the first
@@ -84,16 +84,16 @@ class FusionRetriever:
 
     @property
     def documents(self) -> Iterable[Document]:
-        """The passages in the order of the corpus."""
+        """The documents in the order of the corpus."""
         return self.retrievers[0].documents
 
     @property
     def corpus_sha256(self) -> str:
-        """A hash of the passages, the same for every index of the same corpus."""
+        """A hash of the documents, the same for every index of the same corpus."""
         return self.retrievers[0].corpus_sha256
 
     def __len__(self) -> int:
-        """Number of passages in the corpus."""
+        """Number of documents in the corpus."""
         return len(self.retrievers[0])
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:

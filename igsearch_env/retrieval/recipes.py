@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,35 @@ from igsearch_env.retrieval.word_table import PASSES, WordTable, check_bm25, ind
 from igsearch_env.words import WORD_RULE
 
 
+@dataclass(frozen=True)
 class BM25Recipe:
-    """BM25, with the parameters of :meth:`BM25Retriever.build`."""
+    """BM25, as :meth:`BM25Retriever.build` makes it.
+
+    Args:
+        k1: How slowly repeated words saturate, at least 0.
+        b: How much long documents are discounted, from 0 to 1.
+        title_weight: How often the words of a title count, at least 1.
+    """
+
+    k1: float = 0.9
+    b: float = 0.4
+    title_weight: int = 2
 
     format = bm25.FORMAT
     version = bm25.VERSION
     passes = PASSES
 
-    def __init__(self, k1: float = 0.9, b: float = 0.4, title_weight: int = 2) -> None:
-        check_bm25(k1, b, title_weight)
-        self.parameters: dict[str, Any] = {
-            "k1": k1,
-            "b": b,
-            "title_weight": title_weight,
-            "word_rule": WORD_RULE,
-        }
+    def __post_init__(self) -> None:
+        check_bm25(self.k1, self.b, self.title_weight)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the index depends on besides the corpus, as JSON-ready data."""
+        return asdict(self) | {"word_rule": WORD_RULE}
 
     def shard(self, documents: Sequence[Document]) -> Arrays:
-        """The words of some passages."""
-        table = WordTable.of(documents, self.parameters["title_weight"])
+        """The words of some documents."""
+        table = WordTable.of(documents, self.title_weight)
         vocabulary = "\n".join(table.vocabulary).encode("utf-8")  # no word holds a line end
         return {
             "numbers": table.numbers,
@@ -51,7 +62,7 @@ class BM25Recipe:
     def finish(
         self,
         shards: Callable[[], Iterator[Arrays]],
-        passages: int,
+        count: int,
         folder: Path,
         advance: Callable[[int], None],
     ) -> None:
@@ -64,9 +75,7 @@ class BM25Recipe:
             )
             for shard in shards()
         )
-        index_words(table, self.parameters["k1"], self.parameters["b"], advance=advance).save(
-            folder
-        )
+        index_words(table, self.k1, self.b, advance=advance).save(folder)
 
 
 class DenseRecipe:
@@ -90,20 +99,20 @@ class DenseRecipe:
         empty_vector_index(encoder.dimension, factory, self.parameters["search"])  # fails early
 
     def shard(self, documents: Sequence[Document]) -> Arrays:
-        """The vectors of some passages."""
-        return {"vectors": self._encoder.encode_passages(documents)}
+        """The vectors of some documents."""
+        return {"vectors": self._encoder.encode_documents(documents)}
 
     def finish(
         self,
         shards: Callable[[], Iterator[Arrays]],
-        passages: int,
+        count: int,
         folder: Path,
         advance: Callable[[int], None],
     ) -> None:
         """Put all vectors into the index, and write it."""
         index = build_vector_index(
             lambda: (shard["vectors"] for shard in shards()),
-            passages,
+            count,
             self.parameters["factory"],
             advance,
         )

@@ -1,7 +1,7 @@
 """A retriever as a web server, for this environment's client and for other trainers.
 
 ``POST /retrieve`` understands the dialects of :mod:`igsearch_env.retrieval.wire` and answers in the
-one it was asked in. ``GET /health`` tells that the process lives, ``GET /ready`` whether the index
+one it was asked in. ``GET /health`` says that the process lives, ``GET /ready`` whether the index
 is loaded, ``GET /metrics`` what has happened, in Prometheus' text format.
 """
 
@@ -32,7 +32,7 @@ with extra("serve"):
 log = logging.getLogger(__name__)
 
 GRACE = 10
-"""Seconds that requests on their way have once the server is told to end."""
+"""Seconds that requests on their way have once the server is asked to end."""
 
 
 class RetrieveRequest(BaseModel):
@@ -46,7 +46,7 @@ class RetrieveRequest(BaseModel):
 
     @property
     def dialect(self) -> Dialect:
-        """Told apart by the names of the fields."""
+        """Follows from the names of the fields."""
         if self.query is None:
             return "search-r1"
         return "rllm" if "top_k" in self.model_fields_set else "skyrl"
@@ -57,7 +57,7 @@ class RetrievalService:
 
     Args:
         limits: What it puts up with.
-        top_k: Documents per query of a request that does not tell.
+        top_k: Documents per query of a request that does not say how many.
 
     Raises:
         ValueError: If its limits do not allow that many.
@@ -115,7 +115,7 @@ class RetrievalService:
             log.exception("a search for %d queries failed", len(queries))
             raise HTTPException(500, f"the search failed: {error}") from error
         answer = make_answer(request.dialect, found, request.return_scores)
-        # In ASCII: passages may hold halves of surrogate pairs, which UTF-8 cannot write.
+        # In ASCII: documents may hold halves of surrogate pairs, which UTF-8 cannot write.
         return Response(json.dumps(answer), media_type="application/json")
 
     def _check(self, request: RetrieveRequest) -> tuple[list[str], int]:
@@ -162,8 +162,8 @@ def create_app(service: RetrievalService) -> FastAPI:
     async def ready() -> JSONResponse:
         if not service.ready:
             return JSONResponse({"status": "loading"}, 503)
-        passages = len(service.retriever) if isinstance(service.retriever, Sized) else None
-        return JSONResponse({"status": "ready", "passages": passages})
+        documents = len(service.retriever) if isinstance(service.retriever, Sized) else None
+        return JSONResponse({"status": "ready", "documents": documents})
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:

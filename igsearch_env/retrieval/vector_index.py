@@ -55,7 +55,7 @@ def build_vector_index(
         factory: What FAISS's ``index_factory`` takes: ``"Flat"`` is exact, ``"IVF4096,Flat"`` looks
             into some of 4,096 lists, ``"HNSW32"`` walks a graph, ``"IVF4096,PQ48"`` keeps 48 bytes
             a vector.
-        advance: Told how many vectors have been added since the last time.
+        advance: Called with how many vectors were added since its last call.
 
     Raises:
         ImportError: If the ``dense`` extra is not installed.
@@ -121,7 +121,7 @@ def _sample(blocks: Iterable[Vectors], count: int, factory: str) -> Vectors:
 
 
 def default_search(factory: str) -> str:
-    """How thoroughly an index is searched unless told otherwise.
+    """How thoroughly an index is searched by default.
 
     >>> default_search("Flat"), default_search("IVF4096,Flat"), default_search("HNSW32")
     ('', 'nprobe=128', 'efSearch=128')

@@ -27,7 +27,7 @@ DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
 PATH = "/retrieve"
 DEFAULT_TOP_K = 3
-"""How many documents a server returns that was not told."""
+"""How many documents a server returns where a request does not say."""
 
 
 class WireError(ValueError):
@@ -114,7 +114,7 @@ def read_answer(dialect: Dialect, answer: object, queries: int) -> list[list[Doc
     if not isinstance(answer, Mapping) or not isinstance(answer.get(key), list):
         raise WireError(
             f"expected a JSON object with a list {key!r}, as {dialect} servers answer, got "
-            f"{_outline(answer)}; `igsearch check URL` tells which "
+            f"{_outline(answer)}; `igsearch check URL` says which "
             "dialect a server speaks"
         )
     lists = [answer[key]] if dialect == "rllm" else answer[key]

@@ -1,4 +1,4 @@
-"""The words of passages as numbers, and a BM25 index of them."""
+"""The words of documents as numbers, and a BM25 index of them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from igsearch_env.retrieval.bm25s_alone import bm25s
 from igsearch_env.words import search_terms
 
 PASSES = 3
-"""How often bm25s goes over the passages: their lengths, their words, their scores."""
+"""How often bm25s goes over the documents: their lengths, their words, their scores."""
 _REPORTED = 1000
 
 
 @dataclass(frozen=True)
 class WordTable:
-    """Words of passages.
+    """Words of documents.
 
     Args:
-        numbers: The words of all passages in order, as places in the vocabulary, shape (words,).
-        lengths: How many words each passage has, shape (passages,).
+        numbers: The words of all documents in order, as places in the vocabulary, shape (words,).
+        lengths: How many words each document has, shape (documents,).
         vocabulary: Every word once, in the order in which they first occur.
     """
 
@@ -34,7 +34,7 @@ class WordTable:
 
     @classmethod
     def of(cls, documents: Iterable[Document], title_weight: int) -> Self:
-        """Take passages apart, the words of a title ``title_weight`` times."""
+        """Take documents apart, the words of a title ``title_weight`` times."""
         vocabulary: dict[str, int] = {}
         numbers: list[NDArray[np.int32]] = []
         for doc in documents:
@@ -46,7 +46,7 @@ class WordTable:
 
     @classmethod
     def joined(cls, tables: Iterable[Self]) -> Self:
-        """The table of all passages from those of their parts, in order."""
+        """The table of all documents from those of their parts, in order."""
         vocabulary: dict[str, int] = {}
         numbers, lengths = [], []
         for table in tables:
@@ -79,11 +79,11 @@ def index_words(
     """A bm25s index in Lucene's variant.
 
     Args:
-        table: The words of the passages.
+        table: The words of the documents.
         k1: See :class:`BM25Retriever`.
         b: See :class:`BM25Retriever`.
         show_progress: Whether bm25s shows bars of its own.
-        advance: Told how many passages have been gone over since the last time, in
+        advance: Called with how many documents were gone over since its last call, in
             :data:`PASSES` passes.
 
     Raises:
@@ -91,7 +91,7 @@ def index_words(
     """
     if not table.vocabulary:
         raise ValueError(
-            f"none of the {len(table.lengths)} passages has a word; there is nothing to index"
+            f"none of the {len(table.lengths)} documents has a word; there is nothing to index"
         )
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     vocabulary = {word: number for number, word in enumerate(table.vocabulary)}
@@ -102,7 +102,7 @@ def index_words(
 
 
 class _Rows(list[list[int]]):
-    """Words of each passage; a list, as bm25s asks for, that makes its rows as they are read."""
+    """Words of each document; a list, as bm25s asks for, that makes its rows as they are read."""
 
     def __init__(self, table: WordTable, advance: Callable[[int], None]) -> None:
         super().__init__()

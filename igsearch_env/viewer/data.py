@@ -1,6 +1,6 @@
 """What the page of rollouts shows, gathered from the folder of an evaluation or of a training run.
 
-Indices of characters (``span``, ``ends``) count code points, as Python does. Passages stand in one
+Indices of characters (``span``, ``ends``) count code points, as Python does. Documents stand in one
 table, since searches and counterfactuals share them.
 """
 

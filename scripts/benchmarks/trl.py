@@ -62,7 +62,7 @@ def score(ids: Sequence[int]) -> float:
 def run_local(steps: int) -> list[float]:
     """Train with our sampler, credit and update; CPU seconds of each step."""
     model, endless = make_model(), build_tokenizer()
-    endless.eos_token = None  # no token ends a completion; TRL is told min_new_tokens
+    endless.eos_token = None  # no token ends a completion; TRL gets min_new_tokens
     tokenizer = SegmentTokenizer(endless)
     policy = TransformersPolicy(model, tokenizer, PROTOCOL, max_new_tokens=LENGTH)
     rules, credit = TurnRules(PROTOCOL), make_credit("outcome")

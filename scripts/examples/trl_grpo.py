@@ -39,7 +39,7 @@ from trainers.trl.rollouts import SearchRollouts, TokenCreditTrainer, prompts, r
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, and tell the exact match of sampled answers to held-out questions before and after.
+    """Train; print the exact match of sampled answers to held-out questions before and after.
 
     Args:
         argv: Command line arguments; None for those of the process.

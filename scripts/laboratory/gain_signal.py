@@ -3,8 +3,8 @@
 python -m scripts.laboratory.gain_signal --config trainers/configs/demo.toml --out runs/gain_signal
 
 Plays rollouts as training would, settles their gains, and sorts the searches by what they found: a
-gold passage or none, and a document that no earlier search of the rollout had found, or nothing
-new. Where gold passages do not gain clearly more than the others, IG-Search has little to teach.
+gold document or none, and a document that no earlier search of the rollout had found, or nothing
+new. Where gold documents do not gain clearly more than the others, IG-Search has little to teach.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = signal(episodes)
     table = Table(title=f"information gain by what was found; {len(episodes)} rollouts")
     numbers = ("searches", "mean", "SD", f"above {NOTICEABLE}")
-    for heading in ("search", "gold passage", "document", *numbers):
+    for heading in ("search", "gold document", "document", *numbers):
         table.add_column(heading, justify="right" if heading in numbers else "left")
     for row in rows:
         table.add_row(

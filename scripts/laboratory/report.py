@@ -141,7 +141,7 @@ def _cpu(runs: Sequence[Result]) -> list[float]:
 
 
 def _details(runs: Sequence[Result]) -> dict[str, Any]:
-    """Means over runs of what the last evaluation and the training log tell."""
+    """Means over runs of what the last evaluation and the training log have."""
     last = [run["evaluations"][-1] for run in runs]
     curves = [[one["em"] for one in run["evaluations"]] for run in runs]
     detail: dict[str, Any] = {

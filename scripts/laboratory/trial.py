@@ -131,8 +131,8 @@ def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
 
     Returns:
         ``all_fail``, the share of groups without a success; ``all_fail_supported``, the share of
-        those in which a rollout found a supporting passage of any hop; ``reads``, the share of
-        rollouts that are right among those that found the last gold passage.
+        those in which a rollout found a gold document of any hop; ``reads``, the share of
+        rollouts that are right among those that found the last gold document.
     """
     config = trial_settings(study, Trial("qualify", regime, "grpo", seed))
     set_threads(config.run.threads)
@@ -197,13 +197,13 @@ def _evaluate(
 
 
 def _hop_hits(episode: Episode) -> list[bool]:
-    """For each supporting passage in hop order, whether any search found it."""
+    """For each gold document in hop order, whether any search found it."""
     found = {document.id for step in episode.searches for document in step.documents}
-    return [passage in found for passage in episode.question.gold_ids]
+    return [one in found for one in episode.question.gold_ids]
 
 
 def _finds(episode: Episode) -> list[bool]:
-    """For each search, whether it found a supporting passage of any hop."""
+    """For each search, whether it found a gold document of any hop."""
     gold = set(episode.question.gold_ids)
     return [any(d.id in gold for d in step.documents) for step in episode.searches]
 

@@ -89,7 +89,7 @@ def test_worlds_are_new_every_time_and_follow_from_the_seed() -> None:
     assert one.spoiling() == same.spoiling()
     assert first != one.competent()
     assert first != WarmStart(replace(CONFIG, seed=1)).competent()
-    ids = [episode.question.id for episode in one.play({"good": 1.0}, 40)]
+    ids = [episode.question.id for episode in one.play_world({"good": 1.0}, 40)]
     worlds = {name.split("-")[0] for name in ids}
     assert len(worlds) == 1
     assert not worlds & {f"w{CONFIG.world_seed}", "w0"}
@@ -99,7 +99,7 @@ def test_worlds_hint_at_facts_unless_told_otherwise() -> None:
     facts = {}
     for hints in (True, False):
         config = replace(CONFIG, informative_bridges=hints)
-        question = WarmStart(config).play({"good": 1.0}, 1)[0].question
+        question = WarmStart(config).play_world({"good": 1.0}, 1)[0].question
         world = World.generate(CONFIG.world_seed, people=CONFIG.people, informative_bridges=hints)
         assert question in world.train_questions
         facts[hints] = world.facts
@@ -108,8 +108,8 @@ def test_worlds_hint_at_facts_unless_told_otherwise() -> None:
 
 def test_hops_are_drawn_in_their_shares() -> None:
     config = replace(CONFIG, hops=(0.0, 1.0, 0.0))
-    assert {e.question.hops for e in WarmStart(config).play({"good": 1.0}, 30)} == {2}
-    drawn = [e.question.hops for e in WarmStart(CONFIG).play({"good": 1.0}, 200)]
+    assert {e.question.hops for e in WarmStart(config).play_world({"good": 1.0}, 30)} == {2}
+    drawn = [e.question.hops for e in WarmStart(CONFIG).play_world({"good": 1.0}, 200)]
     assert 0.45 < drawn.count(2) / 200 < 0.75
 
 

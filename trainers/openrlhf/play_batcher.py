@@ -80,7 +80,7 @@ class PlayBatcher:
             self.batches += 1
             try:
                 episodes = await loop.run_in_executor(self._thread, self._play, batch)
-            except Exception as error:  # each coroutine that waits is told
+            except Exception as error:  # each coroutine that waits raises it
                 for waiting in batch:
                     if not waiting.played.done():
                         waiting.played.set_exception(error)

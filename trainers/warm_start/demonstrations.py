@@ -47,7 +47,7 @@ class Demonstrator:
         queries: How often each kind of query is asked; the shares sum to 1.
         max_searches: Searches per episode.
         rng: Source of its choices.
-        early_answer: Chance, per turn, of guessing once a passage of the chain is known but its
+        early_answer: Chance, per turn, of guessing once a document of the chain is known but its
             end is not.
         blind_answer: Chance, per turn, of guessing before anything is known.
         hints: Whether the world's names hint at its facts, so that a guess can go by them.

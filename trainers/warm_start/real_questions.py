@@ -186,12 +186,12 @@ class RealWarmStart:
         done = 0 if checkpoint is None or not checkpoint.is_file() else self._restore(checkpoint)
         self.policy.model.eval()  # no dropout, as in the training that follows
         for number in range(done, self.settings.steps):
-            loss = self._update(self.play(number), number)
+            loss = self._update(self.play_update(number), number)
             if checkpoint is not None and (number + 1) % self.settings.checkpoint_every == 0:
                 self._save(checkpoint, number + 1)
             progress(number + 1, loss)
 
-    def play(self, number: int) -> list[Episode]:
+    def play_update(self, number: int) -> list[Episode]:
         """The demonstrations of an update, which follow from the seed and its number alone."""
         settings = self.settings
         rng = random.Random(f"warm start {settings.seed} {number}")

@@ -51,7 +51,7 @@ class WarmStartSettings:
         max_searches: Searches per demonstration.
         hops: Share of 1-, 2- and 3-hop questions.
         informative_bridges: Whether names hint at facts in its worlds. Where they do not, every
-            answer has to be read off a passage.
+            answer has to be read off a document.
         seed: Seed of weights and choices.
 
     Raises:
@@ -163,7 +163,7 @@ class WarmStart:
         weights = {"policy": 1.0, "document": self.config.document_weight, "system": 0.0}
         return [
             _demonstration(episode, self.tokenizer, lambda source, query: weights[source])
-            for episode in self.play(COMPETENT_QUERIES, self.config.episodes_per_world)
+            for episode in self.play_world(COMPETENT_QUERIES, self.config.episodes_per_world)
         ]
 
     def spoiling(self) -> list[Demonstration]:
@@ -178,12 +178,12 @@ class WarmStart:
         half = self.config.episodes_per_world // 2
         made = []
         for mix, weight in ((SEARCHER_QUERIES, queries), (COMPETENT_QUERIES, others)):
-            made += [_demonstration(e, self.tokenizer, weight) for e in self.play(mix, half)]
+            made += [_demonstration(e, self.tokenizer, weight) for e in self.play_world(mix, half)]
         self._rng.shuffle(made)
         return made
 
-    def play(self, queries: QueryMix, count: int) -> list[Episode]:
-        """Let the demonstrator play questions of the next world, with 1 or 2 passages a search."""
+    def play_world(self, queries: QueryMix, count: int) -> list[Episode]:
+        """Let the demonstrator play questions of the next world, with 1 or 2 documents a search."""
         config = self.config
         hints = config.informative_bridges
         world = World.generate(self._world, people=config.people, informative_bridges=hints)

@@ -21,7 +21,7 @@ from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation import play as evaluation
 from igsearch_env.evaluation.metrics import METRICS
-from igsearch_env.evaluation.scores import report, score_example
+from igsearch_env.evaluation.scores import all_averages, score_example
 from igsearch_env.evaluation.setup import _files_sha256
 from igsearch_env.record import episode_from_record
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -45,7 +45,7 @@ def test_records_results_and_the_table(tmp_path: Path, capsys: pytest.CaptureFix
     episodes = [episode_from_record(record) for record in read_records(out / "episodes.jsonl")]
     assert [e.question for e in episodes] == load_questions("world-test", limit=300)
     results = read_json(out / "results.json")
-    assert results == report([score_example(episode) for episode in episodes])
+    assert results == all_averages([score_example(episode) for episode in episodes])
     micro = results["micro"]
     assert (micro["n"], micro["em"], micro["cover_em"]) == (300, 1.0, 1.0)
     assert micro["em_interval"] == [1.0, 1.0]

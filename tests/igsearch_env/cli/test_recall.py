@@ -61,5 +61,5 @@ def test_recall_by_hand(index: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_questions_without_gold_passages_are_refused(index: Path, tmp_path: Path) -> None:
     blank = write_questions(tmp_path / "q.jsonl", [("Peru", [], "dev")])
-    with pytest.raises(ValueError, match="none of 1 questions names its gold passages"):
+    with pytest.raises(ValueError, match="none of 1 questions names its gold documents"):
         main(["--questions", str(blank), "--index", str(index), "--out", str(tmp_path / "out")])

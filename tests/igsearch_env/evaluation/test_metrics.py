@@ -23,7 +23,7 @@ from igsearch_env.evaluation.metrics import (
     gold_document_rate,
     register_metric,
 )
-from igsearch_env.evaluation.scores import evaluation_results, report, score_example
+from igsearch_env.evaluation.scores import all_averages, evaluation_results, score_example
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.record import episode_record
 from igsearch_env.turn import SearchResult, TurnRules
@@ -267,7 +267,7 @@ def test_one_entry_adds_a_metric_everywhere(own_metric: Metric, tmp_path: Path) 
         written(question("a"), [SEARCH, ANSWER], documents=FOUND, **ending),
         written(question("b"), [SEARCH, "home", "home", ANSWER], documents=FOUND, **ending),
     ]
-    results = report([score_example(episode) for episode in episodes])
+    results = all_averages([score_example(episode) for episode in episodes])
     assert results["micro"]["turns"] == 3.0
     assert results["micro"]["turns_interval"] == [2.0, 4.0]
     assert "turns" in results["macro"]
@@ -295,7 +295,7 @@ def test_a_metric_is_entered_once_and_of_one_kind(own_metric: Metric) -> None:
 def test_the_table_says_which_scorer_made_the_gains() -> None:
     ending: dict[str, Any] = {"outcome": 1.0, "em": 1.0, "f1": 1.0}
     episode = settled(written(question(), [SEARCH, ANSWER], documents=FOUND, **ending), 0.5)
-    results = report([score_example(episode)])
+    results = all_averages([score_example(episode)])
     headings = [column.header for column in results_table(results, "", "TrieScorer").columns]
     assert "IG, nats\nTrieScorer" in headings
     assert {"invalid", "EM", "gold"} <= {*headings}

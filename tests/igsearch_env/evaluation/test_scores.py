@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from igsearch_env.evaluation.scores import (
     ExampleScore,
+    all_averages,
     macro_average,
     question_scores,
-    report,
     summary,
 )
 
@@ -28,7 +28,7 @@ def score(question: str, em: float, dataset: str = "nq", **rest: Any) -> Example
 def test_micro_and_macro_averages_differ_where_data_sets_differ_in_size() -> None:
     scores = [score(f"a{i}", 1.0, "big") for i in range(6)]
     scores += [score("b0", 0.0, "small"), score("b1", 1.0, "small", gold_documents=0.5)]
-    found = report(scores)
+    found = all_averages(scores)
     assert found["micro"]["em"] == pytest.approx(7 / 8)
     assert found["macro"]["em"] == pytest.approx((1 + 1 / 2) / 2)
     assert found["macro"]["datasets"] == 2
@@ -60,10 +60,10 @@ def test_a_question_counts_once_whatever_the_number_of_its_samples() -> None:
 
 def test_failed_searches_leave_their_sample_out() -> None:
     scores = [score("a", 1.0), score("a", 0.0, failed=True), score("b", 1.0, failed=True)]
-    found = report(scores)
+    found = all_averages(scores)
     assert (found["micro"]["n"], found["micro"]["failed"], found["micro"]["em"]) == (1, 2, 1.0)
     assert question_scores(scores).keys() == {"a"}
-    nothing = report([score("b", 1.0, failed=True)])
+    nothing = all_averages([score("b", 1.0, failed=True)])
     assert nothing["micro"] == {"n": 0, "failed": 1}
     assert nothing["macro"] == {"datasets": 0}
 

@@ -183,7 +183,7 @@ def test_a_damaged_passage_is_an_error_when_it_is_read(saved: Path) -> None:
     loaded = BM25Retriever.load(saved)
     file = saved / "documents.jsonl"
     file.write_bytes(b"[" * file.stat().st_size)
-    with pytest.raises(CorruptIndexError, match=r"passage \d+ of .* is damaged"):
+    with pytest.raises(CorruptIndexError, match=r"document \d+ of .* is damaged"):
         loaded.search(["lima"], 1)
 
 

@@ -38,7 +38,7 @@ def brute_force(
     passages: list[Document], encoder: SentenceEncoder
 ) -> dict[str, list[tuple[float, str]]]:
     """For each query the first 60 passages with their scores, best first; texts encoded alone."""
-    vectors = [encoder.encode_passages([document])[0] for document in passages[:60]]
+    vectors = [encoder.encode_documents([document])[0] for document in passages[:60]]
     ranked = {}
     for query in QUERIES:
         (wanted,) = encoder.encode_queries([query]).astype(np.float64)

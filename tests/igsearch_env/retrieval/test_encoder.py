@@ -67,7 +67,7 @@ def test_vectors_are_those_of_the_model_with_prefix_and_pooling(
     documents = [Document("1", "Lima", "A city."), Document("2", "", "No title.")]
     texts = [f"{passage}Lima\nA city.", f"{passage}No title."]
     expected = by_hand(minilm, texts, pooling, normalize)
-    np.testing.assert_allclose(encoder.encode_passages(documents), expected, atol=2e-5)
+    np.testing.assert_allclose(encoder.encode_documents(documents), expected, atol=2e-5)
 
 
 def test_long_texts_are_cut(minilm: str) -> None:
@@ -105,7 +105,7 @@ def test_a_models_own_prompts_are_its_prefixes(
     encoder = SentenceEncoder(EncoderSettings(model), device="cpu")
     expected = by_hand(model, [query + TEXTS[0], f"{passage}Lima\nA city."], "mean", True)
     documents = [Document("1", "Lima", "A city.")]
-    found = np.concatenate([encoder.encode_queries(TEXTS[:1]), encoder.encode_passages(documents)])
+    found = np.concatenate([encoder.encode_queries(TEXTS[:1]), encoder.encode_documents(documents)])
     np.testing.assert_allclose(found, expected, atol=2e-5)
     parameters = encoder.parameters
     assert (parameters["query_prefix"], parameters["passage_prefix"]) == (query, passage)

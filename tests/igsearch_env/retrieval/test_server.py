@@ -233,7 +233,7 @@ def test_it_lives_before_it_is_ready(start: Callable[..., str]) -> None:
     loaded.set()
     HTTPRetriever(url).wait_until_ready(60)
     ready = httpx2.get(f"{url}/ready", timeout=60)
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "passages": 4})
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "documents": 4})
 
 
 def test_it_ends_where_the_index_cannot_be_loaded() -> None:
