@@ -175,4 +175,4 @@ def test_a_server_that_loads_its_index_is_said_or_waited_for(
     monkeypatch.setattr("igsearch_env.retrieval.conformance.time.sleep", load)
     findings = check_server(server.url, "Peru", wait=60)
     assert spoken_dialects(findings) == ["search-r1"]
-    assert verdicts(findings, "/ready") == [("good", "answers 200; tells a loaded index")]
+    assert verdicts(findings, "/ready") == [("good", "answers 200; whether the index is loaded")]

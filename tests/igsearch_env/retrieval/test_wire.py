@@ -16,6 +16,7 @@ from igsearch_env.retrieval.wire import (
     make_request,
     read_answer,
 )
+from igsearch_env.text import clean_text
 
 LIMA = Document("1", "Lima", "Lima is the capital of Peru.\nIt lies on the coast.", 2.5)
 CONTENTS = '"Lima"\nLima is the capital of Peru.\nIt lies on the coast.'
@@ -24,7 +25,7 @@ documents = st.builds(
     Document,
     id=st.text(min_size=1),
     title=st.text(),
-    text=st.text(min_size=1).filter(str.strip),
+    text=st.text(min_size=1).filter(lambda text: clean_text(text).strip()),
     score=st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
 
