@@ -18,6 +18,7 @@ import pytest
 
 from tests.igsearch_env.cli.evaluating import ROOT, evaluate, read_json, read_records, same_results
 from tests.ports import free_port
+from tests.scripted_server import ScriptedServer
 
 pytest.importorskip("fastapi")
 pytestmark = pytest.mark.timeout(1200)  # servers that start on a busy machine take their time
@@ -189,3 +190,44 @@ def test_an_endpoint_that_is_gone_is_told_in_one_line_and_nothing_is_lost(
     assert "has another agent" in capsys.readouterr().err.splitlines()[-1]
     assert len(read_records(out / "episodes.jsonl")) == 24
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == kept
+
+
+def test_questions_that_are_refused_count_as_not_answered_up_to_a_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server refuses every question with a word in it; a share of 0.05 of 20 is one."""
+    server = ScriptedServer()
+    run = (*WORLD, "--limit", 20, "--agent", server.url, "--model", "m", "--greedy")
+    asked = read_records_of(*WORLD, "--limit", 20, "--agent", "direct", "--out", tmp_path / "all")
+    blocked: list[str] = [asked[3]["question"]["text"]]
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        if any(text in body["prompt"] for text in blocked):
+            return 403, {"error": {"message": "blocked by the proxy"}}
+        return 200, {"choices": [{"text": "<answer> Lima ", "finish_reason": "stop"}]}
+
+    server.answer = answer
+    try:
+        assert evaluate(*run, "--out", tmp_path / "one") == 0
+        said = capsys.readouterr().out
+        assert "1 questions were refused and count as not answered" in said
+        assert "blocked by the proxy" in said
+        records = read_records(tmp_path / "one" / "episodes.jsonl")
+        reasons = [{step["stop_reason"] for step in record["steps"]} for record in records]
+        assert [i for i, found in enumerate(reasons) if found == {"refused"}] == [3]
+        assert (records[3]["em"], read_json(tmp_path / "one" / "results.json")["micro"]["n"]) == (
+            0.0,
+            20,
+        )
+        assert read_json(tmp_path / "one" / "manifest.json")["runs"][-1]["refused"] == 1
+        blocked.append(asked[7]["question"]["text"])
+        assert evaluate(*run, "--out", tmp_path / "two") == 2
+        assert "blocked by the proxy (2 questions so far)" in capsys.readouterr().err
+        assert evaluate(*run, "--out", tmp_path / "two", "--resume", "--max-refused", 0.1) == 0
+    finally:
+        server.close()
+
+
+def read_records_of(*arguments: object) -> list[dict[str, Any]]:
+    assert evaluate(*arguments) == 0
+    return read_records(Path(str(arguments[-1])) / "episodes.jsonl")
