@@ -1,80 +1,117 @@
-"""What information gain tells apart, at the policy that a training starts from.
+"""What each signal tells apart, at the policy that a training starts from, and what it costs.
 
 python -m scripts.laboratory.gain_signal --config trainers/configs/demo.toml --out runs/gain_signal
+python -m scripts.laboratory.gain_signal --config trainers/configs/smollm2.toml \
+    --questions 40 --constructed --out runs/gain_signal
 
-Plays rollouts as training would, settles their gains, and sorts the searches by what they found: a
-gold document or none, and a document that no earlier search of the rollout had found, or nothing
-new. Where gold documents do not gain clearly more than the others, IG-Search has little to teach.
+Plays rollouts as training would, computes information gain and belief, and sorts the searches by
+what they found: the last document (gold, with the answer in it), a bridge (gold, without it), the
+answer in a document that is not gold, a miss, nothing new, or nothing. A signal that does not put
+bridges above misses cannot teach them. --constructed searches for titles instead: that of a bridge,
+that of a last document, and that of a gold document of another question.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from igsearch_env.cli.program import Parser, parse_early, positive, run
+from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(None, __doc__)
-    parser.add_argument("--config", help="file of training settings; the defaults without one")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--questions", type=positive, default=150, help="G rollouts of each")
-    parser.add_argument("--out", type=Path, required=True, help="folder of results.json")
+    add = parser.add_argument
+    add("--config", help="file of training settings; the defaults without one")
+    add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    add("--questions", type=positive, default=150, help="questions, G rollouts of each")
+    add("--constructed", action="store_true", help="search for titles, not as the policy does")
+    add("--out", type=folder, required=True, help="folder of results.json")
     return parser
 
 
 if __name__ == "__main__":
     parse_early(_parser)
 
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
-from igsearch_env import Episode, Shaping
+from igsearch_env.answers import contains_answer
 from igsearch_env.cli.console import print_table
+from igsearch_env.completion import Completion
+from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
 from igsearch_env.credit.ig_search import found_anew
+from igsearch_env.credit.query_bonus import newly_found
+from igsearch_env.data.silver import with_silver
+from igsearch_env.episode import Episode, Question, Step
 from igsearch_env.files import write_json
+from igsearch_env.gain.belief import settle_belief
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.render import is_gold
+from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from trainers.config import TrainSettings, load_config
 
-NOTICEABLE = Shaping().dead_zone  # nats
+KINDS = ("last", "bridge", "answer", "miss", "known", "nothing")
+"""What a search may have found."""
+
+PAIRS = (("bridge", "miss"), ("last", "miss"))
+RESAMPLES = 1000
+Values = list[list[float | None]]
+"""A signal of each search of each episode, None where it has none."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Play, print the table and write results.json.
+    """Play, print the tables and write results.json.
 
     Args:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
     config = load_config(arguments.config, arguments.set)
-    episodes = rollouts(config, arguments.questions)
-    rows = signal(episodes)
-    table = Table(title=f"information gain by what was found; {len(episodes)} rollouts")
-    numbers = ("searches", "mean", "SD", f"above {NOTICEABLE}")
-    for heading in ("search", "gold document", "document", *numbers):
-        table.add_column(heading, justify="right" if heading in numbers else "left")
-    for row in rows:
-        table.add_row(
-            row["search"],
-            "yes" if row["gold"] else "no",
-            "new" if row["new"] else "known",
-            str(row["searches"]),
-            f"{row['mean']:+.2f}",
-            f"{row['sd']:.2f}",
-            f"{row['noticeable']:.0%}",
-        )
-    print_table(table)
-    write_json(arguments.out / "results.json", {"config": config.to_dict(), "rows": rows})
+    episodes, costs = rollouts(config, arguments.questions, constructed=arguments.constructed)
+    found = signals(episodes)
+    rows = kinds_table(episodes, found)
+    aucs = separation(episodes, found)
+    for table in (_table_of_kinds(rows, len(episodes)), _table_of_aucs(aucs, costs)):
+        print_table(table)
+    write_json(
+        arguments.out / "results.json",
+        {
+            "config": config.to_dict(),
+            "constructed": arguments.constructed,
+            "rollouts": len(episodes),
+            "kinds": rows,
+            "separation": aucs,
+            "costs": costs,
+        },
+    )
 
 
-def rollouts(config: TrainSettings, questions: int) -> list[Episode]:
-    """Settled rollouts of the first questions, G of each, in the batches of training."""
+def rollouts(
+    config: TrainSettings, questions: int, *, constructed: bool = False
+) -> tuple[list[Episode], dict[str, dict[str, float]]]:
+    """Settled rollouts of the first questions, G of each, in the batches of training.
+
+    Args:
+        config: Settings of a training run.
+        questions: How many questions.
+        constructed: Whether titles are searched for, three rollouts of each question.
+
+    Returns:
+        The episodes with gains and beliefs; and of each of the two, CPU seconds and scored tokens
+        per search, each computed for itself.
+
+    Raises:
+        ValueError: If there are fewer questions, or searches have no gains.
+    """
     from trainers.setup import group_ids, make_agent, make_training_engine  # loads torch
 
     set_threads(config.run.threads)
@@ -84,45 +121,282 @@ def rollouts(config: TrainSettings, questions: int) -> list[Episode]:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"
         )
-    asked = engine.questions[:questions]
+    asked = _with_silver(engine.questions[:questions], engine.retriever)
+    player = (
+        TitleAgent(asked, _texts(engine.retriever), agent.policy.protocol) if constructed else agent
+    )
+    size = 3 if constructed else o.group_size
     episodes: list[Episode] = []
+    spent: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "tokens": 0.0})
     for step, start in enumerate(range(0, len(asked), o.questions_per_step)):
         batch = asked[start : start + o.questions_per_step]
-        groups = group_ids(batch, step, o.group_size)
-        repeated = [question for question in batch for _ in range(o.group_size)]
-        played = collect(engine, agent, repeated, groups)
-        episodes += engine.information_gain.settle(played, agent.policy.scorer())
+        groups = group_ids(batch, step, size)
+        played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
+        settled = []
+        for name in ("belief", "information gain"):
+            scorer = agent.policy.scorer()
+            began = time.process_time()
+            if name == "belief":
+                settled.append(settle_belief(played, scorer, engine.information_gain))
+            else:
+                settled.append(engine.information_gain.settle(played, scorer))
+            spent[name]["seconds"] += time.process_time() - began
+            spent[name]["tokens"] += scorer.tokens_processed
+        episodes += [_merged(*pair) for pair in zip(*settled, strict=True)]
         agent.policy.memory.clear()
     if all(gain is None for episode in episodes for gain in episode.information_gains):
         raise ValueError(
             "no search has a gain; set environment.num_counterfactuals to at least 1, and "
             "credit.method to one that needs gains, such as ig_search"
         )
-    return episodes
+    searches = sum(len(episode.searches) for episode in episodes)
+    return episodes, {
+        name: {of: value / searches for of, value in sums.items()} for name, sums in spent.items()
+    }
 
 
-def signal(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
-    """Number, mean, deviation and noticeable share of the gains of each kind of search."""
-    gains: defaultdict[tuple[str, bool, bool], list[float]] = defaultdict(list)
-    for episode in episodes:
-        for step, new in zip(episode.searches, found_anew(episode), strict=True):
-            if step.information_gain is not None:
-                gold = any(is_gold(document, episode.question) for document in step.documents)
-                number = "later" if step.search_step else "first"
-                # negated, so that gold and new sort first
-                gains[number, not gold, not new].append(step.information_gain)
+class TitleAgent:
+    """Searches once, for a title: a bridge's, a last document's, or one of another question.
+
+    Which of them depends on how often the question has been begun: in groups of three each comes
+    once. A question without a bridge, or without a last document, is asked with the other one.
+
+    Args:
+        questions: Questions with gold titles.
+        texts: Text of a document by title, which tells bridges from last documents.
+        protocol: The grammar.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], texts: Mapping[str, str], protocol: TagProtocol
+    ) -> None:
+        self.protocol = protocol
+        titles = [question.gold_titles for question in questions]
+        self._queries: dict[str, list[str]] = {}
+        for number, question in enumerate(questions):
+            holds = [
+                contains_answer(f"{title} {texts.get(title, '')}", question.golden_answers)
+                for title in question.gold_titles
+            ]
+            pairs = list(zip(question.gold_titles, holds, strict=True))
+            bridge = [title for title, held in pairs if not held]
+            last = [title for title, held in pairs if held]
+            others = titles[number + 1 :] + titles[:number]
+            miss = [title for other in others for title in other if title not in titles[number]]
+            self._queries[question.id] = [
+                (wanted or list(question.gold_titles) or [question.text])[0]
+                for wanted in (bridge, last, miss)
+            ]
+        self._begun: defaultdict[str, int] = defaultdict(int)
+
+    def act(self, episodes: Sequence[Episode]) -> list[Completion]:
+        """Write the next turn of each episode."""
+        from igsearch_env.completion import Completion
+
+        return [Completion(self._turn(episode)) for episode in episodes]
+
+    def _turn(self, episode: Episode) -> str:
+        if episode.steps:
+            return self.protocol.write_answer("unknown")
+        queries = self._queries[episode.question.id]
+        number = self._begun[episode.question.id]
+        self._begun[episode.question.id] += 1
+        return self.protocol.write_search(queries[number % len(queries)])
+
+
+def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
+    """Every signal of every search.
+
+    Args:
+        episodes: Settled episodes, whole groups.
+    """
+    shifts = [TIPS().shifts(episode) for episode in episodes]
+    found: dict[str, Values] = {
+        "information gain": [[s.information_gain for s in e.searches] for e in episodes],
+        "probability": [[_probability(step) for step in e.searches] for e in episodes],
+        "belief shift": shifts,
+        "less siblings": BeliefGroup().compared(episodes, shifts),
+    }
+    if all(episode.question.silver_ids is not None for episode in episodes):
+        found["silver"] = [
+            [*newly_found(episode, episode.question.silver_ids or ())] for episode in episodes
+        ]
+    return found
+
+
+def kinds_of(episode: Episode) -> list[str]:
+    """What each search of an episode found, a name of :data:`KINDS`."""
     return [
-        {
-            "search": number,
-            "gold": not missed,
-            "new": not known,
-            "searches": len(values),
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values)),
-            "noticeable": float(np.mean(np.array(values) > NOTICEABLE)),
-        }
-        for (number, missed, known), values in sorted(gains.items())
+        _kind(step, episode.question, new=new)
+        for step, new in zip(episode.searches, found_anew(episode), strict=True)
     ]
+
+
+def _kind(step: Step, question: Question, *, new: bool) -> str:
+
+    if not step.documents:
+        return "nothing"
+    if not new:
+        return "known"
+    holds = [
+        contains_answer(f"{d.title} {d.text}", question.golden_answers) for d in step.documents
+    ]
+    if any(is_gold(document, question) for document in step.documents):
+        return "last" if any(holds) else "bridge"
+    return "answer" if any(holds) else "miss"
+
+
+def kinds_table(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Number of searches of each kind, and mean and deviation of each signal over them."""
+    places: defaultdict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    for i, episode in enumerate(episodes):
+        for t, (step, kind) in enumerate(zip(episode.searches, kinds_of(episode), strict=True)):
+            number = "later" if step.search_step else "first"
+            places[number, KINDS.index(kind)].append((i, t))
+    rows = []
+    for (number, place), members in sorted(places.items()):
+        row: dict[str, Any] = {"search": number, "found": KINDS[place], "searches": len(members)}
+        for name, values in found.items():
+            numbers = [v for i, t in members if (v := values[i][t]) is not None]
+            row[name] = [float(np.mean(numbers)), float(np.std(numbers))] if numbers else None
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Values of the searches of one question: those that should be high, and the others."""
+
+    high: NDArray[np.float64]
+    low: NDArray[np.float64]
+
+
+def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """How well each signal puts one kind above another: AUC with a 95 % interval.
+
+    The AUC is the probability that a search of the one kind has the higher value, ties counted
+    half. Questions are resampled with all their searches, since the searches of a question are
+    alike.
+    """
+    rows = []
+    for name, values in found.items():
+        row: dict[str, Any] = {"signal": name}
+        for high, low in PAIRS:
+            by_question: defaultdict[str, dict[str, list[float]]] = defaultdict(
+                lambda: {"high": [], "low": []}
+            )
+            for i, episode in enumerate(episodes):
+                for t, kind in enumerate(kinds_of(episode)):
+                    value = values[i][t]
+                    if value is not None and kind in (high, low):
+                        by_question[episode.question.id]["high" if kind == high else "low"].append(
+                            value
+                        )
+            samples = [
+                _Sample(np.array(one["high"]), np.array(one["low"])) for one in by_question.values()
+            ]
+            row[f"{high}/{low}"] = _auc_with_interval(samples)
+        rows.append(row)
+    return rows
+
+
+def _auc_with_interval(samples: Sequence[_Sample]) -> list[float] | None:
+    whole = auc(*_joined(samples)) if samples else None
+    if whole is None:
+        return None
+    rng = np.random.default_rng(0)
+    again = []
+    for _ in range(RESAMPLES):
+        chosen = [samples[i] for i in rng.integers(0, len(samples), len(samples))]
+        value = auc(*_joined(chosen))
+        if value is not None:
+            again.append(value)
+    low, high = np.quantile(again, [0.025, 0.975])
+    return [whole, float(low), float(high)]
+
+
+def _joined(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return (
+        np.concatenate([one.high for one in samples]),
+        np.concatenate([one.low for one in samples]),
+    )
+
+
+def auc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float | None:
+    """Share of pairs in which the first value is above the second, ties half; None without pairs.
+
+    >>> auc(np.array([1.0, 2.0]), np.array([1.0, 0.0]))
+    0.875
+    """
+    if not (len(high) and len(low)):
+        return None
+    ordered = np.sort(low)
+    below = np.searchsorted(ordered, high, "left")
+    equal = np.searchsorted(ordered, high, "right") - below
+    return float(np.mean(below + equal / 2) / len(low))
+
+
+def _probability(step: Step) -> float | None:
+    if step.log_prob is None or step.baseline_log_probs is None:
+        return None
+    return float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
+
+
+def _merged(believed: Episode, gained: Episode) -> Episode:
+    """The gains of one settling and the beliefs of the other."""
+    steps = [
+        replace(g, log_prob=b.log_prob) if g.log_prob is None else g
+        for b, g in zip(believed.steps, gained.steps, strict=True)
+    ]
+    return replace(gained, steps=tuple(steps), prior_log_prob=believed.prior_log_prob)
+
+
+def _with_silver(questions: Sequence[Question], retriever: Retriever) -> list[Question]:
+
+    if not isinstance(retriever, IndexedRetriever):  # a server does not hand out its corpus
+        return list(questions)
+    return with_silver(questions, retriever.documents, retriever)
+
+
+def _texts(retriever: Retriever) -> dict[str, str]:
+    if not isinstance(retriever, IndexedRetriever):
+        return {}
+    return {document.title: document.text for document in retriever.documents}
+
+
+def _table_of_kinds(rows: Sequence[Mapping[str, Any]], episodes: int) -> Table:
+
+    names = [name for name in rows[0] if name not in ("search", "found", "searches")]
+    table = Table(title=f"mean (SD) by what was found; {episodes} rollouts")
+    table.add_column("search")
+    table.add_column("found")
+    for heading in ("searches", *names):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = ["" if row[n] is None else "{:+.2f} ({:.2f})".format(*row[n]) for n in names]
+        table.add_row(row["search"], row["found"], f"{row['searches']:,}", *cells)
+    return table
+
+
+def _table_of_aucs(
+    rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]]
+) -> Table:
+
+    headings = [f"{high}/{low}" for high, low in PAIRS]
+    table = Table(title="AUC with 95 % interval, and cost per search")
+    table.add_column("signal")
+    for heading in (*headings, "scored tokens", "CPU s"):
+        table.add_column(heading, justify="right")
+    free = {"tokens": 0.0, "seconds": 0.0}
+    for row in rows:
+        name = row["signal"]
+        paid = "belief" if name in ("belief shift", "less siblings") else "information gain"
+        cost = free if name == "silver" else costs[paid]
+        cells = [
+            "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
+        ]
+        table.add_row(name, *cells, f"{cost['tokens']:.0f}", f"{cost['seconds']:.3f}")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of gains by what a search found: by hand, and of real rollouts."""
+"""The tables of signals by what a search found: by hand, and of real rollouts."""
 
 from __future__ import annotations
 
@@ -6,41 +6,131 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from igsearch_env import Document, Episode
+from igsearch_env import Document, Episode, Question
+from igsearch_env.protocol.tags import PROTOCOLS
 from scripts.laboratory import gain_signal
-from scripts.laboratory.gain_signal import signal
-from tests.igsearch_env.credit.test_ig_search import episode_of
+from scripts.laboratory.gain_signal import (
+    TitleAgent,
+    auc,
+    kinds_of,
+    kinds_table,
+    separation,
+    signals,
+)
+from tests.igsearch_env.credit.test_belief_shift import believing
+
+ASKED = Question(
+    "q",
+    "Where does the capital of Peru lie?",
+    ("coast",),
+    gold_ids=("bridge", "last"),
+    silver_ids=("last",),
+)
+TEXTS = {
+    "bridge": "Lima is the capital of Peru.",
+    "last": "Lima lies on the coast.",
+    "answer": "Quito does not lie on the coast.",
+    "miss": "Rome is old.",
+}
 
 
-def found(episode: Episode, *documents: str) -> Episode:
-    """The episode with the named document for each search; "gold" is a supporting passage."""
-    question = replace(episode.question, gold_ids=("gold",))
-    names = iter(documents)
-    steps = [
-        replace(step, documents=(Document(next(names), "", "text"),))
-        if step.action == "search"
-        else step
-        for step in episode.steps
+def found(episode: Episode, *names: str, gains: tuple[float | None, ...]) -> Episode:
+    """The episode with one named document for each search, or none for an empty name."""
+    steps = list(episode.steps)
+    for number, (name, gain) in enumerate(zip(names, gains, strict=True)):
+        documents = (Document(name, name, TEXTS[name]),) if name else ()
+        steps[number] = replace(steps[number], documents=documents, information_gain=gain)
+    return replace(episode, question=ASKED, steps=tuple(steps))
+
+
+BATCH = [
+    found(
+        believing(-3.0, ("x", -2.0), ("x", -1.0), ("x", -1.5)),
+        *("bridge", "last", "last"),
+        gains=(0.5, 2.0, 1.0),
+    ),
+    found(
+        believing(-3.0, ("x", -3.5), ("x", None), ("x", -3.0)),
+        *("miss", "", "answer"),
+        gains=(-0.1, None, 0.3),
+    ),
+]
+
+
+def test_kinds() -> None:
+    assert [kinds_of(episode) for episode in BATCH] == [
+        ["bridge", "last", "known"],
+        ["miss", "nothing", "answer"],
     ]
-    return replace(episode, question=question, steps=tuple(steps))
 
 
-def test_gains_are_sorted_by_what_was_found() -> None:
-    episodes = [
-        found(episode_of(0.0, (1, 1.0), (1, 0.5), (1, -0.2)), "gold", "gold", "miss"),
-        found(episode_of(0.0, (1, 3.0), (1, None)), "gold", "miss"),
-        found(episode_of(0.0, (1, 0.05), (1, 0.1)), "miss", "miss"),
-    ]
-    rows = [list(row.values()) for row in signal(episodes)]
-    assert rows == [
-        ["first", True, True, 2, 2.0, 1.0, 1.0],
-        ["first", False, True, 1, 0.05, 0.0, 0.0],
-        ["later", True, False, 1, 0.5, 0.0, 1.0],
-        ["later", False, True, 1, -0.2, 0.0, 0.0],
-        ["later", False, False, 1, 0.1, 0.0, 0.0],
-    ]
+def test_signals_by_kind() -> None:
+    rows = kinds_table(BATCH, signals(BATCH))
+    got = {
+        (row["search"], row["found"]): (
+            row["searches"],
+            row["information gain"],
+            row["belief shift"],
+        )
+        for row in rows
+    }
+    assert got == {
+        ("first", "bridge"): (1, [0.5, 0.0], [1.0, 0.0]),
+        ("first", "miss"): (1, [-0.1, 0.0], [-0.5, 0.0]),
+        ("later", "last"): (1, [2.0, 0.0], [1.0, 0.0]),
+        ("later", "answer"): (1, [0.3, 0.0], [0.5, 0.0]),
+        ("later", "known"): (1, [1.0, 0.0], [-0.5, 0.0]),
+        ("later", "nothing"): (1, None, None),
+    }
+    first = next(row for row in rows if row["found"] == "bridge")
+    assert first["less siblings"] == [1.5, 0.0]
+    assert first["silver"] == [0.0, 0.0]  # only the last document is silver
+
+
+def test_separation_of_one_question_has_no_spread() -> None:
+    rows = {row["signal"]: row for row in separation(BATCH, signals(BATCH))}
+    assert rows["information gain"]["bridge/miss"] == [1.0, 1.0, 1.0]
+    assert rows["silver"]["bridge/miss"] == [0.5, 0.5, 0.5]  # both 0
+    assert rows["silver"]["last/miss"] == [1.0, 1.0, 1.0]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4), min_size=1))
+def test_auc_is_what_counting_pairs_gives(high: list[int], low: list[int]) -> None:
+    slow = sum((h > low_one) + (h == low_one) / 2 for h in high for low_one in low) / (
+        len(high) * len(low)
+    )
+    assert auc(np.array(high, float), np.array(low, float)) == pytest.approx(slow)
+
+
+def test_the_interval_resamples_questions() -> None:
+    """One question of three has all the right searches: some resamples do not draw it."""
+    batch = []
+    for number, gain in enumerate((1.0, -1.0, -1.0)):
+        episode = found(
+            believing(-3.0, ("x", -2.0), ("x", -2.0)), "bridge", "miss", gains=(gain, 0.0)
+        )
+        batch.append(replace(episode, question=replace(ASKED, id=f"q{number}")))
+    (row,) = [r for r in separation(batch, signals(batch)) if r["signal"] == "information gain"]
+    whole, low, high = row["bridge/miss"]
+    assert whole == pytest.approx(1 / 3)
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_titles_to_search_for() -> None:
+    other = Question("r", "Who?", ("Ann",), gold_titles=("Ann",))
+    peru = replace(ASKED, gold_titles=("bridge", "last"))
+    agent = TitleAgent([peru, other], TEXTS, PROTOCOLS["refine"])
+    start = replace(BATCH[0], question=peru, steps=(), outcome=None, terminated=False)
+    grammar = PROTOCOLS["refine"]
+    turns = [str(one) for one in agent.act([start, start, start])]
+    assert turns == [grammar.write_search(name) for name in ("bridge", "last", "Ann")]
+    (end,) = agent.act([replace(BATCH[0], question=peru)])
+    assert end == grammar.write_answer("unknown")
 
 
 def play(out: Path, *flags: str) -> None:
@@ -69,11 +159,19 @@ def test_what_cannot_be_measured_is_refused(
     assert not (tmp_path / "results.json").exists()
 
 
-def test_real_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    play(tmp_path, "--questions", "6")
-    assert "12 rollouts" in capsys.readouterr().out
+@pytest.mark.parametrize("constructed", [False, True])
+def test_real_rollouts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], constructed: bool
+) -> None:
+    play(tmp_path, "--questions", "6", *(["--constructed"] if constructed else []))
+    size = 3 if constructed else 2
+    assert f"{6 * size} rollouts" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert sum(row["searches"] for row in results["rows"]) > 12
     assert results["config"]["world"]["people"] == 40
-    assert all(0 <= row["noticeable"] <= 1 for row in results["rows"])
-    assert results["rows"][0]["search"] == "first"
+    assert sum(row["searches"] for row in results["kinds"]) >= 6 * size
+    names = ["information gain", "probability", "belief shift", "less siblings", "silver"]
+    assert [row["signal"] for row in results["separation"]] == names
+    costs = results["costs"]
+    assert 0 < costs["belief"]["tokens"] < costs["information gain"]["tokens"]
+    if constructed:
+        assert {row["found"] for row in results["kinds"]} & {"bridge", "last"}
