@@ -83,7 +83,8 @@ class PolicySettings:
 
     Args:
         path: A checkpoint folder, a GGUF file or the name of a model on the Hugging Face hub.
-        max_new_tokens: Longest turn, in tokens.
+        max_new_tokens: Longest turn, in tokens; 0 for what the checkpoint says, or else 64, as in
+            an evaluation.
         temperature: Of sampling.
         batch_size: Episodes that are sampled side by side.
         memory_tokens: Keys and values of at most so many tokens are kept from one turn to the next;
@@ -97,7 +98,7 @@ class PolicySettings:
     """
 
     path: str = "agents/world-tiny"
-    max_new_tokens: int = 24
+    max_new_tokens: int = 0
     temperature: float = 1.0
     batch_size: int = 128
     memory_tokens: int = 0
@@ -258,8 +259,8 @@ class TrainSettings:
                     f"sampled, and with minibatches = {o.minibatches} most are computed after an "
                     "update; set minibatches to 1, or max_sampling_gap to 'none'"
                 )
-        check_range("policy", self.policy, ("max_new_tokens", "batch_size"), least=1)
-        check_range("policy", self.policy, ("memory_tokens",), least=0)
+        check_range("policy", self.policy, ("batch_size",), least=1)
+        check_range("policy", self.policy, ("max_new_tokens", "memory_tokens"), least=0)
         if (
             o.optimizer != "adamw"
             and self.policy.precision == "bfloat16"

@@ -22,8 +22,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from agents.inference import decoder, decoder_config
 from agents.loading import checkpoint_folder
 from agents.lora import add_adapters
+from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
-from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.names import get_protocol, variant_of
 from trainers.config import LoraSettings, PolicySettings, TrainSettings
 from trainers.local.token_batch import LOGITS_AT_ONCE
 
@@ -90,7 +91,7 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
     beside = min(config.policy.batch_size, episodes)
     vocabulary = int(shape.vocab_size)
     turns = config.environment.max_searches + 1
-    written = rows * min(width, turns * config.policy.max_new_tokens)
+    written = rows * min(width, turns * longest_turn(config.policy))
     tokens = episodes * longest
     held = min(tokens, config.policy.memory_tokens or tokens)
     lasting = {
@@ -128,10 +129,19 @@ def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
 def longest_transcript(config: TrainSettings, document_tokens: int) -> int:
     """Tokens of a transcript with all its searches, each turn as long as it may be."""
     e = config.environment
-    prompt = len(get_protocol(e.protocol).prompt) // CHARACTERS_PER_TOKEN + 30  # the question's
-    turn = config.policy.max_new_tokens
+    protocol = get_protocol(variant_of(e.protocol or "refine")[1])
+    question = 30
+    prompt = len(protocol.prompt) // CHARACTERS_PER_TOKEN + question
+    turn = longest_turn(config.policy)
     attempt = prompt + e.max_searches * (turn + e.top_k * document_tokens) + turn
     return e.max_attempts * attempt
+
+
+def longest_turn(policy: PolicySettings) -> int:
+    """Tokens of the longest turn: as the settings say, or else the checkpoint."""
+    folder = checkpoint_folder(policy.path)
+    saved = CheckpointSettings() if folder is None else CheckpointSettings.load(folder)
+    return policy.max_new_tokens or saved.max_new_tokens
 
 
 def memory_of(device: str) -> int:
@@ -174,7 +184,8 @@ def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str,
     def policy(**fields: Any) -> Any:
         return lambda c: replace(c, policy=replace(c.policy, **fields))
 
-    yield "policy.precision=bfloat16-autocast", policy(precision="bfloat16-autocast")
+    if config.policy.precision == "float32":
+        yield "policy.precision=bfloat16-autocast", policy(precision="bfloat16-autocast")
     yield (
         f"optimization.micro_batch_tokens={longest}",
         optimization(micro_batch_tokens=longest),
@@ -183,8 +194,10 @@ def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str,
     yield f"policy.memory_tokens={room}", policy(memory_tokens=room)
     yield f"policy.batch_size={max(1, half)}", policy(batch_size=max(1, half))
     yield "optimization.gradient_checkpointing=true", optimization(gradient_checkpointing=True)
-    yield "policy.precision=bfloat16", policy(precision="bfloat16")
-    yield "policy.lora.rank=16", policy(lora=replace(config.policy.lora, rank=16))
+    if config.optimization.optimizer == "adamw":
+        yield "policy.precision=bfloat16", policy(precision="bfloat16")
+        lora = replace(config.policy.lora, rank=config.policy.lora.rank or 16)
+        yield "policy.lora.rank=16", policy(lora=lora)
     yield "optimization.kl=0.0", optimization(kl=0.0)
 
 

@@ -94,7 +94,7 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
         device=config.device,
         dtype=torch.float32,
         precision=config.precision,
-        max_new_tokens=config.max_new_tokens,
+        max_new_tokens=config.max_new_tokens or None,
         batch_size=config.batch_size,
         **options,
     )

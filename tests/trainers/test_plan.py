@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from agents.inference import computing_in, decoder
+from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.cli.program import run
 from scripts.train import main
 from trainers.config import LoraSettings, TrainSettings, load_config
-from trainers.plan import GIB, cheapest_changes, longest_transcript, plan
+from trainers.plan import GIB, cheapest_changes, longest_transcript, longest_turn, plan
 from trainers.setup import make_policy
 
 Settings = Callable[..., list[str]]
@@ -157,8 +159,8 @@ def test_keys_and_values_are_counted_up_to_their_limit(config: TrainSettings) ->
     assert held(width) / held(0) == pytest.approx(3 / (2 * episodes))
 
 
-def test_paper_toml_fits_the_gpu_that_it_names(tmp_path: Path) -> None:
-    shape = {
+SHAPES: dict[str, dict[str, object]] = {
+    "qwen2": {
         "model_type": "qwen2",
         "hidden_size": 2048,
         "intermediate_size": 11008,
@@ -167,7 +169,48 @@ def test_paper_toml_fits_the_gpu_that_it_names(tmp_path: Path) -> None:
         "num_key_value_heads": 2,
         "vocab_size": 151936,
         "tie_word_embeddings": True,
-    }  # Qwen2.5-3B's
-    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    paper = load_config("trainers/configs/paper.toml", [f"policy.path={tmp_path}"])
-    assert plan(paper).peak < 76 * GIB  # of 79 that an "80 GB" card leaves
+    },  # Qwen2.5-3B's
+    "smollm2": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },  # SmolLM2-135M's
+}
+CONFIGS = Path("trainers/configs")
+# Those of OpenRLHF hold its own flags, and memory is its own business.
+NAMES = sorted(p.stem for p in CONFIGS.glob("*.toml") if not p.stem.startswith("openrlhf"))
+SHAPE_OF = {"paper": "qwen2", "instruct": "qwen2", "smollm2": "smollm2", "demo": None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_fits_the_device_that_it_names(name: str, tmp_path: Path) -> None:
+    if name == "instruct":
+        pytest.importorskip("peft")
+    file = CONFIGS / f"{name}.toml"
+    words, shape = [], SHAPE_OF[name]
+    if shape:  # the model itself is not at hand
+        (tmp_path / "config.json").write_text(json.dumps(SHAPES[shape]), encoding="utf-8")
+        words = [f"policy.path={tmp_path}"]
+    named = re.search(r"of (\d+) GB|with (\d+) GB", file.read_text(encoding="utf-8"))
+    assert named, "the first lines of a config say how much memory its device has"
+    config = load_config(file, words)
+    assert config.policy.device == ("cuda" if named[1] else "cpu")
+    # What is sold as 80 GB has 79 GiB, and the driver takes some.
+    assert plan(config).peak < 0.95 * int(named[1] or named[2]) * GIB
+
+
+def test_a_turn_is_as_long_as_the_checkpoint_says_unless_the_settings_do(
+    config: TrainSettings,
+) -> None:
+    saved = CheckpointSettings.load(Path(config.policy.path)).max_new_tokens
+    for stated, expected in ((0, saved), (7, 7)):
+        policy = replace(config.policy, max_new_tokens=stated)
+        assert longest_turn(policy) == expected
+        assert make_policy(policy, "refine-bare").max_new_tokens == expected
+    elsewhere = replace(config.policy, path="somebody/model", max_new_tokens=0)
+    assert longest_turn(elsewhere) == CheckpointSettings().max_new_tokens
