@@ -92,8 +92,8 @@ def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
 
     Every character that is neither letter, mark, digit nor underscore parts two words, so that
     "1939–1945" and "Spanish-American" hold "1945" and "American"; in scripts without blanks, every
-    character is a word. Articles do not count unless
-    the answer has no other word. An answer without any word ("+") is never found.
+    character is a word, and so is every emoji. Articles do not count unless the answer has no other
+    word. An answer without any word ("+") is never found.
 
     Raises:
         ValueError: If there are no golden answers, or they are one bare string.

@@ -37,5 +37,6 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise ImportError(
-            f'{error.name} is needed here ({error}): pip install "igsearch-env[{name}]"'
+            f"{error.name or 'a package'} is needed here ({error}): "
+            f'pip install "igsearch-env[{name}]"'
         ) from error

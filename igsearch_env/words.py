@@ -2,7 +2,7 @@
 
 A word is a run of letters, digits and underscores, each with the combining marks that belong to
 it. Chinese, Japanese, Thai, Lao, Khmer and Burmese are written without blanks between words, and
-Korean particles stick to theirs: there, every character is a word of its own.
+Korean particles stick to theirs: there, every character is a word of its own. So is every emoji.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-WORD_RULE = "unicode-3"
+WORD_RULE = "unicode-4"
 """Name of the rule, for manifests; it changes whenever a text may be taken apart differently."""
 
 _LUCENE = (
@@ -29,7 +29,11 @@ STOP_WORDS = frozenset([*_LUCENE.split(), *_QUESTIONS.split()])
 query like "The Who" can be answered."""
 
 _ASCII_WORD = re.compile(r"\w+", re.ASCII)
-_UNSPACED = (
+_EMOJI = (  # blocks of pictures, without the brackets in them; joiners between them are no text
+    "\u2300-\u2307\u230c-\u2328\u232b-\u23ff\u2600-\u2767\u2776-\u27bf\u2b00-\u2bff"
+    "\U0001f000-\U0001faff"
+)
+_UNSPACED = _EMOJI + (
     "\u0e01-\u0e3a\u0e40-\u0e4e"  # Thai, without its digits
     "\u0e81-\u0ebd\u0ec0-\u0ece\u0edc-\u0edf"  # Lao
     "\u1000-\u103f\u1050-\u108f\u109a-\u109f\ua9e0-\ua9ef\uaa60-\uaa7f"  # Burmese
@@ -44,6 +48,7 @@ _UNSPACED = (
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 _OPTIONAL = re.compile(  # what most texts leave out, in composed form; last, vowels in Arabic
     "(?<=[\u0400-\u052f])[\u0300\u0301]"  # stress in Cyrillic
+    "|[\ufe0e\ufe0f]"  # whether a sign is a picture or a letter
     "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # points in Hebrew
     "|[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]"
 )
@@ -69,7 +74,7 @@ def _patterns() -> _Patterns:
     """Made when the first text beyond ASCII comes: it takes some hundredths of a second."""
     marks = _ranges("M") + _SELECTORS
     return _Patterns(
-        re.compile(rf"[\w{marks}]+"),
+        re.compile(rf"[\w{marks}{_EMOJI}]+"),
         re.compile(f"[{_UNSPACED}][{marks}]*|[^{_UNSPACED}]+"),
         re.compile(f"[{_ranges('P')}]+"),
         re.compile(f"[{_ranges('Cf')}]+"),
@@ -94,7 +99,9 @@ def folded(text: str) -> str:
     half-width Kana in their usual width, without invisible formatting (soft hyphens, joiners, marks
     of direction), and without the marks that most texts leave out: stress in Cyrillic, points in
     Hebrew, vowels in Arabic. Digits of every script become those of ASCII, and a zero-width space
-    a blank.
+    a blank. A joiner or non-joiner parts no words, as in Unicode's rules of segmentation (UAX 29):
+    Persian that is written with one equals what is written without, and differs from what is
+    written with a blank. Case is Unicode's for all languages, in which ı is no form of I.
 
     >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école"
     (True, True)
@@ -122,7 +129,7 @@ def without_punctuation(text: str) -> str:
 
 
 def runs(text: str) -> list[str]:
-    """The runs of letters, digits, underscores and their marks, as they stand.
+    """The runs of letters, digits, underscores, emoji and their marks, as they stand.
 
     >>> runs("Beyoncé's 2nd song"), runs("वह कल आएगा")
     (['Beyoncé', 's', '2nd', 'song'], ['वह', 'कल', 'आएगा'])

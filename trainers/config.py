@@ -17,8 +17,10 @@ from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
-from trainers.optimizer import OptimizerName
 from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
+
+OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
+"""See :func:`trainers.optimizer.make_optimizer`."""
 
 T = TypeVar("T")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from igsearch_env.extras import import_extra
-
-OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
+from trainers.config import OptimizerName
 
 
 def make_optimizer(

@@ -92,6 +92,8 @@ def load_question_set(
       ids are unique only within a ``data_source``, so they become ``"{data_source}-{id}"``;
     - SkyRL: ``reward_spec`` in place of ``reward_model``;
     - KILT: ``input``, and ``output`` with answers and the titles of their provenance;
+    - SQuAD: articles with ``paragraphs``, whose title is the gold title; questions that are
+      marked as impossible are left out. TriviaQA: ``Question`` and ``Answer``;
     - BEIR: a folder with ``queries.jsonl`` and ``qrels/SPLIT.tsv``, or the former's path. Gold ids
       are the documents with a score above 0, and queries without a line in the qrels are left out.
 
@@ -329,6 +331,11 @@ def _text(row: Row) -> str:
         text = _prompted_question(row)
     if text is None:
         name, text = _found(columns, "input", "text")  # KILT, BEIR
+    if text is None and "question_text" in columns:
+        raise row.error(
+            "this is the original layout of Natural Questions, whose answers are places in a page; "
+            "take NQ-open, with columns 'question' and 'answer', or --questions nq"
+        )
     if text is None:
         raise row.error("no column 'question' (nor 'query', 'prompt', 'input' or 'text')")
     if not isinstance(text, str):

@@ -157,7 +157,7 @@ def _file_rows(path: Path, kind: str) -> Iterator[Row]:
         return _parquet_rows(path)
     if name.endswith((".csv", ".tsv")):
         return _table_rows(path, kind)
-    return _json_rows(path) if name.endswith(".jsonl") else _json_or_lines(path)
+    return _json_rows(path) if name.endswith(".jsonl") else _json_or_lines(path, kind)
 
 
 @contextmanager
@@ -180,15 +180,18 @@ def _json_rows(path: Path) -> Iterator[Row]:
             number += 1
 
 
-def _json_or_lines(path: Path) -> Iterator[Row]:
-    """Rows of a file that ends in .json: one list, an object with a list "data", or JSON lines."""
+def _json_or_lines(path: Path, kind: str) -> Iterator[Row]:
+    """Rows of a file that ends in .json: one list, an object with a list "data", or JSON lines.
+
+    The articles of SQuAD become a row for each question or, of a corpus, for each paragraph.
+    """
     with _opened(path) as file:
         first = next((line for line in file if line.strip()), b"")
         whole = not first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{")
         if not whole:
             try:
                 one = json.loads(first.decode("utf-8-sig"))
-                whole = isinstance(one, dict) and isinstance(one.get("data"), list)
+                whole = isinstance(_listed(one), list)
             except ValueError:
                 whole = True  # an object of several lines
     if not whole:
@@ -199,14 +202,41 @@ def _json_or_lines(path: Path) -> Iterator[Row]:
             value = json.loads(file.read().decode("utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from error
-    rows = value.get("data") if isinstance(value, dict) else value
+    rows = _listed(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
         raise ValueError(f'{path}: expected a list of objects, or an object with a list "data"')
-    for number, columns in enumerate(rows):
-        where = f"{path}, row {number}"
+    number = 0
+    for place, columns in enumerate(rows):
+        where = f"{path}, row {place}"
         if not isinstance(columns, dict):
             raise ValueError(f"{where}: expected a JSON object, got {type(columns).__name__}")
-        yield Row(columns, number, where)
+        for one in _of_articles(columns, kind):
+            yield Row(one, number, where)
+            number += 1
+
+
+def _listed(value: Any) -> Any:
+    """The rows of an object: SQuAD writes "data", TriviaQA "Data"."""
+    return value.get("data", value.get("Data")) if isinstance(value, dict) else None
+
+
+def _of_articles(columns: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """The rows inside an article of SQuAD, or a row of TriviaQA by common names."""
+    match columns:
+        case {"paragraphs": [{"context": str(), "qas": list()}, *_] as paragraphs}:
+            title = str(columns.get("title") or "")
+            for number, paragraph in enumerate(paragraphs):
+                if kind == "corpus":
+                    name = f"{title}-{number}"
+                    yield {"id": name, "title": title, "text": paragraph["context"]}
+                    continue
+                asked = [one for one in paragraph["qas"] if not one.get("is_impossible")]
+                yield from ({**one, "gold_titles": [title] if title else []} for one in asked)
+        case {"Question": str(question), "Answer": {"Value": answer, **more}}:
+            row = {"id": columns.get("QuestionId"), "question": question, "answer": answer}
+            yield {**row, "answer_aliases": more.get("Aliases")}
+        case _:
+            yield columns
 
 
 def _table_rows(path: Path, kind: str) -> Iterator[Row]:

@@ -41,6 +41,14 @@ HOLDS = [
     ("ＮＨＫ was founded", "NHK", True),
     ("E\u0301cole Normale", "école", True),
     ("Limassol", "Lima", False),
+    ("It is 🦁, the king.", "🦁", True),
+    ("It is 🐯, the king.", "🦁", False),
+    ("I ❤\ufe0f Lima", "❤", True),
+    ("flags:🇵🇪🇫🇷", "🇵🇪", True),
+    ("love😀", "love", True),
+    ("👩\u200d🚀 flies", "👩🚀", True),
+    ("او می\u200cخواهم گفت", "میخواهم", True),
+    ("او می\u200cخواهم گفت", "می خواهم", False),
 ]
 
 
@@ -53,6 +61,9 @@ def test_whether_a_text_holds_an_answer(text: str, answer: str, held: bool) -> N
 @pytest.mark.parametrize(
     ("given", "gold"),
     [
+        ("🦁", "🦁"),
+        ("☀", "☀\ufe0f"),
+        ("می\u200cخواهم", "میخواهم"),
         ("北京。", "北京"),
         ("「北京」", "北京"),
         ("“北京”", "北京"),
@@ -77,7 +88,18 @@ def test_answers_that_are_equal(given: str, gold: str) -> None:
     assert exact_match(given, [gold]) == f1_score(given, [gold]) == 1.0
 
 
-@pytest.mark.parametrize(("one", "other"), [("й", "и"), ("ё", "е"), ("ألف", "الف"), ("ß", "s")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("🦁", "🐯"),
+        ("IŞIK", "ışık"),
+        ("می خواهم", "می\u200cخواهم"),
+        ("й", "и"),
+        ("ё", "е"),
+        ("ألف", "الف"),
+        ("ß", "s"),
+    ],
+)
 def test_answers_that_differ(one: str, other: str) -> None:
     assert exact_match(one, [other]) == 0.0
 
@@ -99,6 +121,7 @@ def test_f1_counts_characters_where_there_are_no_blanks() -> None:
         ("เมืองหลวงของไทย", "กรุงเทพ"),
         ("भारत की राजधानी", "दिल्ली"),
         ("서울", "서울특별시"),
+        ("🦁", "lion"),
     ],
 )
 def test_bm25_finds_documents_of_every_script(query: str, title: str) -> None:
@@ -111,6 +134,7 @@ def test_bm25_finds_documents_of_every_script(query: str, title: str) -> None:
         "दिल्ली": "दिल्ली भारत की राजधानी है।",
         "서울특별시": "서울은 한국의 수도이다.",
         "Lima": "The capital of Peru.",
+        "lion": "On its flag: 🦁.",
     }
     documents = [Document(name, name, text) for name, text in pages.items()]
     (found,) = BM25Retriever.build(documents).search([query], 3)

@@ -349,3 +349,59 @@ def test_the_split_in_an_object_that_is_text(tmp_path: Path) -> None:
     table = "question,answer,extra_info\na,b,{'split': 'dev'}\nc,d,{'split': 'train'}\n"
     path = write(tmp_path / "q.csv", table)
     assert [question.text for question in load_questions(path, split="dev")] == ["a"]
+
+
+def test_squad_as_questions_and_as_a_corpus(tmp_path: Path) -> None:
+    answers = [{"text": "Lima", "answer_start": 0}, {"text": "Lima", "answer_start": 9}]
+    asked = [
+        {"id": "s1", "question": "Capital of Peru?", "answers": answers, "is_impossible": False},
+        {"id": "s2", "question": "Capital of Mu?", "answers": [], "is_impossible": True},
+    ]
+    texts = [{"context": "Lima is Peru's.", "qas": asked}, {"context": "More.", "qas": []}]
+    for indent in (None, 1):
+        data = json.dumps({"version": "v2.0", "data": [{"title": "Lima", "paragraphs": texts}]})
+        file = write(tmp_path / "dev.json", json.dumps(json.loads(data), indent=indent))
+        assert load_questions(file) == [
+            Question("s1", "Capital of Peru?", ("Lima",), gold_titles=("Lima",))
+        ]
+        assert load_corpus(file) == [
+            Document("Lima-0", "Lima", "Lima is Peru's."),
+            Document("Lima-1", "Lima", "More."),
+        ]
+
+
+def test_triviaqa_as_published(tmp_path: Path) -> None:
+    row = {
+        "Question": "Capital of Peru?",
+        "QuestionId": "tc_1",
+        "Answer": {"Value": "Lima", "Aliases": ["Lima", "Lima, Peru"], "Type": "WikipediaEntity"},
+    }
+    for data in ({"Data": [row], "Domain": "Web"}, [row]):
+        file = write(tmp_path / "web.json", json.dumps(data))
+        (question,) = load_questions(file)
+        assert (question.id, question.text) == ("tc_1", "Capital of Peru?")
+        assert set(question.golden_answers) == {"Lima", "Lima, Peru"}
+
+
+def test_dpr_as_published(tmp_path: Path) -> None:
+    contexts = [{"title": "Lima", "text": "It is.", "score": 1, "passage_id": "7"}]
+    row = {
+        "dataset": "nq_dev",
+        "question": "capital of peru",
+        "answers": ["Lima"],
+        "positive_ctxs": contexts,
+        "negative_ctxs": [],
+        "hard_negative_ctxs": contexts,
+    }
+    (question,) = load_questions(write(tmp_path / "nq-dev.json", json.dumps([row], indent=4)))
+    assert question == Question(
+        "nq-dev-0", "capital of peru", ("Lima",), "nq_dev", gold_titles=("Lima",)
+    )
+
+
+def test_nq_open_and_the_original(tmp_path: Path) -> None:
+    opened = write(tmp_path / "open.jsonl", lines({"question": "capital?", "answer": ["Lima"]}))
+    assert load_questions(opened)[0].golden_answers == ("Lima",)
+    original = {"example_id": 7, "question_text": "capital?", "document_text": "Lima", "a": []}
+    with pytest.raises(ValueError, match=r"line 1: .*take NQ-open, .*or --questions nq"):
+        load_questions(write(tmp_path / "v1.0-simplified.jsonl", lines(original)))
