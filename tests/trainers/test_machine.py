@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from igsearch_env.evaluation.setup import CHECKOUT
 from igsearch_env.threads import free_cores, set_threads
 from trainers.memory import keep_freed_memory, lasting_objects
 
@@ -52,6 +55,32 @@ def test_a_number_is_taken_as_it_is() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_glibc_takes_both_settings() -> None:
     assert keep_freed_memory()
+
+
+HOLES = """
+import ctypes, resource, sys
+from trainers.memory import give_back_freed_memory, keep_freed_memory
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+assert keep_freed_memory()
+size = 1 << 20
+blocks = [ctypes.create_string_buffer(b"x" * (size - 1)) for _ in range(96)]
+full = held()
+del blocks[::2], blocks[:-1]  # the last one stays above the holes
+assert full - held() < 8 * size, "malloc keeps what was freed"
+assert not give_back_freed_memory(1 << 30), "so little may stay"
+assert give_back_freed_memory(16 * size)
+assert full - held() > 64 * size, "the holes went back"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_holes_in_the_heap_go_back_to_the_system() -> None:
+    """In a process of its own: the settings of malloc cannot be taken back."""
+    subprocess.run([sys.executable, "-c", HOLES], check=True, cwd=CHECKOUT)
 
 
 def test_objects_are_spared_for_a_while_and_new_garbage_is_not() -> None:

@@ -42,7 +42,7 @@ from trainers.local.health import Health, TrainingStoppedError
 from trainers.local.run_log import RunLog
 from trainers.local.trackers import open_tracker
 from trainers.local.update import Updater, sign_flips
-from trainers.memory import keep_freed_memory, lasting_objects
+from trainers.memory import give_back_freed_memory, keep_freed_memory, lasting_objects
 from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
 from trainers.steady import RetrieverLostError, collect_steadily
 
@@ -237,6 +237,7 @@ class GRPOTrainer:
         progress = self.step / max(1, self.config.optimization.steps - 1)
         self._watch("gains", 0, len(episodes))
         episodes = self.agent.settle(episodes, progress)
+        give_back_freed_memory()
         settled = time.perf_counter()
         advantages = self.agent.advantages(episodes, progress)
         _, shuffling = self._generators()
@@ -245,6 +246,7 @@ class GRPOTrainer:
             episodes, advantages, shuffling, self._watched("update", updates)
         )
         self.policy.memory.clear()
+        give_back_freed_memory()
         self.step += 1
         self._state = self._state_now()
         seconds["information_gain"] += settled - started
