@@ -37,7 +37,8 @@ def make_optimizer(
     options: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
     if name == "adamw":
         if not rounded:
-            return torch.optim.AdamW(parameters, **options)
+            fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+            return torch.optim.AdamW(parameters, fused=fused, **options)
         kahan: torch.optim.Optimizer = import_extra("optimi", "optimizers").AdamW(
             parameters, betas=(0.9, 0.99), eps=1e-8, kahan_sum=True, **options
         )

@@ -53,18 +53,22 @@ class Plan:
         return max(sum(parts.values()) for parts in self.phases.values())
 
 
-def plan(config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS) -> Plan:
+def plan(
+    config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS, longest: int | None = None
+) -> Plan:
     """Count the memory of a run.
 
     Args:
         config: Its settings.
         document_tokens: Tokens of a document.
+        longest: Tokens of the longest transcript, where they are known; None to reckon them from
+            the settings.
 
     Raises:
         ValueError: If the model's configuration cannot be read.
     """
     o, autocast = config.optimization, config.policy.precision == "bfloat16-autocast"
-    longest = longest_transcript(config, document_tokens)
+    longest = longest or longest_transcript(config, document_tokens)
     rows, width = o.micro_batch_size, longest
     if o.micro_batch_tokens:
         rows = max(1, min(rows, o.micro_batch_tokens // longest))

@@ -1,4 +1,4 @@
-"""Float32 against bfloat16 arithmetic in a training step, and what its memory goes into.
+"""What precision, adapters, checkpointing and small optimizers do to a training step.
 
 python -m scripts.benchmarks.precision --out runs/bench_precision \
     --config trainers/configs/smollm2.toml
@@ -34,18 +34,24 @@ if __name__ == "__main__":
 import numpy as np
 
 from igsearch_env.cli.console import print_table
-from igsearch_env.evaluation.settings import Precision
 from igsearch_env.files import write_json
 from trainers.config import TrainSettings, load_config
 
 GIB = 1 << 30
-CASES: dict[str, tuple[Precision, bool, bool]] = {
-    "float32": ("float32", False, True),
-    "bfloat16": ("bfloat16-autocast", False, True),
-    "bfloat16, checkpointed": ("bfloat16-autocast", True, True),
-    "bfloat16, logits whole": ("bfloat16-autocast", False, False),
+AUTOCAST, ROUNDED = "policy.precision=bfloat16-autocast", "policy.precision=bfloat16"
+CHECKPOINTED = "optimization.gradient_checkpointing=true"
+LORA = (ROUNDED, "policy.lora.rank=16")
+CASES: dict[str, tuple[str, ...]] = {
+    "float32": ("policy.precision=float32",),
+    "autocast": (AUTOCAST,),
+    "autocast, checkpointed": (AUTOCAST, CHECKPOINTED),
+    "autocast, logits whole": (AUTOCAST,),
+    "autocast, 8-bit AdamW": (AUTOCAST, "optimization.optimizer=adamw8bit"),
+    "bfloat16 weights": (ROUNDED,),
+    "LoRA": LORA,
+    "LoRA, checkpointed": (*LORA, CHECKPOINTED),
 }
-"""Precision, gradient checkpointing, and whether logits are computed in parts."""
+"""Settings of each case; where logits are "whole" they are not computed in parts."""
 
 
 COLUMNS = {"case": ("case", "s")} | {
@@ -61,15 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
-    config = load_config(arguments.config, arguments.set)
-    cases = {}
-    for name, (precision, checkpointed, parts) in CASES.items():
-        changed = replace(
-            config,
-            policy=replace(config.policy, precision=precision),
-            optimization=replace(config.optimization, gradient_checkpointing=checkpointed),
+    cases = {
+        name: (
+            load_config(arguments.config, [*arguments.set, *CASES[name]]),
+            arguments.episodes,
+            not name.endswith("whole"),
         )
-        cases[name] = (changed, arguments.episodes, parts)
+        for name in CASES
+    }
     rows = [{"case": name, **found} for name, found in measure_apart(cases, measure)]
     write_json(arguments.out / "results.json", rows)
     print_table(make_table("tokens per CPU second, memory in GiB", rows, COLUMNS))
@@ -96,7 +101,6 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     config, episodes, logits_in_parts = case
     if not logits_in_parts:
         token_batch.LOGITS_AT_ONCE = 1 << 40
-    planned = plan(config).phases["update"]
     engine = make_training_engine(config, config.run.seed)
     before = peak_bytes()
     agent = make_agent(config, engine)
@@ -133,6 +137,10 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=episode.policy_tokens) for episode in played]
     lengths = [len(token_batch.episode_tokens(e, policy.tokenizer)[0]) for e in played]
+    # A micro-batch of as many episodes as there are at most, as long as the longest of them.
+    fewer = min(config.optimization.micro_batch_size, episodes)
+    small = replace(config, optimization=replace(config.optimization, micro_batch_size=fewer))
+    planned = plan(small, longest=max(lengths)).phases["update"]
     started = time.process_time()
     for _ in range(2):  # the second has optimizer states beside its activations
         updater.step(played, noise, rng)

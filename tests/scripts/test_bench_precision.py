@@ -27,8 +27,11 @@ def test_a_case_measures_every_part_of_a_step(tiny_settings: Settings, parts: bo
     assert (token_batch.LOGITS_AT_ONCE == 1 << 40) is not parts
 
 
-def test_each_case_changes_one_thing_of_the_one_before() -> None:
-    precision, checkpointed, parts = zip(*CASES.values(), strict=True)
-    assert precision == ("float32", *["bfloat16-autocast"] * 3)
-    assert checkpointed == (False, False, True, False)
-    assert parts == (True, True, True, False)
+def test_the_cases_are_what_their_names_say(tiny_settings: Settings) -> None:
+    for name, words in CASES.items():
+        config = load_config(None, [*tiny_settings(), *words])
+        expected = {"float32": "float32", "autocast": "bfloat16-autocast"}
+        assert config.policy.precision == expected.get(name.split(",")[0], "bfloat16")
+        assert bool(config.policy.lora.rank) is name.startswith("LoRA")
+        assert config.optimization.gradient_checkpointing is name.endswith("checkpointed")
+        assert (config.optimization.optimizer == "adamw8bit") is ("8-bit" in name)

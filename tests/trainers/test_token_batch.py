@@ -15,7 +15,7 @@ from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode, Question, Segment
-from trainers.local.token_batch import TokenBatch, policy_log_probs
+from trainers.local.token_batch import TokenBatch, episode_tokens, policy_log_probs
 
 QUESTION = Question("q", "what is the home of Allia Ashby ?", ("Delmora",))
 
@@ -87,8 +87,7 @@ def test_padding_changes_nothing(
     policy = make_policy()
     episodes = sampled[:6]
     batch = TokenBatch.from_episodes(episodes, policy.tokenizer)
-    lengths = batch.attention_mask.sum(1)
-    assert len(set(lengths.tolist())) > 1
+    assert len({len(episode_tokens(e, policy.tokenizer)[0]) for e in episodes}) > 1
     with torch.no_grad():
         log_probs, entropy = policy_log_probs(policy.model, batch, temperature)
     alone = [one_by_one(policy, episode, temperature) for episode in episodes]
@@ -99,10 +98,8 @@ def test_padding_changes_nothing(
 def test_the_masks_say_who_wrote_what(sampled: list[Episode], tokenizer: SegmentTokenizer) -> None:
     batch = TokenBatch.from_episodes(sampled, tokenizer)
     for row, episode in enumerate(sampled):
-        length = int(batch.attention_mask[row].sum())
-        assert batch.attention_mask[row].tolist() == [1] * length + [0] * (
-            batch.input_ids.shape[1] - length
-        )
+        length = len(episode_tokens(episode, tokenizer)[0])
+        assert not batch.input_ids[row, length:].any()
         chosen = batch.input_ids[row][batch.policy_mask[row]]
         assert chosen.tolist() == ids_and_log_probs(episode)[0]
         text = tokenizer.decode(batch.input_ids[row, :length].tolist())

@@ -24,14 +24,15 @@ LOGITS_AT_ONCE = 1 << 24
 class TokenBatch:
     """Token ids of B episodes, right-padded to T, and which of them the policy wrote.
 
+    There is no attention mask: attention looks back only, so that no token sees the padding after
+    it.
+
     Args:
         input_ids: Shape (B, T).
-        attention_mask: 1 where there is a token, shape (B, T).
         policy_mask: True where the policy wrote the token, shape (B, T).
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     policy_mask: Tensor
 
     @classmethod
@@ -55,13 +56,11 @@ class TokenBatch:
         """Pad rows of token ids, each with which of them the policy wrote."""
         length = max(len(ids) for ids, _ in rows)
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-        attention = torch.zeros(len(rows), length, dtype=torch.long)
         policy = torch.zeros(len(rows), length, dtype=torch.bool)
         for row, (ids, mask) in enumerate(rows):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention[row, : len(ids)] = 1
             policy[row, : len(ids)] = torch.tensor(mask)
-        return cls(input_ids.to(device), attention.to(device), policy.to(device))
+        return cls(input_ids.to(device), policy.to(device))
 
     def spread(self, values: Sequence[NDArray[np.float64]]) -> Tensor:
         """One number per policy token of each episode, joined: shape (policy tokens of all,).
@@ -99,10 +98,8 @@ def policy_log_probs(
         Log-probs in nats and entropies in nats (detached), shape (policy tokens,) each, in the
         order of the rows.
     """
-    hidden = decoder(model)(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).last_hidden_state  # (B, T, H)
-    chosen = batch.policy_mask[:, 1:]
+    hidden = decoder(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    chosen = batch.policy_mask[:, 1:]  # hidden: (B, T, H)
     states, targets = hidden[:, :-1][chosen], batch.input_ids[:, 1:][chosen]  # (P, H), (P,)
     head = output_embeddings(model)
     size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
