@@ -300,7 +300,7 @@ def test_the_loss_is_that_of_the_local_trainer(
 
 
 def test_a_step_with_too_many_failures_teaches_nothing_and_a_third_one_ends_the_run(
-    make_maker: Callable[..., Any],
+    make_maker: Callable[..., Any], args: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maker = make_maker()
     maker._count_lost(0.5)
@@ -312,14 +312,20 @@ def test_a_step_with_too_many_failures_teaches_nothing_and_a_third_one_ends_the_
     maker._count_lost(0.5)
     with pytest.raises(RetrieverLostError, match="failed in each of 3 steps, 50% in the last"):
         maker._count_lost(0.5)
+    allowed = replace(args.ig.rollout, max_failed_searches=0.6, failed_tries=1)
+    monkeypatch.setattr(args.ig, "rollout", allowed)
+    maker._count_lost(0.5)
+    with pytest.raises(RetrieverLostError, match="more than 60% .* in each of 1 steps"):
+        maker._count_lost(0.7)
 
 
 def test_a_failed_search_takes_its_rollout_out_and_is_counted(
     make_maker: Callable[..., Any],
     responses: list[dict[str, Any]],
+    args: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainers.openrlhf.experience_maker.MAX_FAILED_SEARCHES", 1.0)
+    monkeypatch.setattr(args.ig, "rollout", replace(args.ig.rollout, max_failed_searches=1.0))
     broken = []
     for i, response in enumerate(responses):
         episode = response["label"]

@@ -124,6 +124,8 @@ def test_no_option_of_a_credit_method_has_the_name_of_a_setting() -> None:
         (["--ig.alpha", "much"], r"credit\.alpha must be float, got 'much'"),
         (["--ig.top_k", "many"], r"ig\.top_k must be int, got 'many'"),
         (["--ig.scorer", "gpu"], r"ig\.scorer must be Literal"),
+        (["--ig.failed_tries", "0"], "failed_tries at least 1, got 0.2 and 0"),
+        (["--ig.max_failed_searches", "1.5"], "max_failed_searches must be from 0 to 1"),
         (["--ig.max_new_tokens", "0"], "max_new_tokens must be at least 1, got 0"),
         (["--ig.credit", "igpo", "--ig.scorer", "vllm"], "belief .* set ig"),
         (["--data.prompt_dataset", "x"], "cannot be set: it is made of ig.questions"),

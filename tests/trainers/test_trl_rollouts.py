@@ -229,6 +229,9 @@ def test_nothing_is_learned_from_truncated_episodes_if_that_is_asked_for(
     learned = (batch["tool_mask"] * batch["completion_mask"]).any(dim=1).numpy()
     assert (learned == ~truncated).all()
     assert batch["completion_mask"].any(dim=1).all()  # what is not learned is still read
+    logged = trainer._metrics["train"]
+    assert logged["episodes/truncated"] == [truncated.mean()]
+    assert ("completions/clipped_ratio" in logged) == (kind is trl.GRPOTrainer)
     if kind is TokenCreditTrainer:
         assert not batch["advantages"][truncated].any()
         assert batch["advantages"].any()
@@ -270,6 +273,7 @@ def test_settings_that_would_do_nothing_are_refused(
         {"use_liger_kernel": True},
         {"off_policy_mask_threshold": 0.5},
         {"loss_type": "vespo"},
+        {"importance_sampling_level": "sequence"},
     ],
 )
 def test_what_is_made_for_rewards_is_refused_with_token_credit_alone(
@@ -292,7 +296,6 @@ def test_settings_that_keep_their_meaning_pass(tmp_path: Path) -> None:
         beta=0.04,
         epsilon=0.1,
         top_entropy_quantile=0.5,
-        importance_sampling_level="sequence",
     )
     check_config(kept, 1.0, token_credit=True)
     for field in (*REFUSED, *REFUSED_WITH_TOKEN_CREDIT):

@@ -21,8 +21,6 @@ from igsearch_env.plugins import import_plugin
 from trainers.config import make_credit_from
 from trainers.local.update import sign_flips
 from trainers.steady import (
-    FAILED_TRIES,
-    MAX_FAILED_SEARCHES,
     RetrieverLostError,
     failed_share,
 )
@@ -105,10 +103,11 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
 
         The rollouts that are left are those that did not search.
         """
-        self.lost_steps = self.lost_steps + 1 if failed > MAX_FAILED_SEARCHES else 0
-        if self.lost_steps >= FAILED_TRIES:
+        most, tries = self.args.ig.rollout.max_failed_searches, self.args.ig.rollout.failed_tries
+        self.lost_steps = self.lost_steps + 1 if failed > most else 0
+        if self.lost_steps >= tries:
             raise RetrieverLostError(
-                f"more than {MAX_FAILED_SEARCHES:.0%} of the searches failed in each of "
+                f"more than {most:.0%} of the searches failed in each of "
                 f"{self.lost_steps} steps, {failed:.0%} in the last; see to the retriever, and go "
                 "on with --resume from the last checkpoint"
             )

@@ -14,6 +14,7 @@ from igsearch_env.protocol.names import get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
+from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,6 +36,9 @@ class RolloutSettings(EnvironmentSettings):
             computed the log-probabilities of the rollouts, or by the ``"vllm"`` engine that
             sampled them.
         pool_seed: Of the draws of counterfactuals.
+        max_failed_searches: Largest share of the searches of a step that may fail; of a step with
+            more of them nothing is learned.
+        failed_tries: The run ends when so many such steps come in a row.
 
     Raises:
         ValueError: If a number is out of range or a word is unknown.
@@ -48,12 +52,19 @@ class RolloutSettings(EnvironmentSettings):
     max_new_tokens: int = 512
     scorer: Literal["policy", "vllm"] = "policy"
     pool_seed: int = 0
+    max_failed_searches: float = MAX_FAILED_SEARCHES
+    failed_tries: int = FAILED_TRIES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eval_questions:
             for retriever in (self.retriever, self.searched):
                 check_worlds(self.eval_questions, retriever)
+        if not 0 <= self.max_failed_searches <= 1 or self.failed_tries < 1:
+            raise ValueError(
+                "max_failed_searches must be from 0 to 1 and failed_tries at least 1, got "
+                f"{self.max_failed_searches} and {self.failed_tries}"
+            )
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.scorer not in ("policy", "vllm"):

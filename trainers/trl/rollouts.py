@@ -63,6 +63,8 @@ REFUSED_WITH_TOKEN_CREDIT = dict.fromkeys(
 )
 """Those that :class:`TokenCreditTrainer` has no use for, besides."""
 
+ENDS = ("clipped_ratio", "terminated_length")
+"""Metrics of TRL's that ask whether a completion ends with an end-of-sequence token."""
 WHOLE_COMPLETIONS = ("luspo", "vespo")
 """Losses that weigh a completion as a whole."""
 
@@ -85,6 +87,8 @@ def check_config(config: GRPOConfig, temperature: float, *, token_credit: bool) 
 
     ``mask_truncated_completions`` is honoured: nothing is learned from an episode that ends without
     an answer. (TRL's own test, an end-of-sequence token at the end, would mask every episode.)
+    ``importance_sampling_level="sequence"`` is honoured where a completion has one advantage: its
+    ratio is the mean over what the policy wrote.
 
     Args:
         config: TRL's settings.
@@ -111,6 +115,12 @@ def check_config(config: GRPOConfig, temperature: float, *, token_credit: bool) 
                 f"GRPOConfig({field.name}={value!r}) would do nothing: {refused[field.name]}; "
                 "leave it out"
             )
+    if token_credit and config.importance_sampling_level != "token":
+        raise ValueError(
+            f"GRPOConfig(importance_sampling_level={config.importance_sampling_level!r}) has one "
+            "ratio for a whole completion, whose gradient spreads the credit of a query over all "
+            f"tokens, and {METHOD_DECIDES}; leave it out"
+        )
     if token_credit and config.loss_type in WHOLE_COMPLETIONS:
         raise ValueError(
             f"GRPOConfig(loss_type={config.loss_type!r}) weighs a completion as a whole, and "
@@ -131,6 +141,11 @@ class SearchRollouts:
             settled with the weights that sampled.
 
         max_failed_searches: Largest share of the searches of a step that may fail.
+
+    TRL's log gets ``episodes/truncated``, the share that ended without an answer. TRL's own
+    ``completions/clipped_ratio`` and the lengths of terminated completions look for an
+    end-of-sequence token, with which no episode need end: they say nothing here, and
+    :class:`TokenCreditTrainer` leaves them out.
 
     Attributes:
         episodes: Those of the last call, in the order of its prompts.
@@ -196,6 +211,8 @@ class SearchRollouts:
         episodes = self.agent.settle(episodes, self.progress)
         self.agent.policy.memory.clear()  # room for the update
         self.episodes = episodes
+        cut = sum(episode.truncated for episode in episodes) / len(episodes)
+        trainer._metrics["train" if training else "eval"]["episodes/truncated"].append(cut)
         tokenizer, whole = self.agent.policy.tokenizer, trainer.args.mask_truncated_completions
         rows = [completion(episode, tokenizer, only_whole=whole) for episode in episodes]
         return {key: [row[key] for row in rows] for key in rows[0]}
@@ -250,6 +267,9 @@ class TokenCreditTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in [name for name in metrics if name.endswith(ENDS)]:
+            del metrics[name]
         mask = batch["completion_mask"] * batch["tool_mask"]  # (B, T)
         advantages = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
         rollouts = self.rollout_func
