@@ -315,7 +315,7 @@ def test_a_step_with_too_many_failures_teaches_nothing_and_a_third_one_ends_the_
     allowed = replace(args.ig.rollout, max_failed_searches=0.6, failed_tries=1)
     monkeypatch.setattr(args.ig, "rollout", allowed)
     maker._count_lost(0.5)
-    with pytest.raises(RetrieverLostError, match="more than 60% .* in each of 1 steps"):
+    with pytest.raises(RetrieverLostError, match=r"more than 60% .* in each of 1 steps"):
         maker._count_lost(0.7)
 
 
