@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -76,6 +77,97 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module:
             "embedding; load it with AutoModelForCausalLM"
         )
     return module
+
+
+def logits_after(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Logits from hidden states, as the model itself computes them.
+
+    Some models change what their output embedding gives: they scale it (Cohere, Granite) or cap it
+    softly (Gemma). :func:`check_logits` refuses those that do something else.
+
+    Args:
+        model: A causal language model.
+        states: What its decoder gives, shape (..., d).
+
+    Returns:
+        Shape (..., V).
+    """
+    logits: Tensor = output_embeddings(model)(states)
+    return _finished(model, logits)
+
+
+def _finished(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    config = decoder_config(model)
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def check_logits(model: PreTrainedModel, **options: Any) -> None:
+    """Check that :func:`logits_after` gives the model's own logits, whatever its weights are.
+
+    Args:
+        model: A causal language model.
+        **options: What its ``forward`` has to be given besides.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    head, config = output_embeddings(model), decoder_config(model)
+    size = int(config.vocab_size)
+    # The output embedding is made to give these numbers, so that no weight hides what follows it.
+    planted = torch.linspace(-60, 60, size, device=model.device, dtype=model.dtype)
+    read: list[Tensor] = []
+
+    def plant(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        read.append(inputs[0])
+        return planted.expand_as(output)
+
+    generator = torch.Generator().manual_seed(0)
+    width = int(config.hidden_size)
+    embeds = torch.randn((1, 2, width), generator=generator).to(model.device, model.dtype)
+    inputs = {"inputs_embeds": embeds, "use_cache": False, **options}
+    handle = head.register_forward_hook(plant)
+    try:
+        with evaluating(model):
+            states = decoder(model)(**inputs).last_hidden_state
+            logits = model(**inputs).logits[0, -1]
+    finally:
+        handle.remove()
+    same = torch.allclose(_finished(model, planted), logits, rtol=1e-2, atol=1e-2)
+    if not same or not torch.allclose(read[-1][0, -1], states[0, -1], rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"{type(model).__name__} changes its hidden states or its logits around the output "
+            "embedding in a way that is not known here"
+        )
+
+
+def attends_alone(model: PreTrainedModel) -> bool:
+    """Whether keys and values are all that the model remembers of a context.
+
+    Layers of linear attention, convolutions and state spaces (Qwen3-Next, Qwen3.5, LFM2, Mamba)
+    remember a state instead, and those of chunked attention a part of the context.
+    """
+    kinds = set(getattr(decoder_config(model), "layer_types", None) or ())
+    stateful = bool(getattr(model, "_is_stateful", False))
+    return not stateful and kinds <= {"full_attention", "sliding_attention"}
+
+
+def check_cache(model: PreTrainedModel) -> None:
+    """Check that the model can be sampled from step by step.
+
+    Raises:
+        ValueError: If it does not take the cache that transformers makes.
+    """
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"{type(model).__name__} keeps what it remembers in a form of its own (it takes no "
+            "past_key_values), so that turns cannot be sampled from it; choose another model"
+        )
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

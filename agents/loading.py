@@ -14,11 +14,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
+from agents.chat import protocol_for
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.checkpoint_settings import FILE, CheckpointSettings
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.extras import import_extra
 from igsearch_env.hub import without_waiting
+from igsearch_env.protocol.tags import TagProtocol
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +53,7 @@ def register_policy(
 
 def load_policy(
     path: str,
-    protocol: str | None = None,
+    protocol: TagProtocol | str | None = None,
     *,
     device: str = "cpu",
     precision: Precision = "float32",
@@ -63,7 +66,8 @@ def load_policy(
     Args:
         path: A checkpoint folder, a GGUF file (llama.cpp's), or the name of a model on the Hugging
             Face hub.
-        protocol: Name of the tag grammar; None for the checkpoint's own.
+        protocol: The grammar, or its name (:mod:`igsearch_env.protocol.names`); None for the
+            checkpoint's own, or else ``"refine"``.
         device: Where it is to run.
         precision: What it multiplies in: ``"float32"`` for the type of its weights,
             ``"bfloat16-autocast"`` for bfloat16 with these weights, or ``"bfloat16"`` to round the
@@ -103,7 +107,9 @@ def load_policy(
         ) from error
 
 
-def _load_gguf(path: str, protocol: str | None, device: str, **options: Any) -> TransformersPolicy:
+def _load_gguf(
+    path: str, protocol: TagProtocol | str | None, device: str, **options: Any
+) -> TransformersPolicy:
     """A policy from a GGUF file, which says nothing of its grammar: ``refine`` if none is given."""
     file = next((f for f in (Path(path), CHECKOUT / path) if f.is_file()), None)
     if file is None:
@@ -113,7 +119,7 @@ def _load_gguf(path: str, protocol: str | None, device: str, **options: Any) -> 
     model = model.to(device, torch.float32 if dtype == "auto" else dtype)
     if options.get("max_new_tokens") is None:
         options.pop("max_new_tokens", None)
-    return TransformersPolicy(model, tokenizer, protocol or "refine", **options)
+    return TransformersPolicy(model, tokenizer, protocol, **options)
 
 
 def read_gguf(file: Path) -> tuple[Any, Any]:
@@ -142,13 +148,26 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def rendered_protocol(name: str, tokenizer: SegmentTokenizer) -> TagProtocol:
+    """The grammar that a name means for a model (:func:`agents.chat.protocol_for`)."""
+    return protocol_for(name, tokenizer.tokenizer)
+
+
+def taught_protocol(path: str) -> TagProtocol | None:
+    """The grammar that a checkpoint says it was taught; None if it says nothing."""
+    folder = checkpoint_folder(path)
+    if folder is None or not (folder / FILE).is_file():
+        return None
+    return CheckpointSettings.load(folder).protocol
+
+
 def checkpoint_folder(path: str) -> Path | None:
     """The folder that a policy's path means, here or in the checkout; None if there is none."""
     return next((folder for folder in (Path(path), CHECKOUT / path) if folder.is_dir()), None)
 
 
-def load_tokenizer(folder: Path) -> SegmentTokenizer:
-    """The tokenizer of a checkpoint.
+def load_tokenizer(folder: Path | str) -> SegmentTokenizer:
+    """The tokenizer of a checkpoint, or of a model of the hub.
 
     Raises:
         ValueError: If there is none, or it is not a fast one.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -17,10 +19,11 @@ from transformers import (
 )
 
 from agents.chat import protocol_for
-from agents.inference import eos_ids, evaluating, max_positions
+from agents.inference import check_cache, eos_ids, evaluating, max_positions
 from agents.lora import has_adapters, merged
 from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
+from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
 from igsearch_env.checkpoint_settings import CheckpointSettings
@@ -29,7 +32,13 @@ from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.settings import EnvironmentSettings
 
+logger = logging.getLogger(__name__)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 class TransformersPolicy:
@@ -84,6 +93,7 @@ class TransformersPolicy:
         self.model = model
         self.tokenizer = as_segment_tokenizer(tokenizer)
         self.tokenizer.check_fits(model)
+        check_cache(model)
         self.protocol = protocol_for(protocol, self.tokenizer.tokenizer)
         self.temperature = temperature
         self.greedy = greedy
@@ -154,12 +164,18 @@ class TransformersPolicy:
         settings = CheckpointSettings(self.protocol, self.max_new_tokens, self.trained_in)
         settings.save(Path(path))
 
-    def scorer(self) -> TrieScorer:
+    def scorer(self) -> TrieScorer | OneByOneScorer:
         """A scorer over the same weights, which sees every later change of them.
 
-        It starts from the keys and values that :attr:`memory` holds.
+        It starts from the keys and values that :attr:`memory` holds. A model that does not let
+        contexts share them (a hybrid, say) is scored one context at a time; the log says so once.
         """
-        return TrieScorer(self.model, self.tokenizer, memory=self.memory, autocast=self.autocast)
+        memory, autocast = self.memory, self.autocast
+        try:
+            return TrieScorer(self.model, self.tokenizer, memory=memory, autocast=autocast)
+        except ValueError as error:
+            _say_once(f"contexts are scored one by one, which takes longer: {error}")
+            return OneByOneScorer(self.model, self.tokenizer, autocast=autocast)
 
     def fresh(self, seed: int, *, greedy: bool = False) -> TransformersPolicy:
         """A policy with the same weights and settings, and a generator and a memory of its own.

@@ -51,7 +51,8 @@ class CheckpointSettings:
             ) from error
         try:
             protocol = protocol_from_record(data.get("protocol", cls.protocol))
-            trained_in = replace(RULES, **data.get("trained_in", {}))
+            rules = {k: v for k, v in data.get("trained_in", {}).items() if k != "protocol"}
+            trained_in = replace(RULES, **rules)
             return cls(**{**data, "protocol": protocol, "trained_in": trained_in})
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(

@@ -18,7 +18,7 @@ from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, In
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
-from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.names import check_protocol, get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
@@ -46,7 +46,9 @@ class EnvironmentSettings:
             folder of a saved index, the http:// address of a server, the file of a corpus, or a
             registered name. ``"bm25"`` is BM25 over the documents of the questions' own world.
             Empty where it is given as an object.
-        protocol: Name of the tag grammar.
+        protocol: Name of the grammar (:mod:`igsearch_env.protocol.names`): a preset, ``chat`` or
+            ``tools`` for the model's own chat template, or a .toml or .json file. None for that of
+            the policy's checkpoint, or else ``"refine"``.
         max_searches: Searches per attempt. After ``2 * max_searches + 1`` turns without an answer
             the attempt has ended, and the episode is truncated if it was the last one.
         max_attempts: Attempts at the question. An answer (or the end of an attempt without one) is
@@ -80,7 +82,7 @@ class EnvironmentSettings:
 
     questions: str = "world-train"
     retriever: str = "bm25"
-    protocol: str = "refine"
+    protocol: str | None = None
     max_searches: int = 5
     max_attempts: int = 1
     top_k: int = 3
@@ -119,7 +121,7 @@ class EnvironmentSettings:
         floor = self.floor
         if floor not in ("uniform", "none") and not (isinstance(floor, Real) and floor < 0):
             raise ValueError(f"floor must be 'uniform', 'none' or a number below 0, got {floor!r}")
-        get_protocol(self.protocol)
+        check_protocol(self.protocol)
         check_worlds(self.questions, self.retriever)
 
     @property
@@ -131,8 +133,12 @@ class EnvironmentSettings:
 
     @property
     def rules(self) -> EnvironmentSettings:
-        """The settings that a policy carries along: all but what is asked and what is searched."""
-        return EnvironmentSettings(**{**_values(self), "questions": "", "retriever": ""})
+        """The settings that a policy carries along.
+
+        They are all but what is asked, what is searched, and the grammar, which it carries whole.
+        """
+        left_out = {"questions": "", "retriever": "", "protocol": None}
+        return EnvironmentSettings(**{**_values(self), **left_out})
 
     def make_information_gain(self, protocol: TagProtocol | None = None) -> InformationGain:
         """How gains are computed.

@@ -66,7 +66,6 @@ from trainers.config import (
 )
 
 SMOKE = (
-    "environment.protocol=refine-bare",
     "world.people=40",
     "optimization.steps=2",
     "optimization.questions_per_step=2",

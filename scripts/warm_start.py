@@ -36,7 +36,12 @@ def _parser() -> argparse.ArgumentParser:
     real.add_argument("--policy", help="a checkpoint folder, a .gguf file or a name of the hub")
     real.add_argument("--questions", nargs="+", metavar="FILE", help="with gold titles")
     real.add_argument("--index", help="folder of a search index, or address of a server")
-    real.add_argument("--protocol", default="refine-bare", help="tag grammar")
+    real.add_argument(
+        "--protocol",
+        default="refine-bare",
+        help="grammar that is taught: a preset, chat or tools for the model's own chat template "
+        "(chat:refine-bare, say), or a .toml or .json file (default: refine-bare)",
+    )
     real.add_argument("--top-k", type=int, default=1, help="documents per search")
     real.add_argument("--max-searches", type=int, default=3)
     real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
@@ -110,15 +115,8 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
     known = [question for question in questions if question.gold_titles]
     if len(known) < len(questions):
         console.print(f"{len(questions) - len(known)} questions without gold titles are left out")
-    engine = make_engine(
-        known,
-        arguments.index,
-        None,
-        protocol=arguments.protocol,
-        max_searches=arguments.max_searches,
-        top_k=arguments.top_k,
-        num_counterfactuals=0,
-    )
+    if not known:
+        raise ValueError("none of the questions has gold titles, which demonstrations search for")
     policy = load_policy(
         arguments.policy,
         arguments.protocol,
@@ -129,6 +127,15 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
         trained_in=EnvironmentSettings(
             top_k=arguments.top_k, max_searches=arguments.max_searches, counterfactual="documents"
         ).rules,
+    )
+    engine = make_engine(
+        known,
+        arguments.index,
+        None,
+        protocol=policy.protocol,
+        max_searches=arguments.max_searches,
+        top_k=arguments.top_k,
+        num_counterfactuals=0,
     )
     started = time.perf_counter()
     losses: list[float] = []

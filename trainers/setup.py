@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from agents.grpo_agent import GRPOAgent
-from agents.loading import checkpoint_folder, load_policy
+from agents.loading import checkpoint_folder, load_policy, taught_protocol
 from agents.lora import add_adapters
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.data.questions import load_questions
@@ -18,6 +19,8 @@ from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.protocol.names import get_protocol, variant_of
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.open import open_retriever
@@ -53,7 +56,11 @@ def make_questions(name: str, world: WorldSettings) -> list[Question]:
 
 
 def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
-    """The environment's engine for training; gains are left to the agent."""
+    """The environment's engine for training; gains are left to the agent.
+
+    It can be had before the policy, which takes longer to load: its grammar is that of the
+    settings, without a model's chat template. :func:`with_protocol` gives it that of the policy.
+    """
     e = config.environment
     credit = make_credit_from(config.credit)
     # A bare name of the embedded world means the world of the run; all others say it themselves.
@@ -69,6 +76,7 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
         retriever,
         None,
         settings=e,
+        protocol=get_protocol(variant_of(e.protocol or "refine")[1]),
         num_counterfactuals=e.num_counterfactuals if credit.uses_information_gain else 0,
         pool=EvidencePool(seed=seed),
     )
@@ -86,7 +94,9 @@ def _with_silver(questions: list[Question], retriever: Retriever) -> list[Questi
     return with_silver(questions, retriever.documents, retriever)
 
 
-def make_policy(config: PolicySettings, protocol: str, **options: Any) -> TransformersPolicy:
+def make_policy(
+    config: PolicySettings, protocol: TagProtocol | str | None, **options: Any
+) -> TransformersPolicy:
     """The policy of a run; see :func:`agents.loading.load_policy`."""
     policy = load_policy(
         config.path,
@@ -107,11 +117,28 @@ def make_policy(config: PolicySettings, protocol: str, **options: Any) -> Transf
     return policy
 
 
-def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:
-    """The agent of a run.
+def with_protocol(engine: SearchQAEngine, protocol: TagProtocol) -> SearchQAEngine:
+    """The engine with another grammar."""
+    return replace(
+        engine,
+        rules=replace(engine.rules, protocol=protocol),
+        information_gain=replace(engine.information_gain, protocol=protocol),
+    )
+
+
+def make_agent(
+    config: TrainSettings, engine: SearchQAEngine, protocol: TagProtocol | None = None
+) -> GRPOAgent:
+    """The agent of a run, whose policy says which grammar the engine needs.
+
+    Args:
+        config: The settings.
+        engine: The engine that it plays with.
+        protocol: The grammar that the run began with, if it is resumed.
 
     Raises:
-        ValueError: If credit needs information gain and searches have no counterfactuals.
+        ValueError: If credit needs information gain and searches have no counterfactuals, or the
+            checkpoint was taught another grammar than the one that is asked for.
     """
     credit = make_credit_from(config.credit)
     if credit.uses_information_gain and not engine.num_counterfactuals:
@@ -119,15 +146,25 @@ def make_agent(config: TrainSettings, engine: SearchQAEngine) -> GRPOAgent:
             f"the credit method {config.credit['method']!r} needs information gain; set "
             "environment.num_counterfactuals to at least 1"
         )
-    e = config.environment
+    asked = config.environment.protocol
     policy = make_policy(
         config.policy,
-        e.protocol,
+        asked if protocol is None else protocol,
         temperature=config.policy.temperature,
         seed=config.run.seed,
-        trained_in=e.rules,
+        trained_in=config.environment.rules,
     )
-    return GRPOAgent(policy, engine.information_gain, credit)
+    taught = taught_protocol(config.policy.path) if asked and protocol is None else None
+    if taught is not None:
+        if replace(taught, prompt="{question}") != replace(policy.protocol, prompt="{question}"):
+            raise ValueError(
+                f"the policy {config.policy.path!r} was taught the grammar {taught.name!r}, and "
+                f"environment.protocol asks for {asked!r}; leave it out to go on with its own, or "
+                "remove igsearch.json from its folder to teach it another one"
+            )
+        policy.protocol = taught  # whose prompt a chat template may write otherwise today
+    gain = replace(engine.information_gain, protocol=policy.protocol)
+    return GRPOAgent(policy, gain, credit)
 
 
 def group_ids(questions: Sequence[Question], step: int, size: int) -> list[str]:

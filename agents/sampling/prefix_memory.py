@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from agents.inference import sliding_window
+from agents.inference import attends_alone, sliding_window
 from agents.sampling.sampler import Prefix, Sample
 
 
@@ -20,21 +20,18 @@ class PrefixMemory:
     Args:
         model: The model that the keys and values belong to. If it has a sliding window nothing is
             remembered, because the columns of a continued row have gaps, which would shift the
-            window.
+            window; nor if it remembers more than keys and values (a hybrid).
 
     Attributes:
         finished_tokens: At most so many tokens are kept of sequences that were not continued, the
             latest ones, for a scorer that starts from them. 0 keeps none.
         max_tokens: At most so many positions, padding included, are kept for the next call; what
             has no room is read again. None for no limit.
-
-    Raises:
-        ValueError: If the model has layers that are not attention.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._enabled = sliding_window(model) is None
+        self._enabled = attends_alone(model) and sliding_window(model) is None
         self.finished_tokens = 0
         self.max_tokens: int | None = None
         self._kept: dict[int, int] = {}  # positions of each buffer kept from the running call

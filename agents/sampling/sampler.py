@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from agents.inference import decoder_config
+from agents.inference import attends_alone, decoder_config
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ class GrowingBatch:
     and what will be sampled. Past and new tokens are both padded on the left, so that the last
     token of every row stands in the same column and one logit a row is enough.
 
+    A model that remembers more than keys and values (a hybrid) has transformers' own cache. It
+    reads every context from its beginning, and leaves no prefix.
+
     Args:
         model: A causal language model.
         contexts: Token ids of each row.
@@ -156,8 +159,10 @@ class GrowingBatch:
         # mask and the true positions are given; without either, logits are wrong without an error.
         self.ids, self.positions = ids.to(model.device), positions.to(model.device)  # (B, N)
         self.mask = mask.to(model.device)  # (B, P + N + room)
-        count = int(decoder_config(model).num_hidden_layers)
+        config = decoder_config(model)
+        self.own_cache = None if attends_alone(model) else DynamicCache(config=config)
         # transformers' own cache grows by concatenation, which copies all keys for every token.
+        count = 0 if self.own_cache else int(config.num_hidden_layers)
         self.layers = [_GrowingLayer(self.end + room) for _ in range(count)]
         for row, prefix in enumerate(prefixes):
             if prefix is not None:
@@ -166,7 +171,7 @@ class GrowingBatch:
     def _load(self, row: int, prefix: Prefix, rows: int, past: int) -> None:
         for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
             if not layer.is_initialized:
-                layer.allocate(rows, keys, past)
+                layer.allocate(rows, keys, values, past)
             assert layer.keys is not None
             assert layer.values is not None
             taken = slice(past - len(prefix), past)
@@ -179,7 +184,7 @@ class GrowingBatch:
             input_ids=self.ids,
             attention_mask=self.mask[:, : self.end],
             position_ids=self.positions,
-            past_key_values=Cache(layers=list(self.layers)),
+            past_key_values=self.own_cache or Cache(layers=list(self.layers)),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -196,16 +201,20 @@ class GrowingBatch:
     def keep(self, rows: list[int]) -> None:
         """Keep the given rows only."""
         # Indexing copies, which leaves the old buffers to the prefixes that were taken from them.
-        index = torch.tensor(rows, device=self.model.device)
+        index: Any = torch.tensor(rows, device=self.model.device)  # a LongTensor, says transformers
         self.ids, self.positions = self.ids[index], self.positions[index]
         self.mask = self.mask[index]
+        if self.own_cache:
+            self.own_cache.reorder_cache(index)
         for layer in self.layers:
             assert layer.keys is not None
             assert layer.values is not None
             layer.keys, layer.values = layer.keys[index], layer.values[index]
 
-    def prefix(self, row: int) -> Prefix:
-        """What a row holds now."""
+    def prefix(self, row: int) -> Prefix | None:
+        """What a row holds now; None where that is more than keys and values."""
+        if self.own_cache:
+            return None
         columns = self.mask[row, : self.end].nonzero()[:, 0]
         layers = [(layer.keys, layer.values) for layer in self.layers]
         stored = tuple((k, v) for k, v in layers if k is not None and v is not None)
@@ -223,11 +232,13 @@ class _GrowingLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def allocate(self, rows: int, like: Tensor, past: int) -> None:
-        """Make room for a batch; the first ``past`` columns are taken and zero."""
-        _, heads, _, size = like.shape
-        self.keys = like.new_empty((rows, heads, self.columns, size))
-        self.values = torch.empty_like(self.keys)
+    def allocate(self, rows: int, keys: Tensor, values: Tensor, past: int) -> None:
+        """Make room for a batch like these; the first ``past`` columns are taken and zero."""
+        # Latent attention (DeepSeek) has values that are narrower than its keys.
+        self.keys, self.values = (
+            like.new_empty((rows, like.shape[1], self.columns, like.shape[3]))
+            for like in (keys, values)
+        )
         # Columns that no prefix fills are masked, but 0 * NaN is NaN: they must hold numbers.
         self.keys[:, :, :past].zero_()
         self.values[:, :, :past].zero_()
@@ -241,7 +252,7 @@ class _GrowingLayer(DynamicLayer):
         # each token; they are kept as attention reads them, in the type of the values.
         key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
-            self.allocate(len(key_states), key_states, 0)
+            self.allocate(len(key_states), key_states, value_states, 0)
         assert self.keys is not None
         assert self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]

@@ -61,7 +61,7 @@ def attend(
         module: The layer.
         query: Shape (B, heads, Q, D).
         key: Keys of past and new tokens, shape (B, key-value heads, P + Q, D).
-        value: Values, of the same shape.
+        value: Values, of the same shape; they may be narrower.
         attention_mask: What is added to the scores of the past; see :func:`split_attention`.
         scaling: Factor of scores; None for ``D ** -0.5``.
         **options: What the model says besides; all of it is ignored.
@@ -85,8 +85,12 @@ def attend(
             shared[:, :, None].expand(-1, -1, groups, -1, -1).flatten(1, 2)
             for shared in (key, value)
         )
+    width = value.shape[-1]
+    if width < key.shape[-1]:  # latent attention; the kernels want one width
+        value = nn.functional.pad(value, (0, key.shape[-1] - width))
     compute = _in_parts if query.device.type == "cpu" else _at_once
-    return compute(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    found = compute(query, key, value, attention_mask, scaling)[..., :width]
+    return found.transpose(1, 2).contiguous(), None
 
 
 def _in_parts(

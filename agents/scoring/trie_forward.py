@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from agents.inference import compute_dtype, decoder, decoder_config, output_embeddings
+from agents.inference import compute_dtype, decoder, decoder_config, logits_after
 from agents.sampling.sampler import Prefix
 from agents.scoring.trie import Ints, Trie
 
@@ -180,12 +180,13 @@ class TrieForward:
         columns = self._predictors[wanted] - starts[rows]
         # A logit row is as wide as the vocabulary, so only the rows that predict a wanted token are
         # made, and those in parts: the whole batch's would be the largest tensor by far.
-        head = output_embeddings(self.model)
         size = max(1, _LOGITS_AT_ONCE // int(decoder_config(self.model).vocab_size))
         for at in range(0, len(wanted), size):
             part = slice(at, at + size)
             states = hidden[self._tensor(rows[part]), self._tensor(columns[part])]  # (E, d)
-            log_probs = torch.log_softmax(head(states).float(), dim=-1)  # (E, V)
+            log_probs = torch.log_softmax(
+                logits_after(self.model, states).float(), dim=-1
+            )  # (E, V)
             targets = self._tensor(self.trie.ids[self._wanted[wanted[part]]])
             scores = log_probs.gather(1, targets[:, None])[:, 0]
             self._results[self._tensor(wanted[part])] = scores
@@ -216,17 +217,18 @@ class KVPool:
         self.slots = slots
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
 
-    def layer(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(self, number: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, shape (slots, H, D) each.
 
         Args:
             number: Number of the layer.
-            like: Keys of that layer, shape (B, H, T, D): they give size, type and device.
+            keys: Keys of that layer, shape (B, H, T, D), of the same size, type and device.
+            values: Values of it, likewise.
         """
         stored = self.layers[number]
         if stored is None:
-            shape = (self.slots, like.shape[1], like.shape[3])
-            stored = (like.new_empty(shape), like.new_empty(shape))
+            made = (x.new_empty((self.slots, x.shape[1], x.shape[3])) for x in (keys, values))
+            stored = (next(made), next(made))
             for tensor in stored:
                 tensor[0].zero_()
             self.layers[number] = stored
@@ -260,7 +262,7 @@ class KVPool:
         """
         taken = prefix.columns[columns]
         for number, sources in enumerate(prefix.layers):
-            stored = self.layer(number, sources[0])
+            stored = self.layer(number, *sources)
             for new, old in zip(stored, sources, strict=True):
                 new[slots] = old[prefix.row].index_select(1, taken).transpose(0, 1)
 
@@ -297,7 +299,7 @@ class _PoolLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         key_states = key_states.to(value_states.dtype)  # float32 after rotation under autocast
-        stored = self.pool.layer(self.number, key_states)
+        stored = self.pool.layer(self.number, key_states, value_states)
         keys = self._extend(stored[0], key_states)
         return keys, self._extend(stored[1], value_states)
 

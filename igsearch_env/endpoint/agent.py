@@ -323,7 +323,6 @@ def open_action(protocol: TagProtocol, text: str) -> str:
     >>> open_action(PROTOCOLS["refine"], "<think> so </think> <search> capital of Peru ")
     '</search>'
     """
-    places = {tag: text.rfind(f"<{tag}>") for tag in (protocol.search, protocol.answer)}
-    tag = max(places, key=lambda name: places[name])
-    opened = places[tag] >= 0 and f"</{tag}>" not in text[places[tag] :]
-    return f"</{tag}>" if opened else ""
+    opening, closing = max(protocol.actions, key=lambda action: text.rfind(action[0]))
+    at = text.rfind(opening)
+    return closing if at >= 0 and closing not in text[at:] else ""

@@ -133,7 +133,7 @@ class EvaluationSettings:
 
     @property
     def protocol(self) -> str | None:
-        """Name of the tag grammar; None for the checkpoint's own, or else ``"refine"``."""
+        """Name of the grammar; None for the checkpoint's own, or else ``"refine"``."""
         return self.environment.get("protocol")
 
     @property

@@ -26,8 +26,8 @@ from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import Chunk, make_chunks
 from igsearch_env.evaluation.settings import EvaluationSettings
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
-from igsearch_env.protocol.names import get_protocol, protocol_record
-from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
+from igsearch_env.protocol.names import get_protocol, protocol_record, variant_of
+from igsearch_env.protocol.tags import NO_FRAME, PROTOCOLS, TagProtocol
 from igsearch_env.record import to_record
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -358,12 +358,13 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
             tokenizer = import_loading().load_tokenizer(Path(name))
         except ImportError as error:
             say(f"asking with text, not with the checkpoint's token ids: {error}")
+    protocol, tokenizer = _endpoint_protocol(config, settings, name, tokenizer)
     refusals = Refusals(int(config.max_refused * questions * config.samples))
     agent = partial(
         OpenAIAgent,
         endpoint,
         name,
-        _protocol(config) or settings.protocol,
+        protocol,
         api=config.api,
         temperature=0.0 if config.greedy else config.temperature,
         max_new_tokens=config.max_new_tokens or settings.max_new_tokens,
@@ -384,6 +385,43 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
         refused=refusals.reasons,
         stop=endpoint.close,
     )
+
+
+def _endpoint_protocol(
+    config: EvaluationSettings, settings: CheckpointSettings, model: str, tokenizer: Any
+) -> tuple[TagProtocol, Any]:
+    """The grammar that an endpoint's model is to write, and the tokenizer if it is known by then.
+
+    Raises:
+        ValueError: If the grammar does not go with the API, or there is no tokenizer to render it.
+    """
+    if config.protocol is None:
+        framed = settings.protocol
+        if config.api == "chat" and framed.frame != NO_FRAME:
+            raise ValueError(
+                f"the grammar {framed.name!r} of {model} holds its chat template, which a chat API "
+                "would add once more; use --api completions"
+            )
+        return framed, tokenizer
+    variant, base = variant_of(config.protocol)
+    if variant is None or (variant, config.api) == ("chat", "chat"):
+        return get_protocol(base), tokenizer  # a chat API frames the messages itself
+    if config.api == "chat":
+        raise ValueError(
+            "a chat API reads tool calls itself and gives no text of them; use --api completions, "
+            f"or --protocol chat:{base}"
+        )
+    loading = import_loading()
+    if tokenizer is None:
+        try:
+            tokenizer = loading.load_tokenizer(model)
+        except Exception as error:  # transformers and what it is built on raise whatever they like
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"--protocol {config.protocol} is rendered by the tokenizer of {model!r}, which "
+                f"cannot be loaded ({reason}); name its folder with --model, or use --api chat"
+            ) from error
+    return loading.rendered_protocol(config.protocol, tokenizer), tokenizer
 
 
 def _seed(config: EvaluationSettings, sample: int) -> int:

@@ -184,9 +184,14 @@ class TagProtocol:
         return f"{self.thought_end or self.answer_before}<{self.answer}>"
 
     @property
+    def actions(self) -> tuple[tuple[str, str], ...]:
+        """What opens and what closes each action that ends with a string of its own."""
+        return tuple((f"<{tag}>", f"</{tag}>") for tag in (self.search, self.answer))
+
+    @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn: the closing tags of the two actions."""
-        return (f"</{self.search}>", f"</{self.answer}>")
+        """The strings that end a turn: what closes an action."""
+        return tuple(closing for _, closing in self.actions)
 
     @cached_property
     def _action(self) -> re.Pattern[str]:

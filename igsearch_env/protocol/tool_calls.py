@@ -277,10 +277,11 @@ class ToolCallProtocol(TagProtocol):
             )
 
     @property
-    def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn: the closing tag of an answer, and that of a call if any."""
-        closing = CALL_FORMATS[self.format].closing
-        return (*((closing,) if closing else ()), f"</{self.answer}>")
+    def actions(self) -> tuple[tuple[str, str], ...]:
+        """What opens and what closes each action that ends with a string of its own."""
+        written = CALL_FORMATS[self.format]
+        call = ((written.opening, written.closing),) if written.closing else ()
+        return (*call, (f"<{self.answer}>", f"</{self.answer}>"))
 
     def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
         """The observation after a search: the tool's reply with, untrusted, the documents in it."""

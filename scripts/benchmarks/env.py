@@ -42,6 +42,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from agents.loading import load_policy
+from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import (
@@ -312,7 +313,7 @@ class TimedRetriever:
 class TimedScorer:
     """A scorer that adds up the seconds spent in it."""
 
-    def __init__(self, scorer: TrieScorer) -> None:
+    def __init__(self, scorer: TrieScorer | OneByOneScorer) -> None:
         self.scorer, self.seconds = scorer, 0.0
         self.vocabulary_size = scorer.vocabulary_size
 

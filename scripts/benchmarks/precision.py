@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
 from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
@@ -95,7 +96,7 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     from trainers.local import token_batch
     from trainers.local.update import Updater
     from trainers.plan import plan
-    from trainers.setup import make_agent, make_training_engine
+    from trainers.setup import make_agent, make_training_engine, with_protocol
     from trainers.warm_start.real_questions import GoldAgent
 
     config, episodes, logits_in_parts = case
@@ -104,6 +105,7 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     engine = make_training_engine(config, config.run.seed)
     before = peak_bytes()
     agent = make_agent(config, engine)
+    engine = with_protocol(engine, agent.policy.protocol)
     policy = agent.policy
     asked = [engine.questions[i % len(engine.questions)] for i in range(episodes)]
     begun = [engine.rules.begin(question, question.id) for question in asked]
@@ -126,7 +128,8 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     ]
     started = time.process_time()
     agent.settle(played)
-    found["scoring"] = agent.scorer.tokens_processed / (time.process_time() - started)
+    scorer: Any = agent.scorer
+    found["scoring"] = scorer.tokens_processed / (time.process_time() - started)
     updater = Updater(
         policy.model,
         policy.tokenizer,

@@ -112,11 +112,17 @@ def rollouts(
     Raises:
         ValueError: If there are fewer questions, or searches have no gains.
     """
-    from trainers.setup import group_ids, make_agent, make_training_engine  # loads torch
+    from trainers.setup import (  # loads torch
+        group_ids,
+        make_agent,
+        make_training_engine,
+        with_protocol,
+    )
 
     set_threads(config.run.threads)
     o, engine = config.optimization, make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
+    engine = with_protocol(engine, agent.policy.protocol)
     if len(engine.questions) < questions:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"

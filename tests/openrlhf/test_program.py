@@ -157,7 +157,7 @@ def test_openrlhfs_validators_speak_in_one_line(command: Callable[..., list[str]
         ({"ig__retriever": "http://127.0.0.1:9/retrieve"}, "does not answer .* start it first"),
         ({"ig__retriever": "/nowhere"}, "unknown retriever '/nowhere'"),
         ({"ig__questions": "/nowhere.jsonl"}, "unknown question set"),
-        ({"ig__chat": True}, "has no chat template"),
+        ({"ig__protocol": "chat"}, "has no chat template"),
     ],
 )
 def test_what_cannot_go_well_is_refused_before_ray_starts(

@@ -28,10 +28,19 @@ def value(flags: Flags, name: str) -> str:
 
 def test_flags_find_their_places(tmp_path: Path) -> None:
     words = ["--ig.credit", "ig_search", "--ig.alpha", "0.5", "--ig.dead_zone=0.2"]
-    words += ["--ig.floor", "-5", "--ig.chat", "--ig.top_k", "7", "--actor.adam.lr", "1e-5"]
+    words += [
+        "--ig.floor",
+        "-5",
+        "--ig.protocol",
+        "chat",
+        "--ig.top_k",
+        "7",
+        "--actor.adam.lr",
+        "1e-5",
+    ]
     flags = read(tmp_path, *words, "--train.async_enable")
     assert flags.credit == {"method": "ig_search", "alpha": 0.5, "dead_zone": 0.2}
-    assert (flags.rollout.floor, flags.rollout.chat, flags.rollout.top_k) == (-5.0, True, 7)
+    assert (flags.rollout.floor, flags.rollout.protocol, flags.rollout.top_k) == (-5.0, "chat", 7)
     assert flags.arguments[:3] == ("--actor.adam.lr", "1e-5", "--train.async_enable")
     assert value(flags, "algo.advantage.estimator") == "group_norm"
     assert value(flags, "train.agent_func_path").endswith("trainers/openrlhf/agent_function.py")
@@ -146,7 +155,7 @@ def test_questions_are_needed(tmp_path: Path) -> None:
 
 
 def test_settings_and_questions_survive_as_text() -> None:
-    settings = RolloutSettings("world-train", "bm25", floor=-5.0, chat=True, scorer="vllm")
+    settings = RolloutSettings("world-train", "bm25", floor=-5.0, protocol="chat", scorer="vllm")
     assert RolloutSettings.from_json(settings.to_json()) == settings
     question = Question("é", "where is Zürich?", ("CH", "Schweiz"), "x", 2, ("a",), ("b",))
     assert read_label(make_label(question, training=False)) == (question, False)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from agents.transformers_policy import TransformersPolicy
 from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Question
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from trainers.config import (
@@ -30,6 +33,7 @@ from trainers.setup import (
     make_questions,
     make_training_engine,
     make_world,
+    with_protocol,
 )
 
 Settings = Callable[..., list[str]]
@@ -231,11 +235,29 @@ def test_the_agent_has_the_settings(tiny_settings: Settings) -> None:
     engine = make_training_engine(config, 0)
     agent = make_agent(config, engine)
     policy = agent.policy
+    engine = with_protocol(engine, policy.protocol)
     assert (policy.temperature, policy.batch_size, policy.max_new_tokens) == (0.5, 7, 12)
     assert policy.model.dtype == torch.float32
     assert policy.protocol == engine.rules.protocol
-    assert agent.information_gain is engine.information_gain
+    assert agent.information_gain == engine.information_gain
     assert agent.credit == IGSearch()
+
+
+def test_a_checkpoints_own_grammar_is_taken_over(tiny_settings: Settings, tmp_path: Path) -> None:
+    config = load_config(None, tiny_settings())
+    taught = make_policy(config.policy, None)
+    assert taught.protocol == PROTOCOLS["refine-bare"]
+    own = replace(PROTOCOLS["search-r1"], name="own", prompt="Ask. {question}\n")
+    TransformersPolicy(taught.model, taught.tokenizer, own).save_pretrained(tmp_path)
+    settings = tiny_settings(f"policy.path={json.dumps(str(tmp_path))}")
+    config = load_config(None, [s for s in settings if not s.startswith("environment.protocol")])
+    engine = make_training_engine(config, 0)
+    agent = make_agent(config, engine)
+    assert agent.policy.protocol == agent.information_gain.protocol == own
+    assert with_protocol(engine, own).rules.protocol == own
+    config = load_config(None, [*settings, "environment.protocol=refine"])
+    with pytest.raises(ValueError, match=r"was taught the grammar 'own', and .* asks for 'refine'"):
+        make_agent(config, engine)
 
 
 @pytest.mark.parametrize("path", ["runs/not/there", "{folder}"])

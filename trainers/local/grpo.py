@@ -27,6 +27,8 @@ from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
+from igsearch_env.protocol.names import protocol_from_record, protocol_record
+from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import check_alive
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
@@ -43,8 +45,17 @@ from trainers.local.run_log import RunLog
 from trainers.local.trackers import open_tracker
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import give_back_freed_memory, keep_freed_memory, lasting_objects
-from trainers.setup import group_ids, make_agent, make_questions, make_training_engine
+from trainers.setup import (
+    group_ids,
+    make_agent,
+    make_questions,
+    make_training_engine,
+    with_protocol,
+)
 from trainers.steady import RetrieverLostError, collect_steadily
+
+PROTOCOL = "protocol.json"
+"""File of a run that holds its grammar, in full where it is none of the presets."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +75,9 @@ class GRPOTrainer:
 
     Args:
         config: The settings.
-        out: Folder of the run: ``config.json``, ``metrics.jsonl``, ``rollouts/``, ``checkpoints/``
-            and, at the end, ``policy/`` (and ``adapter/``, where adapters were trained).
+        out: Folder of the run: ``config.json``, ``protocol.json``, ``metrics.jsonl``,
+            ``rollouts/``, ``checkpoints/`` and, at the end, ``policy/`` (and ``adapter/``, where
+            adapters were trained).
         resume: Go on from the newest checkpoint in ``out`` that can be read.
 
     Raises:
@@ -78,10 +90,11 @@ class GRPOTrainer:
         saved = self._check_folder(resume)
         self.threads = set_threads(config.run.threads)
         keep_freed_memory()
-        self.engine = make_training_engine(config, config.run.seed)
-        check_alive(self.engine.retriever, self.engine.questions[0].text, self.engine.top_k)
-        self.agent = make_agent(config, self.engine)
+        engine = make_training_engine(config, config.run.seed)
+        check_alive(engine.retriever, engine.questions[0].text, engine.top_k)
+        self.agent = make_agent(config, engine, self._frozen_protocol() if resume else None)
         self.policy = self.agent.policy
+        self.engine = with_protocol(engine, self.policy.protocol)
         self._eval_questions: list[Question] = []
         if config.run.eval_every:
             everything = make_questions(config.environment.eval_questions, config.world)
@@ -123,6 +136,7 @@ class GRPOTrainer:
         """
         self._watch = watch or _nobody
         write_json(self.out / "config.json", self.config.to_dict())
+        write_json(self.out / PROTOCOL, protocol_record(self.policy.protocol))
         trackers = [
             open_tracker(name, self.out, self.step, self.config.to_dict())
             for name in self.config.run.trackers
@@ -304,6 +318,13 @@ class GRPOTrainer:
                     "with its own (config.json), or choose another folder"
                 )
         return found[::-1]
+
+    def _frozen_protocol(self) -> TagProtocol | None:
+        """The grammar that the run began with; a chat template may print another one today."""
+        file = self.out / PROTOCOL
+        if not file.is_file():
+            return None
+        return protocol_from_record(json.loads(file.read_text(encoding="utf-8")))
 
     def _state_now(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights."""

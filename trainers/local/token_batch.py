@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from agents.inference import decoder, decoder_config, output_embeddings
+from agents.inference import decoder, decoder_config, logits_after
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 
@@ -101,12 +101,11 @@ def policy_log_probs(
     hidden = decoder(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     chosen = batch.policy_mask[:, 1:]  # hidden: (B, T, H)
     states, targets = hidden[:, :-1][chosen], batch.input_ids[:, 1:][chosen]  # (P, H), (P,)
-    head = output_embeddings(model)
     size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
     if len(states) <= size:
-        return _read_off(head, states, targets, temperature, known_ids)
+        return _read_off(model, states, targets, temperature, known_ids)
     parts = [
-        checkpoint(_read_off, head, *part, temperature, known_ids, use_reentrant=False)
+        checkpoint(_read_off, model, *part, temperature, known_ids, use_reentrant=False)
         for part in zip(states.split(size), targets.split(size), strict=True)
     ]
     log_probs, entropies = zip(*parts, strict=True)
@@ -114,10 +113,14 @@ def policy_log_probs(
 
 
 def _read_off(
-    head: nn.Module, states: Tensor, targets: Tensor, temperature: float, known_ids: int | None
+    model: PreTrainedModel,
+    states: Tensor,
+    targets: Tensor,
+    temperature: float,
+    known_ids: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs of targets, shape (P,), after hidden states, shape (P, H), and the entropies."""
-    logits = head(states)[:, :known_ids].float() / temperature  # (P, V)
+    logits = logits_after(model, states)[:, :known_ids].float() / temperature  # (P, V)
     log_probs = torch.log_softmax(logits, dim=-1)
     entropy = -(log_probs.detach().exp() * log_probs.detach()).sum(-1)
     return log_probs.gather(1, targets[:, None])[:, 0], entropy

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.inference import computing_in, evaluating
+from agents.inference import check_logits, computing_in, evaluating
 from agents.lora import adapters_off
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
@@ -69,6 +69,7 @@ class Updater:
         reference: PreTrainedModel | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
+        check_logits(model)
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self._known = tokenizer.known_ids
         self.temperature, self.reference, self.autocast = temperature, reference, autocast

@@ -23,7 +23,7 @@ CHOSEN = {
     "data.prompt_dataset": "it is made of ig.questions",
     "data.input_key": "it is made of ig.questions",
     "data.label_key": "it is made of ig.questions",
-    "data.apply_chat_template": "set ig.chat",
+    "data.apply_chat_template": "set ig.protocol to chat or tools",
     "data.input_template": "the prompt is that of ig.protocol",
     "eval.dataset": "it is made of ig.eval_questions",
     "rollout.max_new_tokens": "set ig.max_new_tokens, the length of a turn",
@@ -170,7 +170,7 @@ def _as_flags(table: dict[str, Any], prefix: str = "--") -> Iterator[str]:
 def _absolute(settings: dict[str, Any]) -> dict[str, str]:
     """The settings that name a file or a folder, by absolute paths; names of built-in ones stay."""
     found = {}
-    for name in ("questions", "eval_questions", "retriever"):
+    for name in ("questions", "eval_questions", "retriever", "protocol"):
         value = str(settings.get(name, ""))
         builtin = value.partition(":")[0] in {"", "bm25", *BUILTIN_QUESTIONS}
         if not builtin and Path(value).exists():

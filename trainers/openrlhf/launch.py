@@ -17,6 +17,8 @@ from openrlhf.trainer.ray import ppo_actor
 from ray import cloudpickle
 
 from agents.loading import CHECKOUT
+from igsearch_env.checkpoint_settings import CheckpointSettings
+from igsearch_env.protocol.names import get_protocol
 from trainers.openrlhf import policy_actor, trainers
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.preparation import check_engines, prepare
@@ -63,6 +65,11 @@ def launch(flags: Flags) -> None:
             if run.started:
                 raise
             raise ValueError(f"OpenRLHF refuses these flags: {error}") from error
+    policy = flags.out / "policy"
+    if policy.is_dir():  # on this machine
+        rollout = flags.rollout
+        protocol = get_protocol(str(flags.out / "protocol.json"))
+        CheckpointSettings(protocol, rollout.max_new_tokens, rollout.rules).save(policy)
 
 
 class _WrappedCalls:
@@ -87,12 +94,13 @@ class _WrappedCalls:
 
     def init(self, *arguments: Any, **options: Any) -> Any:
         """Check everything, then start or join Ray, with what its workers need."""
-        prepare(self.args, self.flags)
+        rollout = prepare(self.args, self.flags)
         if self.flags.check:
             raise Checked(self.args)
         self.started = True
         environment = options.setdefault("runtime_env", {}).setdefault("env_vars", {})
-        environment[SETTINGS] = self.flags.rollout.to_json()
+        self.args.ig.rollout = rollout
+        environment[SETTINGS] = rollout.to_json()
         environment[PLUGINS] = os.pathsep.join(self.flags.modules)
         if "RAY_JOB_ID" not in os.environ and "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             paths = [str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -20,12 +20,15 @@ from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
 
-def prepare(args: Any, flags: Flags) -> None:
+def prepare(args: Any, flags: Flags) -> RolloutSettings:
     """Check a run against its flags, and write its prompt data unless it is only to be checked.
 
     Args:
         args: OpenRLHF's settings, nested, as its validators left them.
         flags: What was asked for.
+
+    Returns:
+        How episodes are played, the grammar as it was when the run began.
 
     Raises:
         ValueError: If the run could not go well.
@@ -51,7 +54,7 @@ def prepare(args: Any, flags: Flags) -> None:
     check_prompts(engine, [*engine.questions, *held_out], segments, args.data.max_len)
     check_retriever(engine, flags.rollout)
     if flags.check:
-        return
+        return flags.rollout
     data = prompt_data(asked, training=True)
     if flags.resume and data != flags.train_data.read_text(encoding="utf-8"):
         raise ValueError(
@@ -62,6 +65,7 @@ def prepare(args: Any, flags: Flags) -> None:
     if held_out:
         write_whole(flags.eval_data, prompt_data(held_out, training=False))
     write_whole(flags.out / "config.json", json.dumps(record, indent=2) + "\n")
+    return flags.rollout.frozen(tokenizer, flags.out / "protocol.json")
 
 
 def whole_batches(questions: Sequence[Question], args: Any) -> list[Question]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
+from igsearch_env.files import write_json
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
-from igsearch_env.protocol.names import get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
@@ -30,7 +31,6 @@ class RolloutSettings(EnvironmentSettings):
     Args:
         eval_questions: Questions held out for evaluation; empty for none. They are scored by exact
             match where ``outcome`` is ``"zero"``.
-        chat: Put the prompt in the tokenizer's chat template.
         max_new_tokens: Longest turn, in tokens.
         scorer: Where answers are scored: by the ``"policy"`` that is trained, right after it has
             computed the log-probabilities of the rollouts, or by the ``"vllm"`` engine that
@@ -48,7 +48,6 @@ class RolloutSettings(EnvironmentSettings):
     questions: str = field()
     retriever: str = field()
     eval_questions: str = ""
-    chat: bool = False
     max_new_tokens: int = 512
     scorer: Literal["policy", "vllm"] = "policy"
     pool_seed: int = 0
@@ -80,13 +79,23 @@ class RolloutSettings(EnvironmentSettings):
         return cls(**json.loads(text))
 
     def tag_protocol(self, tokenizer: PreTrainedTokenizerFast) -> TagProtocol:
-        """The grammar, its prompt in the chat template if that is asked for."""
-        protocol = get_protocol(self.protocol)
-        if not self.chat:
-            return protocol
-        from agents.chat import chat_protocol  # loads transformers, for which flags need not wait
+        """The grammar, in the words of the tokenizer's chat template if that is asked for."""
+        from agents.chat import protocol_for  # loads transformers, for which flags need not wait
 
-        return chat_protocol(protocol, tokenizer)
+        return protocol_for(self.protocol, tokenizer)
+
+    def frozen(self, tokenizer: PreTrainedTokenizerFast, file: Path) -> Self:
+        """The same settings with their grammar written to a file, which every worker reads.
+
+        A chat template may print today's date, and is asked once a run.
+
+        Args:
+            tokenizer: The policy's.
+            file: The file, by its absolute path; one that is there is kept.
+        """
+        if not file.is_file():
+            write_json(file, asdict(self.tag_protocol(tokenizer)))
+        return replace(self, protocol=str(file))
 
     def information_gain(self, tokenizer: PreTrainedTokenizerFast) -> InformationGain:
         """How gains are computed."""

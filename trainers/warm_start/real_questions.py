@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.inference import computing_in
+from agents.inference import check_logits, computing_in
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.answers import contains_answer
 from igsearch_env.baselines import extract_answer
@@ -168,6 +168,7 @@ class RealWarmStart:
                 f"{len(without)} of {len(engine.questions)} questions have no gold_titles, which "
                 f"demonstrations search for; leave them out ({', '.join(without[:3])}, ...)"
             )
+        check_logits(policy.model)
         self.settings, self.policy, self.engine = settings, policy, engine
         self._optimizer = make_optimizer(policy.model, "adamw", settings.learning_rate, 0.0)
 
