@@ -52,6 +52,7 @@ _OPTIONAL = re.compile(  # what most texts leave out, in composed form; last, vo
     "|[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]"  # points in Hebrew
     "|[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e8\u06ea-\u06ed]"
 )
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")  # of H₂O; 10² is another number than 102
 _WIDE = re.compile("[\uff01-\uffee]+")  # full-width Latin, half-width Kana and Hangul
 _BEYOND_LATIN = re.compile(
     "[\u0370-\u1dff\u1f00-\u1fff\u2c80-\u2dff\u2e80-\ud7ff\uf900-\ufdff\ufe30-\ufeff"
@@ -98,10 +99,11 @@ def folded(text: str) -> str:
     It comes case-folded (ß is ss, İ is i) and composed (NFC), with full-width letters and
     half-width Kana in their usual width, without invisible formatting (soft hyphens, joiners, marks
     of direction), and without the marks that most texts leave out: stress in Cyrillic, points in
-    Hebrew, vowels in Arabic. Digits of every script become those of ASCII, and a zero-width space
-    a blank. A joiner or non-joiner parts no words, as in Unicode's rules of segmentation (UAX 29):
-    Persian that is written with one equals what is written without, and differs from what is
-    written with a blank. Case is Unicode's for all languages, in which ı is no form of I.
+    Hebrew, vowels in Arabic. Digits of every script, and those below the line, become those of
+    ASCII, and a zero-width space a blank. A joiner or non-joiner parts no words, as in Unicode's
+    rules of segmentation (UAX 29): Persian that is written with one equals what is written without,
+    and differs from what is written with a blank. Case is Unicode's for all languages, in which ı
+    is no form of I.
 
     >>> folded("ＮＨＫ") == "nhk", folded("E\u0301cole") == "école"
     (True, True)
@@ -112,6 +114,7 @@ def folded(text: str) -> str:
         return text.lower()
     text = _WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text)
     text = _patterns().format.sub("", text.replace("\u200b", " "))
+    text = text.translate(_SUBSCRIPTS)
     text = _patterns().digit.sub(lambda found: str(unicodedata.decimal(found[0])), text)
     text = unicodedata.normalize("NFC", text).casefold().replace("i\u0307", "i")
     return _OPTIONAL.sub("", unicodedata.normalize("NFC", text))

@@ -162,7 +162,9 @@ def _file_rows(path: Path, kind: str) -> Iterator[Row]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"  # whatever the name says
+    with gzip.open(path) if zipped else path.open("rb") as file:
         try:
             yield file  # type: ignore[misc]
         except (gzip.BadGzipFile, EOFError) as error:
@@ -192,7 +194,7 @@ def _json_or_lines(path: Path, kind: str) -> Iterator[Row]:
             try:
                 one = json.loads(first.decode("utf-8-sig"))
                 whole = isinstance(_listed(one), list)
-            except ValueError:
+            except (ValueError, RecursionError):
                 whole = True  # an object of several lines
     if not whole:
         yield from _json_rows(path)
@@ -200,7 +202,7 @@ def _json_or_lines(path: Path, kind: str) -> Iterator[Row]:
     with _opened(path) as file:
         try:
             value = json.loads(file.read().decode("utf-8-sig"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from error
     rows = _listed(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
@@ -245,7 +247,8 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
     try:
         with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
             first = text.readline()
-            delimiter = "\t" if "\t" in first else ","
+            marks = [mark for mark in "\t,;" if mark in first]  # ";" as spreadsheets write it
+            delimiter = marks[0] if marks else ","
             text.seek(0)
             if delimiter == "\t" and _is_plain(first.rstrip("\r\n").split("\t"), kind):
                 yield from _plain_rows(path, kind)
@@ -326,7 +329,7 @@ def _column_names(cells: list[str], kind: str, where: str) -> tuple[list[str], b
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested without end
         raise ValueError(f"{where}: expected a JSON object in UTF-8: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")

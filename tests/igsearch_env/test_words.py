@@ -62,6 +62,7 @@ def test_whether_a_text_holds_an_answer(text: str, answer: str, held: bool) -> N
     ("given", "gold"),
     [
         ("🦁", "🦁"),
+        ("H₂O", "H2O"),
         ("☀", "☀\ufe0f"),
         ("می\u200cخواهم", "میخواهم"),
         ("北京。", "北京"),
@@ -92,6 +93,7 @@ def test_answers_that_are_equal(given: str, gold: str) -> None:
     ("one", "other"),
     [
         ("🦁", "🐯"),
+        ("10²", "102"),
         ("IŞIK", "ışık"),
         ("می خواهم", "می\u200cخواهم"),
         ("й", "и"),

@@ -405,3 +405,22 @@ def test_nq_open_and_the_original(tmp_path: Path) -> None:
     original = {"example_id": 7, "question_text": "capital?", "document_text": "Lima", "a": []}
     with pytest.raises(ValueError, match=r"line 1: .*take NQ-open, .*or --questions nq"):
         load_questions(write(tmp_path / "v1.0-simplified.jsonl", lines(original)))
+
+
+def test_files_that_are_not_what_their_names_say(tmp_path: Path) -> None:
+    row = lines({"question": "capital?", "answer": "Lima"})
+    plain = write(tmp_path / "one.jsonl.gz", row)
+    zipped = tmp_path / "two.jsonl"
+    zipped.write_bytes(plain.read_bytes())
+    plain.write_text(row)
+    for file in (plain, zipped):
+        assert load_questions(file)[0].golden_answers == ("Lima",)
+    sheet = write(tmp_path / "three.csv", "\ufeffquestion;answer\r\ncapital?;Lima\r\n")
+    assert load_questions(sheet)[0].golden_answers == ("Lima",)
+
+
+@pytest.mark.parametrize("name", ["deep.jsonl", "deep.json"])
+def test_a_row_that_is_nested_without_end_is_named(tmp_path: Path, name: str) -> None:
+    deep = write(tmp_path / name, '{"question": "?", "answer": ' + "[" * 9000 + "]" * 9000 + "}\n")
+    with pytest.raises(ValueError, match=rf"{name}.*: expected .*JSON"):
+        load_questions(deep)
