@@ -6,8 +6,9 @@ All of them are JSON, posted to ``/retrieve``:
   "return_scores": true}`` is answered by ``{"result": [[{"document": {"id", "contents"},
   "score"}, ...], ...]}``, one list per query; without scores, by the bare documents.
 - ``skyrl`` (SkyRL, verl-agent): the same with one ``"query"``.
-- ``rllm`` (rLLM, RAGEN): ``{"query": "...", "top_k": 3}`` is answered by ``{"results": [{"id",
-  "content", "score"}, ...]}``.
+- ``rllm`` (rLLM): ``{"query": "...", "top_k": 3}`` is answered by ``{"results": [{"id",
+  "content", "score", "document": {"id", "contents"}}, ...]}``; some of its clients read the inner
+  document, some what stands beside it.
 
 ``contents`` and ``content`` are ``'"Title"\ntext'``.
 """
@@ -68,7 +69,11 @@ def make_answer(
     """
     if dialect == "rllm":
         (documents,) = found
-        return {"results": [_fields(doc, "content") | {"score": doc.score} for doc in documents]}
+        hits = []
+        for doc in documents:  # its clients look for a document in one of two places
+            whole = {"document": _fields(doc, "contents"), "score": doc.score}
+            hits.append(_fields(doc, "content") | whole)
+        return {"results": hits}
     return {
         "result": [
             [

@@ -131,6 +131,7 @@ def test_rllm_is_answered_as_it_expects(url: str) -> None:
         (found,) = post(url, body).json()["results"]
         assert found["id"] == "1"
         assert found["content"] == '"Lima"\nLima is the capital of Peru.'
+        assert found["document"]["contents"] == found["content"]  # where its other client looks
         assert found["score"] > 0
     assert httpx2.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
 

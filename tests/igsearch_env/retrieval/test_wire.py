@@ -55,9 +55,7 @@ def test_answers_are_those_of_the_systems() -> None:
     assert make_answer("skyrl", [[LIMA]]) == {"result": [[scored]]}
     bare = {"result": [[{**fields, "contents": CONTENTS}]]}
     assert make_answer("search-r1", [[LIMA]], return_scores=False) == bare
-    assert make_answer("rllm", [[LIMA]]) == {
-        "results": [{**fields, "content": CONTENTS, "score": 2.5}]
-    }
+    assert make_answer("rllm", [[LIMA]]) == {"results": [{**fields, "content": CONTENTS, **scored}]}
 
 
 @pytest.mark.parametrize(
