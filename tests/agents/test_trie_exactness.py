@@ -95,7 +95,7 @@ def score(scorer: TrieScorer | OneByOneScorer, pairs: Pairs) -> NDArray[np.float
     return np.concatenate(scorer.log_probs(*pairs))
 
 
-@pytest.mark.parametrize(("searches", "counterfactuals"), [(1, 5), (2, 4), (3, 3), (4, 1), (6, 2)])
+@pytest.mark.parametrize(("searches", "counterfactuals"), [(1, 5), (3, 3), (6, 2)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_real_episodes_are_scored_exactly(
     make_model: MakeModel,

@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_alike(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setitem(OUTCOMES, "zero", even)
-    settings = (*RUNS[name], "optimization.steps=5", "run.checkpoint_every=2")
+    settings = (*RUNS[name], "optimization.steps=4", "run.checkpoint_every=2")
     whole = make_trainer(*settings, name="whole")
     last = whole.run()
     run_until(make_trainer(*settings, name="cut"), 3)
@@ -115,14 +115,14 @@ def test_a_resumed_run_ends_alike(
     again = cut.run()
     assert equal(weights(whole), weights(cut))
     assert rows(whole) == rows(cut)
-    assert [row["step"] for row in rows(cut)] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in rows(cut)] == [1, 2, 3, 4]
     assert {**again, "seconds": None} == {**last, "seconds": None}
     assert not equal(weights(whole), weights(make_trainer(*settings, name="fresh")))
 
 
 def test_every_part_of_a_checkpoint_matters(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     """Negative control of the test above: whatever is not restored shows."""
-    settings = (*RICH, "optimization.steps=4", "run.checkpoint_every=2")
+    settings = (*RICH, "optimization.steps=3", "run.checkpoint_every=2")
     fresh = make_trainer(*settings, name="fresh")
     initial = {
         "weights": weights(fresh),
@@ -136,7 +136,7 @@ def test_every_part_of_a_checkpoint_matters(make_trainer: MakeTrainer, tmp_path:
     for part in (None, *initial):
         name = f"without {part}"
         shutil.copytree(whole.out, tmp_path / name)
-        shutil.rmtree(tmp_path / name / "checkpoints" / "step-000004")
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-000003")
         cut = make_trainer(*settings, name=name, resume=True)
         assert cut.step == 2
         owners: dict[str | None, Any] = {
@@ -168,7 +168,7 @@ def test_the_reference_stays_the_initial_policy(make_trainer: MakeTrainer) -> No
 
 def test_the_same_seed_is_the_same_run(make_trainer: MakeTrainer) -> None:
     one, same, other = (
-        make_trainer(f"run.seed={seed}", name=name)
+        make_trainer(f"run.seed={seed}", "optimization.steps=2", name=name)
         for name, seed in (("one", 0), ("same", 0), ("other", 1))
     )
     for trainer in (one, same, other):
@@ -178,8 +178,10 @@ def test_the_same_seed_is_the_same_run(make_trainer: MakeTrainer) -> None:
 
 
 def test_evaluation_leaves_training_alone(make_trainer: MakeTrainer) -> None:
-    plain = make_trainer(name="plain")
-    watched = make_trainer("run.eval_every=1", "run.eval_limit=5", name="watched")
+    plain = make_trainer("optimization.steps=2", name="plain")
+    watched = make_trainer(
+        "optimization.steps=2", "run.eval_every=1", "run.eval_limit=5", name="watched"
+    )
     for trainer in (plain, watched):
         trainer.run()
     assert equal(weights(plain), weights(watched))
@@ -406,10 +408,10 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(make_trainer: MakeTrain
 
 
 def test_resuming_where_nothing_is_starts_afresh(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(resume=True)
+    trainer = make_trainer("optimization.steps=1", resume=True)
     assert trainer.step == 0
     trainer.run()
-    plain = make_trainer(name="plain")
+    plain = make_trainer("optimization.steps=1", name="plain")
     plain.run()
     assert equal(weights(trainer), weights(plain))
 
@@ -437,7 +439,7 @@ def test_ctrl_c_writes_a_checkpoint_from_which_the_run_ends_alike(
 ) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before))
-    settings = (*RICH, "optimization.steps=4", "run.checkpoint_every=100")
+    settings = (*RICH, "optimization.steps=3", "run.checkpoint_every=100")
     whole = make_trainer(*settings, name="whole")
     whole.run()
     cut = make_trainer(*settings, name="cut")

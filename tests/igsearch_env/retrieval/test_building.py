@@ -28,7 +28,7 @@ from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from tests.igsearch_env.retrieval.killed_build import NoBar, build
 
-KILLS = int(os.environ.get("IGSEARCH_KILLS", "2"))
+KILLS = int(os.environ.get("IGSEARCH_KILLS", "1"))
 
 
 def write_corpus(path: Path, documents: Iterable[Document]) -> Path:
