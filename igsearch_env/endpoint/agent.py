@@ -19,8 +19,8 @@ from igsearch_env.episode import Context, Episode
 from igsearch_env.protocol.tags import Invalid, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
-EVERY_REQUEST = (401, 403, 404, 405)
-"""Statuses that mostly mean that no request will be answered: the key, the model, the address."""
+EVERY_REQUEST = (401, 402, 403, 404, 405)
+"""Statuses that mostly mean that no request is answered: the key, money, the model, the address."""
 UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 
 
@@ -86,7 +86,7 @@ class OpenAIAgent:
     ended fails its question. Where a server knows ``max_completion_tokens`` in place of
     ``max_tokens``, it gets that.
 
-    A status of 401, 403, 404 or 405 may be about one question (a filter before the server) or about
+    A status of 401 to 405 may be about one question (a filter before the server) or about
     all. So the endpoint is asked for something harmless: if it refuses that too, the run ends.
 
     Args:
@@ -250,6 +250,9 @@ class OpenAIAgent:
         reason = reasons.get(str(choice.get("finish_reason")))
         if self.tokenizer is not None and choice.get("token_ids") is not None:
             ids = choice["token_ids"]
+            if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+                told = f"token_ids must be a list of token ids, got {str(ids)[:80]}"
+                raise RequestRefusedError(200, ServerError(told))
             return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)
         return Completion(text, stop_reason=reason)
 

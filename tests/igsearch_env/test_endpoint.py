@@ -150,6 +150,15 @@ def test_with_a_tokenizer_tokens_go_both_ways(server: ScriptedServer) -> None:
     assert (turn, turn.token_ids) == ("<answer> Lima </answer>", None)
 
 
+@pytest.mark.parametrize("ids", ["abc", [1.5], [None], [-1], [2**31], [True], {"a": 1}])
+def test_token_ids_that_are_none_fail_their_question(server: ScriptedServer, ids: Any) -> None:
+    tokenizer = SegmentTokenizer(AutoTokenizer.from_pretrained(POLICY))
+    server.says("<answer> Lima ", token_ids=ids)
+    refusals = Refusals(most=1)
+    assert agent(server, tokenizer=tokenizer, refusals=refusals).act([begun()]) == [""]
+    assert "token_ids must be a list of token ids" in refusals.reasons["q", "q"]
+
+
 def test_many_episodes_are_asked_at_once_and_answered_in_order(server: ScriptedServer) -> None:
     server.pause = 0.03
     server.answer = lambda number, body: (200, {"choices": [{"text": body["prompt"][-60:]}]})
@@ -360,7 +369,7 @@ def test_another_refusal_fails_its_question_alone(
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
-@pytest.mark.parametrize("status", [401, 403, 404, 405])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
 def test_a_server_that_refuses_everything_ends_the_run_at_once(
     server: ScriptedServer, status: int, api: Any
 ) -> None:
@@ -372,7 +381,7 @@ def test_a_server_that_refuses_everything_ends_the_run_at_once(
     assert ["Peru" in text for text in asked] == [True, False]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
 def test_a_question_that_something_before_the_server_blocks_fails_alone(
     server: ScriptedServer, status: int
 ) -> None:
