@@ -5,11 +5,14 @@ Sampled ids are used as they are; only text that never had ids is tokenised.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from igsearch_env.episode import Context, Segment
@@ -57,28 +60,34 @@ class SegmentTokenizer:
         """
         ids: list[int] = []
         for segment in segments:
-            ids.extend(self.encode_segment(segment))
+            ids.extend(self.encode_segment(segment, ids))
         leading = self._guarded.leading
         return ids if ids[: len(leading)] == leading else [*leading, *ids]
 
-    def encode_segment(self, segment: Segment) -> list[int]:
-        """The ids of one segment, wherever in a transcript it stands; see :meth:`encode_context`.
+    def encode_segment(self, segment: Segment, before: Sequence[int] | None = None) -> list[int]:
+        """The ids of one segment in a transcript; see :meth:`encode_context`.
+
+        Args:
+            segment: The segment.
+            before: The ids before it; None for some text. A tokenizer may put a blank before a text
+                (SentencePiece does), but not in the middle of one.
 
         Returns:
             Ids, shape (tokens,).
         """
         if segment.token_ids is not None:
             return list(segment.token_ids)
-        return list(self._encode(segment.text, _trusted(segment)))
+        return list(self._encode(segment.text, _trusted(segment), self._starts(before)))
 
     def encode_answer(
-        self, opening_text: str, answer_text: str
+        self, opening_text: str, answer_text: str, before: Sequence[int] | None = None
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Tokenise an opening tag and an answer jointly, as the policy would write them.
 
         Args:
             opening_text: What stands before the answer; system text.
             answer_text: The answer, a leading blank included; untrusted text.
+            before: As for :meth:`encode_segment`.
 
         Returns:
             The opening's ids and the answer's. A token that straddles the bound belongs to the
@@ -87,7 +96,7 @@ class SegmentTokenizer:
         Raises:
             ValueError: If the answer has no tokens.
         """
-        return self._encode_pair(opening_text, answer_text)
+        return self._encode_pair(opening_text, answer_text, self._starts(before))
 
     def encode_scored(self, context: Context, answer: str) -> tuple[list[int], int]:
         """The ids of a context with an answer, and how many of them, at the end, are the answer's.
@@ -105,8 +114,9 @@ class SegmentTokenizer:
                 "a scoring context must end with the answer's opening tag, a system segment "
                 f"without token_ids, got {context[-1] if context else 'no segments'!r}"
             )
-        opening, scored = self.encode_answer(context[-1].text, answer)
-        ids = [*self.encode_context(context[:-1]), *opening]
+        ids = self.encode_context(context[:-1])
+        opening, scored = self.encode_answer(context[-1].text, answer, ids)
+        ids += opening
         if not ids:
             raise ValueError(f"nothing precedes the answer {answer!r}; give a context with text")
         return [*ids, *scored], len(scored)
@@ -159,13 +169,17 @@ class SegmentTokenizer:
                 "load both from one checkpoint, or call model.resize_token_embeddings"
             )
 
-    def _encode_text(self, text: str, trusted: Spans) -> tuple[int, ...]:
-        return self._guarded.tokenise(text, trusted)[0]
+    def _starts(self, before: Sequence[int] | None) -> bool:
+        """Whether the tokenizer takes what follows these ids for the start of a text."""
+        return before is not None and self._guarded.starts_after(before)
+
+    def _encode_text(self, text: str, trusted: Spans, starts: bool) -> tuple[int, ...]:
+        return self._guarded.tokenise(text, trusted, starts)[0]
 
     def _encode_opening_and_answer(
-        self, opening: str, answer: str
+        self, opening: str, answer: str, starts: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids, spans = self._guarded.tokenise(opening + answer, ((0, len(opening)),))
+        ids, spans = self._guarded.tokenise(opening + answer, ((0, len(opening)),), starts)
         first = next((i for i, (_, end) in enumerate(spans) if end > len(opening)), len(ids))
         if first == len(ids):
             raise ValueError(
@@ -203,6 +217,10 @@ class GuardedTokenizer:
     text would form one, it is cut after the token's first character and the pieces are tokenised
     apart.
 
+    Some tokenizers put a blank before a text (SentencePiece's dummy prefix, ``add_prefix_space``):
+    all of them at its beginning, some after each control token too. In the middle of a transcript
+    there is none.
+
     Args:
         tokenizer: A fast tokenizer.
 
@@ -220,6 +238,7 @@ class GuardedTokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.backend.encode_special_tokens = False
+        self._inner, self._after_control = _without_prefix(self.backend)
         self.leading = self._leading("a")
 
     def _leading(self, text: str) -> list[int]:
@@ -229,12 +248,17 @@ class GuardedTokenizer:
         starts = range(len(full) - len(alone) + 1)
         return full[: next((i for i in starts if full[i : i + len(alone)] == alone), 0)]
 
-    def tokenise(self, text: str, trusted: Spans) -> Tokens:
+    def starts_after(self, before: Sequence[int]) -> bool:
+        """Whether what follows these ids gets the blank of a text's beginning."""
+        return not before or (self._after_control and before[-1] in self._control)
+
+    def tokenise(self, text: str, trusted: Spans, starts: bool = True) -> Tokens:
         """Tokenise without adding special tokens.
 
         Args:
             text: The text.
             trusted: Where control tokens may stand.
+            starts: Whether it begins a text.
 
         Raises:
             ValueError: If a single character becomes a control token.
@@ -244,7 +268,7 @@ class GuardedTokenizer:
         pending = [(0, len(text))]  # pieces still to be tokenised, the first of them last
         while pending:
             start, end = pending.pop()
-            piece_ids, piece_spans = self._piece(text, start, end)
+            piece_ids, piece_spans = self._piece(text, start, end, starts and start == 0)
             cuts = [
                 _cut(text, *span)
                 for token, span in zip(piece_ids, piece_spans, strict=True)
@@ -259,10 +283,53 @@ class GuardedTokenizer:
                 spans.extend(piece_spans)
         return tuple(ids), tuple(spans)
 
-    def _piece(self, text: str, start: int, end: int) -> Tokens:
+    def _piece(self, text: str, start: int, end: int, starts: bool) -> Tokens:
         encoding = self.backend.encode(text[start:end], add_special_tokens=False)
-        offsets = ((start + first, start + last) for first, last in encoding.offsets)
-        return tuple(encoding.ids), tuple(offsets)
+        ids, offsets = encoding.ids, encoding.offsets
+        if self._inner is not None and not starts:
+            # The blank is wrong at the beginning alone: after a control token all is as it was.
+            inner = self._inner.encode(text[start:end], add_special_tokens=False)
+            cuts = (self._first_control(ids), self._first_control(inner.ids))
+            ids = [*inner.ids[: cuts[1]], *ids[cuts[0] :]]
+            offsets = [*inner.offsets[: cuts[1]], *offsets[cuts[0] :]]
+        return tuple(ids), tuple((start + first, start + last) for first, last in offsets)
+
+    def _first_control(self, ids: list[int]) -> int:
+        return next((i for i, token in enumerate(ids) if token in self._control), len(ids))
+
+
+def _without_prefix(backend: Tokenizer) -> tuple[Tokenizer | None, bool]:
+    """A copy that puts no blank before a text, and whether the tokenizer does so after each token.
+
+    The copy is None where the tokenizer puts none anyway.
+    """
+    state: dict[str, Any] = json.loads(backend.to_str())
+    found: list[str] = []
+
+    def strip(part: Any) -> Any:
+        """The part of a tokenizer without what puts a blank before a text."""
+        if part is None:
+            return None
+        for name in ("normalizers", "pretokenizers"):
+            if name in part:
+                kept = [strip(one) for one in part[name]]
+                return {**part, name: [one for one in kept if one is not None]}
+        if part["type"] == "Prepend":
+            found.append("always")
+            return None
+        if part["type"] == "Metaspace" and part.get("prepend_scheme", "always") != "never":
+            found.append(part.get("prepend_scheme", "always"))
+            return {**part, "prepend_scheme": "never"}
+        if part["type"] == "ByteLevel" and part.get("add_prefix_space"):
+            found.append("always")
+            return {**part, "add_prefix_space": False}
+        return part
+
+    for name in ("normalizer", "pre_tokenizer"):
+        state[name] = strip(state[name])
+    if not found:
+        return None, False
+    return Tokenizer.from_str(json.dumps(state)), "always" in found
 
 
 def _trusted(segment: Segment) -> Spans:

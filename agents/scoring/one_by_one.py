@@ -26,6 +26,9 @@ class OneByOneScorer:
         tokenizer: Its tokenizer.
         autocast: Type that matrices are multiplied in; None for that of the weights.
 
+    Attributes:
+        tokens_processed: Tokens run by the last call.
+
     Raises:
         ValueError: If the tokenizer is not a fast one or does not fit the model.
     """
@@ -42,6 +45,7 @@ class OneByOneScorer:
         self.tokenizer.check_fits(model)
         self.autocast = autocast
         self.vocabulary_size = len(self.tokenizer)
+        self.tokens_processed = 0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
@@ -69,6 +73,7 @@ class OneByOneScorer:
         """
         pairs, longest = self.tokenizer.encode_all_scored(contexts, answers)
         check_length(self.model, longest)
+        self.tokens_processed = sum(len(ids) for ids, _ in pairs)
         with evaluating(self.model, self.autocast):
             return [self._score(ids, count) for ids, count in pairs]
 

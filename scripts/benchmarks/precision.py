@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
 from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
@@ -128,8 +127,7 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     ]
     started = time.process_time()
     agent.settle(played)
-    scorer: Any = agent.scorer
-    found["scoring"] = scorer.tokens_processed / (time.process_time() - started)
+    found["scoring"] = agent.scorer.tokens_processed / (time.process_time() - started)
     updater = Updater(
         policy.model,
         policy.tokenizer,

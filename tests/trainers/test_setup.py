@@ -26,6 +26,7 @@ from trainers.config import (
     load_config,
     make_credit_from,
 )
+from trainers.local.grpo import GRPOTrainer
 from trainers.setup import (
     group_ids,
     make_agent,
@@ -296,3 +297,42 @@ def test_silver_chains_need_a_corpus() -> None:
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match="cannot use the device 'cuda'"):
         make_policy(PolicySettings(device="cuda"), "refine-bare")
+
+
+def test_a_resumed_run_keeps_the_prompt_that_it_began_with(
+    tiny_settings: Settings, taught_policy: Path, tmp_path: Path
+) -> None:
+    """The template prints the day; when the run goes on it is another one."""
+    folder = tmp_path / "model"
+    taught = TransformersPolicy.from_pretrained(taught_policy)
+    taught.save_pretrained(folder)
+    (folder / "igsearch.json").unlink()
+    template = (
+        "Monday {% for m in messages %}<u> {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}<a> {% endif %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    settings = tiny_settings(
+        f"policy.path={json.dumps(str(folder))}",
+        "environment.protocol=chat:refine-bare",
+        "optimization.steps=2",
+        "run.checkpoint_every=1",
+    )
+    out = tmp_path / "run"
+    first = GRPOTrainer(load_config(None, settings), out)
+    assert first.engine.rules.protocol.prompt.startswith("Monday <u> question : {question}")
+    first.run()
+    (folder / "chat_template.jinja").write_text(template.replace("Monday", "Tuesday"))
+    longer = load_config(None, [*settings, "optimization.steps=3"])
+    again = GRPOTrainer(longer, out, resume=True)
+    assert again.policy.protocol == first.policy.protocol == again.engine.rules.protocol
+    assert again.engine.information_gain.protocol == first.policy.protocol
+    kept = TransformersPolicy.from_pretrained(out / "policy")
+    assert kept.protocol == first.policy.protocol
+    # The policy that came out is trained further in its own words, whatever the day is.
+    later = tiny_settings(
+        f"policy.path={json.dumps(str(out / 'policy'))}", "environment.protocol=chat:refine-bare"
+    )
+    config = load_config(None, later)
+    agent = make_agent(config, make_training_engine(config, 0))
+    assert agent.policy.protocol == first.policy.protocol

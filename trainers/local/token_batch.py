@@ -137,7 +137,9 @@ def episode_tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[
                 f"a turn of question {episode.question.id!r} has no token ids; a policy that is "
                 "trained must return Completions with token_ids"
             )
-        piece = tokenizer.encode_segment(segment) if ids else tokenizer.encode_context((segment,))
+        piece = (
+            tokenizer.encode_segment(segment, ids) if ids else tokenizer.encode_context((segment,))
+        )
         ids += piece
         mask += [written] * len(piece)
     length = len(mask) - mask[::-1].index(True) if True in mask else len(mask)

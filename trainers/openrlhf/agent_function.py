@@ -144,7 +144,9 @@ def _response(episode: Episode, tokenizer: SegmentTokenizer, logged: bool) -> di
     turns = iter(episode.steps)
     for segment in episode.transcript:
         start = len(ids)
-        ids += tokenizer.encode_segment(segment) if ids else tokenizer.encode_context((segment,))
+        ids += (
+            tokenizer.encode_segment(segment, ids) if ids else tokenizer.encode_context((segment,))
+        )
         written = segment.source == "policy"
         log_probs += (next(turns).log_probs or ()) if written else [0.0] * (len(ids) - start)
         if written and len(ids) > start:

@@ -243,7 +243,9 @@ def _demonstration(
     written = 0
     queries = {i for s in episode.searches for i in range(*s.query_tokens.indices(10**9))}
     for segment in episode.transcript:
-        piece = tokenizer.encode_segment(segment) if ids else tokenizer.encode_context((segment,))
+        piece = (
+            tokenizer.encode_segment(segment, ids) if ids else tokenizer.encode_context((segment,))
+        )
         ids += piece
         for _ in piece:
             policy = segment.source == "policy"
