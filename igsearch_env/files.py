@@ -33,6 +33,8 @@ def names_file(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise  # it is in words, or names its file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 

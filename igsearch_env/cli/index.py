@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.data.corpus import read_corpus
+from igsearch_env.files import names_file
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
@@ -123,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             resume = chosen.pop("resume", False)
             documents = partial(read_corpus, args.corpus)
             build = IndexBuild(documents, args.out, _recipe(chosen), Stages(bar), **sharding)
-            count = build.run(resume)
+            with names_file(build.out):
+                count = build.run(resume)
     seconds = time.perf_counter() - started
     say(f"{args.out}: {count:,} documents, {seconds:.1f} s")
 

@@ -17,7 +17,7 @@ from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
 from igsearch_env.extras import import_extra
-from igsearch_env.files import write_json
+from igsearch_env.files import names_file, write_json
 from igsearch_env.record import episode_from_record, episode_record
 
 PACKAGES = (
@@ -137,7 +137,7 @@ class EvaluationFolder:
         """Add the records of a chunk, so that they outlive this process."""
         records = [episode_record(episode) for episode in episodes]
         line = json.dumps({"chunk": chunk.number, "episodes": records}) + "\n"
-        with self._partial.open("ab") as file:
+        with names_file(self._partial), self._partial.open("ab") as file:
             file.write(line.encode("ascii"))
 
     def finish(
@@ -195,7 +195,11 @@ class EvaluationFolder:
         """Write ``episodes.jsonl``, in the order of the chunks and in one piece."""
         places: dict[int, int] = {}
         unfinished = self.path / ".episodes.jsonl.unfinished"
-        with self._partial.open("rb") as partial, unfinished.open("wb") as file:
+        with (
+            names_file(unfinished),
+            self._partial.open("rb") as partial,
+            unfinished.open("wb") as file,
+        ):
             while line := partial.readline():
                 places[json.loads(line)["chunk"]] = partial.tell() - len(line)
             for number in sorted(places):

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.files import names_file
+
 MANIFEST = "manifest.json"
 
 
@@ -39,7 +41,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     fresh.mkdir()
     try:
-        yield fresh
+        with names_file(path):
+            yield fresh
         swap_in(fresh, path, fresh.with_suffix(".old"))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

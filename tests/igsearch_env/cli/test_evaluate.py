@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -645,3 +647,22 @@ def test_an_address_with_a_slip_is_not_made_a_folder(
     run = (*WORLD, "--agent", "direct", "--index", "http:/localhost:8000", "--out", "out")
     assert "expected http://HOST:PORT/retrieve" in error_of(capsys, *run)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file may grow to 12 kB; then the system says so, as it does when a disk is full."""
+    run = ("--questions", "world-test", "--corpus", "world", "--agent", "search_once")
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, before[1]))
+    try:
+        code = evaluate(*run, "--limit", 12, "--batch-size", 1, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert re.search(r"File too large: '.*episodes\.jsonl\.partial'", capsys.readouterr().err)
+    assert evaluate("--out", out, "--resume") == 0
+    assert len(read_records(out / "episodes.jsonl")) == 12
+    assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] > 0
