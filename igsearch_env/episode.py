@@ -179,6 +179,8 @@ class Step:
         information_gain: IG of this search in nats per answer token; None until settled.
         log_prob: Mean log-probability of the gold answer given the real documents, nats.
         baseline_log_probs: The same given each counterfactual, shape (N,).
+        enabling: How much the documents raised the log-prob of the next query, in nats per token;
+            None until it is computed, and where no search follows.
         reward: What the environment paid for this call.
         attempt: Number of the attempt at the question that the step belongs to, from 0.
         reflection: What the environment wrote to open the next attempt, after the last step of
@@ -202,6 +204,7 @@ class Step:
     information_gain: float | None = None
     log_prob: float | None = None
     baseline_log_probs: tuple[float, ...] | None = None
+    enabling: float | None = None
     reward: float = 0.0
     attempt: int = 0
     reflection: Segment | None = None

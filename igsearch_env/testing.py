@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from igsearch_env.agent import Agent
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit.base import FLAGS
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Context, Document, Episode, Question, Segment, Step
 from igsearch_env.gain.scorer import AnswerScorer, BoundedScorer
@@ -236,7 +237,7 @@ def check_credit(credit: CreditAssignment) -> None:
         ConformanceError: If a promise is broken.
     """
     _require(isinstance(credit, CreditAssignment), "a subclass of CreditAssignment", credit)
-    for flag in ("uses_information_gain", "uses_belief", "uses_silver"):
+    for flag in FLAGS:
         value = getattr(credit, flag)
         _require(isinstance(value, bool), f"{flag} as True or False", value)
     batch, given = _rollouts(), _rollouts()
@@ -270,7 +271,8 @@ def check_credit(credit: CreditAssignment) -> None:
             again,
             method(declared),
             1e-9,
-            "advantages from declared values only (uses_information_gain, uses_belief, needs_gain)",
+            "advantages from declared values only (uses_information_gain, uses_belief, "
+            "uses_enabling, needs_gain)",
         )
 
 
@@ -367,7 +369,13 @@ def _settled(step: Step, gain: float | None) -> Step:
         return step
     baselines = (-3.0, -3.5)
     mean = sum(baselines) / len(baselines)
-    return replace(step, information_gain=gain, log_prob=mean + gain, baseline_log_probs=baselines)
+    return replace(
+        step,
+        information_gain=gain,
+        log_prob=mean + gain,
+        baseline_log_probs=baselines,
+        enabling=0.5 - gain / 4,
+    )
 
 
 def _with_outcome(episode: Episode, outcome: float) -> Episode:
@@ -396,6 +404,8 @@ def _as_declared(credit: CreditAssignment, episodes: Sequence[Episode]) -> list[
             else _gainless(step, belief=credit.uses_belief)
             for step in episode.steps
         ]
+        if not credit.uses_enabling:
+            steps = [replace(step, enabling=None) for step in steps]
         prior = episode.prior_log_prob if credit.uses_belief else None
         result.append(replace(episode, steps=tuple(steps), prior_log_prob=prior))
     return result

@@ -11,6 +11,7 @@ A method is a function of a batch of episodes (several groups) that returns one 
 from igsearch_env.credit.answer_string_bonus import AnswerStringBonus
 from igsearch_env.credit.base import CREDIT, CreditAssignment, make_credit, register_credit
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup, BeliefShift, DeltaBelief
+from igsearch_env.credit.enabling import Enabling
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
 from igsearch_env.credit.groups import group_advantages
 from igsearch_env.credit.grpo import GRPO
@@ -37,6 +38,7 @@ __all__ = [
     "BeliefShift",
     "CreditAssignment",
     "DeltaBelief",
+    "Enabling",
     "GiGPO",
     "GiGPOCode",
     "IGPOCode",

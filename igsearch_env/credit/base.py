@@ -28,6 +28,9 @@ class CreditAssignment(ABC):
         uses_belief: Set it to True if the method reads ``episode.prior_log_prob`` and
             ``step.log_prob``, the policy's belief in the gold answer before the first search and
             after each one.
+        uses_enabling: Set it to True if the method reads ``step.enabling``, how much the documents
+            of a search raised the probability of the next query. It needs counterfactuals, so
+            ``uses_information_gain`` must be True.
         uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
             looks for silver evidence in the corpus before it starts.
 
@@ -53,6 +56,7 @@ class CreditAssignment(ABC):
 
     uses_information_gain: ClassVar[bool] = True
     uses_belief: ClassVar[bool] = False
+    uses_enabling: ClassVar[bool] = False
     uses_silver: ClassVar[bool] = False
 
     @abstractmethod
@@ -94,7 +98,8 @@ class CreditAssignment(ABC):
         _check_names(cls)
 
 
-CONTRACT = ("uses_information_gain", "uses_belief", "uses_silver", "needs_gain", "at")
+FLAGS = ("uses_information_gain", "uses_belief", "uses_enabling", "uses_silver")
+CONTRACT = (*FLAGS, "needs_gain", "at")
 """What a credit method may set beside its options."""
 
 CREDIT: dict[str, type[CreditAssignment]] = {}
@@ -161,7 +166,7 @@ def register_credit(name: str) -> Callable[[T], T]:
                 f"{method.__name__} is no dataclass, so its options cannot be set; write "
                 "@dataclass(frozen=True) between @register_credit and the class"
             )
-        for flag in CONTRACT[:3]:
+        for flag in FLAGS:
             if not isinstance(getattr(method, flag), bool | property):
                 raise TypeError(
                     f"{method.__name__}.{flag} must be True or False, got {getattr(method, flag)!r}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from igsearch_env.credit.base import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.gain.belief import settle_belief
+from igsearch_env.gain.enabling import settle_enabling
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.scorer import AnswerScorer
 
@@ -17,7 +18,7 @@ def settle_for(
     information_gain: InformationGain,
     scorer: AnswerScorer,
 ) -> list[Episode]:
-    """Compute what a credit method reads: gains, beliefs, both or nothing.
+    """Compute what a credit method reads: gains, beliefs, enabling, or nothing.
 
     Call it with the weights that sampled, before they change: gain and belief are defined under
     the policy that acted.
@@ -38,4 +39,6 @@ def settle_for(
         settled = information_gain.settle(settled, scorer, credit.needs_gain(settled))
     if credit.uses_belief:
         settled = settle_belief(settled, scorer, information_gain)
+    if credit.uses_enabling:
+        settled = settle_enabling(settled, scorer, information_gain)
     return settled

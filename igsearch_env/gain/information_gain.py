@@ -250,19 +250,23 @@ class InformationGain:
         ]
 
     def scores(
-        self, jobs: Sequence[tuple[Sequence[Context], Sequence[str]]], scorer: AnswerScorer
+        self,
+        jobs: Sequence[tuple[Sequence[Context], Sequence[str]]],
+        scorer: AnswerScorer,
+        lead: str | None = None,
     ) -> list[LogProbs | None]:
         """Score answers in contexts, in one call.
 
         Args:
             jobs: Contexts that belong together, and the aliases that are scored in each.
             scorer: Scores answers.
+            lead: What stands before each of them; None for the protocol's ``answer_lead``.
 
         Returns:
             The mean log-probs of each job, shape (aliases, contexts); None where one of its
             contexts is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer`.
         """
-        lead = self.protocol.answer_lead
+        lead = self.protocol.answer_lead if lead is None else lead
         # The lead (a blank) is scored with the answer: a byte-level BPE has them in one token, and
         # a blank scored apart from its word would be a token that no policy ever writes.
         parts = [

@@ -36,6 +36,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ from igsearch_env.data.silver import with_silver
 from igsearch_env.episode import Episode, Question, Step
 from igsearch_env.files import write_json
 from igsearch_env.gain.belief import settle_belief
+from igsearch_env.gain.enabling import settle_enabling
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.render import is_gold
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
@@ -139,16 +141,17 @@ def rollouts(
         groups = group_ids(batch, step, size)
         played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
         settled = []
-        for name in ("belief", "information gain"):
+        for name, settle in (
+            ("belief", partial(settle_belief, information_gain=engine.information_gain)),
+            ("information gain", engine.information_gain.settle),
+            ("enabling", partial(settle_enabling, information_gain=engine.information_gain)),
+        ):
             scorer = agent.policy.scorer()
             began = time.process_time()
-            if name == "belief":
-                settled.append(settle_belief(played, scorer, engine.information_gain))
-            else:
-                settled.append(engine.information_gain.settle(played, scorer))
+            settled.append(settle(played, scorer=scorer))
             spent[name]["seconds"] += time.process_time() - began
             spent[name]["tokens"] += scorer.tokens_processed
-        episodes += [_merged(*pair) for pair in zip(*settled, strict=True)]
+        episodes += [_merged(*one) for one in zip(*settled, strict=True)]
         agent.policy.memory.clear()
     if all(gain is None for episode in episodes for gain in episode.information_gains):
         raise ValueError(
@@ -220,6 +223,7 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
     found: dict[str, Values] = {
         "information gain": [[s.information_gain for s in e.searches] for e in episodes],
         "probability": [[_probability(step) for step in e.searches] for e in episodes],
+        "enabling": [[step.enabling for step in e.searches] for e in episodes],
         "belief shift": shifts,
         "less siblings": BeliefGroup().compared(episodes, shifts),
     }
@@ -348,11 +352,11 @@ def _probability(step: Step) -> float | None:
     return float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
 
 
-def _merged(believed: Episode, gained: Episode) -> Episode:
-    """The gains of one settling and the beliefs of the other."""
+def _merged(believed: Episode, gained: Episode, enabled: Episode) -> Episode:
+    """One episode with what each settling found."""
     steps = [
-        replace(g, log_prob=b.log_prob) if g.log_prob is None else g
-        for b, g in zip(believed.steps, gained.steps, strict=True)
+        replace(g, log_prob=b.log_prob if g.log_prob is None else g.log_prob, enabling=e.enabling)
+        for b, g, e in zip(believed.steps, gained.steps, enabled.steps, strict=True)
     ]
     return replace(gained, steps=tuple(steps), prior_log_prob=believed.prior_log_prob)
 
@@ -396,8 +400,12 @@ def _table_of_aucs(
     free = {"tokens": 0.0, "seconds": 0.0}
     for row in rows:
         name = row["signal"]
-        paid = "belief" if name in ("belief shift", "less siblings") else "information gain"
-        cost = free if name == "silver" else costs[paid]
+        paid = {
+            "probability": "information gain",
+            "belief shift": "belief",
+            "less siblings": "belief",
+        }
+        cost = free if name == "silver" else costs[paid.get(name, name)]
         cells = [
             "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
         ]

@@ -169,7 +169,14 @@ def test_real_rollouts(
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert results["config"]["world"]["people"] == 40
     assert sum(row["searches"] for row in results["kinds"]) >= 6 * size
-    names = ["information gain", "probability", "belief shift", "less siblings", "silver"]
+    names = [
+        "information gain",
+        "probability",
+        "enabling",
+        "belief shift",
+        "less siblings",
+        "silver",
+    ]
     assert [row["signal"] for row in results["separation"]] == names
     costs = results["costs"]
     assert 0 < costs["belief"]["tokens"] < costs["information gain"]["tokens"]

@@ -116,12 +116,13 @@ def test_the_defaults_hold_for_every_method() -> None:
     steps = [policy_step("search", 0, 1, search_step=0), policy_step("answer", 1, 1)]
     assert credit.uses_information_gain
     assert not credit.uses_belief
+    assert not credit.uses_enabling
     assert not credit.uses_silver
     assert credit.needs_gain([finished(1.0, steps), finished(0.0)]) == [[True], []]
     assert credit.at(0.5) is credit
 
 
-KNOWN = "uses_information_gain, uses_belief, uses_silver, needs_gain, at"
+KNOWN = "uses_information_gain, uses_belief, uses_enabling, uses_silver, needs_gain, at"
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class OnlySome(CreditAssignment):
         (make_credit("ig_search", alpha=0.0), [], 0, 0),
         (OnlySome(), [1 + N], 1, 0),
         (make_credit("igpo"), [2 * 2], 0, 2),  # given the prompt, and after the search
+        (make_credit("enabling"), [2 * (1 + N)], 2, 0),  # no search follows another one
         (make_credit("belief_group"), [2 * 2], 0, 2),
         (make_credit("igpo_ig_search"), [2 * (1 + N), 2], 2, 2),  # after the search: once for both
     ],
