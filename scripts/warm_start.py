@@ -89,11 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--policy needs --questions and --index, the questions and the index")
     with console.status("loading torch"), extra("train"):  # --help and typos need not wait for it
         import trainers.warm_start.training  # noqa: F401
-        from trainers.memory import keep_freed_memory
 
     quiet_transformers()
     set_threads(arguments.threads)
-    keep_freed_memory()
     arguments.out.mkdir(parents=True, exist_ok=True)
     train = _on_real_questions if arguments.policy else _on_the_embedded_world
     with on_interrupt("--resume goes on from the last state that was kept, if there is one"):

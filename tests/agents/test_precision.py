@@ -1,6 +1,9 @@
-"""Bfloat16 arithmetic over float32 weights: sampling, scoring, and what is kept between them."""
+"""Bfloat16 arithmetic, over float32 weights and others: sampling, scoring, and keys kept."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,10 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from agents.inference import compute_dtype, computing_in, evaluating
+from agents.loading import load_policy
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Context, Episode, Question
+from igsearch_env.evaluation.settings import Precision
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.turn import TurnRules
 from tests.agents.conftest import FAMILIES, MakeModel
@@ -79,3 +84,13 @@ def test_the_type_of_arithmetic_ends_with_its_context(
     with computing_in(model, None):
         assert compute_dtype(model) == torch.float32
     assert compute_dtype(model) == torch.float32
+
+
+def test_weights_are_rounded_if_asked_for(taught_policy: Path) -> None:
+    policies = [load_policy(str(taught_policy), precision=p) for p in get_args(Precision)]
+    assert [policy.model.dtype for policy in policies] == [torch.float32, torch.float32, BF16]
+    contexts, answers = [episode.transcript for episode in begun(3)], ["Alba", "Borgo", "Dunwich"]
+    exact, *rounded = [policy.scorer().log_probs(contexts, answers) for policy in policies]
+    for found in rounded:
+        gap = np.abs(np.concatenate(found) - np.concatenate(exact))
+        assert 0 < gap.mean() < 0.1
