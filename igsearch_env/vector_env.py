@@ -160,12 +160,12 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
             texts[row] = "".join(reply.text for reply in step.replies)
             rewards[row] = step.reward
             terminated[row], truncated[row] = episode.terminated, episode.truncated
-        told = {row: info for row, (_, info) in zip(rows, played, strict=True)}
+        shown = {row: info for row, (_, info) in zip(rows, played, strict=True)}
         if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
             for row in over:
                 self._episodes[row] = episode = self._begin(row, None, None)
-                texts[row], told[row] = episode.prompt.text, {"question": episode.question}
-        infos = self._stacked(told.items())
+                texts[row], shown[row] = episode.prompt.text, {"question": episode.question}
+        infos = self._stacked(shown.items())
         return tuple(texts), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:

@@ -33,7 +33,7 @@ DENSE_OPTIONS = ("model", "search", "device", "precision")  # of open_retriever
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until the process is told to end.
+    """Serve until the process is asked to end.
 
     Args:
         argv: Command line arguments; None for those of the process.

@@ -251,8 +251,8 @@ class OpenAIAgent:
         if self.tokenizer is not None and choice.get("token_ids") is not None:
             ids = choice["token_ids"]
             if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-                told = f"token_ids must be a list of token ids, got {str(ids)[:80]}"
-                raise RequestRefusedError(200, ServerError(told))
+                problem = f"token_ids must be a list of token ids, got {str(ids)[:80]}"
+                raise RequestRefusedError(200, ServerError(problem))
             return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)
         return Completion(text, stop_reason=reason)
 
@@ -262,12 +262,12 @@ class OpenAIAgent:
         if isinstance(protocol, ToolCallProtocol):
             return said + _written(message["tool_calls"], protocol)
         if isinstance(protocol.parse(said), Invalid):
-            told = (
+            problem = (
                 "the answer is a tool call, which the server has taken out of the text, and "
                 f"protocol {protocol.name!r} reads tags: start the server without its parser of "
                 "tool calls, or give the agent a ToolCallProtocol"
             )
-            raise RequestRefusedError(200, ServerError(told))
+            raise RequestRefusedError(200, ServerError(problem))
         return said
 
 

@@ -161,8 +161,8 @@ class Endpoint:
         except httpx2.TransportError as error:
             raise _PassingError(str(error) or type(error).__name__) from error
         except httpx2.DecodingError as error:  # it is not compressed as it says
-            told = f"the answer cannot be read ({error})"
-            raise _PassingError(told, status=200, said=ServerError(told)) from error
+            problem = f"the answer cannot be read ({error})"
+            raise _PassingError(problem, status=200, said=ServerError(problem)) from error
         except RuntimeError as error:  # closed between the check above and the request
             raise EndpointError(f"the connection to {self.url} was closed") from error
         try:
@@ -183,8 +183,8 @@ class Endpoint:
                 raise _PassingError(f"status {status}: {said.message}", seconds, status, said)
             raise RequestRefusedError(status, said)
         if not isinstance(answer, dict):
-            told = f"the answer is not a JSON object: {response.text[:80]!r}"
-            raise _PassingError(told, status=status, said=ServerError(told))
+            problem = f"the answer is not a JSON object: {response.text[:80]!r}"
+            raise _PassingError(problem, status=status, said=ServerError(problem))
         return answer
 
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:

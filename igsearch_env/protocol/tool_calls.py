@@ -219,9 +219,9 @@ _REPLY = Frame(before="\n<tool_response>\n", after="\n</tool_response>\n")
 class ToolCallProtocol(TagProtocol):
     r"""A search is a call of a function, in one of the formats of :data:`CALL_FORMATS`.
 
-    Answers stand in their tag as in every protocol: what is scored must be told from what is said
-    around it. :func:`agents.chat.tool_protocol` builds the prompt and the frames from a tokenizer's
-    chat template.
+    Answers stand in their tag as in every protocol: what is scored must stand apart from the
+    text around it. :func:`agents.chat.tool_protocol` builds the prompt and the frames from a
+    tokenizer's chat template.
 
     Args:
         function: Name of the function that searches.
