@@ -251,6 +251,7 @@ class GRPOTrainer:
         progress = self.step / max(1, self.config.optimization.steps - 1)
         self._watch("gains", 0, len(episodes))
         episodes = self.agent.settle(episodes, progress)
+        self.policy.memory.clear()  # keys and values need not lie beside the update's activations
         give_back_freed_memory()
         settled = time.perf_counter()
         advantages = self.agent.advantages(episodes, progress)
@@ -259,7 +260,6 @@ class GRPOTrainer:
         losses = self.updater.step(
             episodes, advantages, shuffling, self._watched("update", updates)
         )
-        self.policy.memory.clear()
         give_back_freed_memory()
         self.step += 1
         self._state = self._state_now()
