@@ -5,12 +5,15 @@ python -m scripts.benchmarks.precision --out runs/bench_precision \
 
 Episodes are played by a scripted agent that knows the gold titles, so that every case has the same
 ones. Each case is a process of its own: tokens per CPU second of sampling a first turn, of settling
-information gain and of the update, and the peak of resident memory beside that of the plan.
+information gain and of the update, and the update's peak of memory beside that of the plan. It
+reads the peak from /proc, so it runs on Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import random
 import time
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
-from scripts.benchmarks.kit import make_table, measure_apart, peak_bytes
+from scripts.benchmarks.kit import make_table, measure_apart
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,8 +36,11 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from agents.transformers_policy import TransformersPolicy
 from igsearch_env.cli.console import print_table
+from igsearch_env.episode import Episode
 from igsearch_env.files import write_json
+from igsearch_env.rollout import collect
 from trainers.config import TrainSettings, load_config
 
 GIB = 1 << 30
@@ -81,41 +87,53 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
-    """Measure one case; the peak of memory is that of this process.
+    """Measure one case.
 
     Args:
         case: The settings of a run, the number of episodes of the update, and whether logits are
             computed in parts, as they are in training.
 
     Returns:
-        Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, and ``peak_gib`` beside
-        ``planned_gib``, both without what the process held before the model was loaded.
+        Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, and ``peak_gib`` of the
+        update beside ``planned_gib``.
     """
-    from igsearch_env.rollout import collect
     from trainers.local import token_batch
-    from trainers.local.update import Updater
-    from trainers.plan import plan
-    from trainers.setup import make_agent, make_training_engine, with_protocol
+    from trainers.setup import make_agent, make_training_engine
     from trainers.warm_start.real_questions import GoldAgent
 
-    config, episodes, logits_in_parts = case
+    config, count, logits_in_parts = case
     if not logits_in_parts:
         token_batch.LOGITS_AT_ONCE = 1 << 40
     engine = make_training_engine(config, config.run.seed)
-    before = peak_bytes()
     agent = make_agent(config, engine)
-    engine = with_protocol(engine, agent.policy.protocol)
     policy = agent.policy
-    asked = [engine.questions[i % len(engine.questions)] for i in range(episodes)]
+    asked = [engine.questions[i % len(engine.questions)] for i in range(count)]
     begun = [engine.rules.begin(question, question.id) for question in asked]
-    found: dict[str, float] = {}
     started = time.process_time()
     turns = policy.act(begun)
     tokens = sum(len(turn.token_ids or ()) for turn in turns)
-    found["sampling"] = tokens / (time.process_time() - started)
+    sampling = tokens / (time.process_time() - started)
     policy.memory.clear()
-    gold = GoldAgent(policy, engine.rules.max_searches, random.Random(0))
-    played = [
+    played = collect(engine, GoldAgent(policy, engine.rules.max_searches, random.Random(0)), asked)
+    started = time.process_time()
+    agent.settle(played)
+    scoring = agent.scorer.tokens_processed / (time.process_time() - started)
+    return {"sampling": sampling, "scoring": scoring, **measure_update(config, policy, played)}
+
+
+def measure_update(
+    config: TrainSettings, policy: TransformersPolicy, played: Sequence[Episode]
+) -> dict[str, float]:
+    """Tokens per CPU second of an update, and its peak of memory beside the plan.
+
+    The peak is that of the weights and of what the process takes from before the first update to
+    the end of the second; libraries and the index are not in it.
+    """
+    from trainers.local.token_batch import episode_tokens
+    from trainers.local.update import Updater
+    from trainers.plan import plan
+
+    episodes = [
         replace(
             episode,
             steps=tuple(
@@ -123,34 +141,37 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
                 for step in episode.steps
             ),
         )
-        for episode in collect(engine, gold, asked)
+        for episode in played
     ]
-    started = time.process_time()
-    agent.settle(played)
-    found["scoring"] = agent.scorer.tokens_processed / (time.process_time() - started)
-    updater = Updater(
-        policy.model,
-        policy.tokenizer,
-        config.optimization,
-        config.policy.temperature,
-        autocast=policy.autocast,
-    )
-    rng = np.random.default_rng(0)
-    noise = [rng.normal(size=episode.policy_tokens) for episode in played]
-    lengths = [len(token_batch.episode_tokens(e, policy.tokenizer)[0]) for e in played]
+    lengths = [len(episode_tokens(episode, policy.tokenizer)[0]) for episode in episodes]
     # A micro-batch of as many episodes as there are at most, as long as the longest of them.
-    fewer = min(config.optimization.micro_batch_size, episodes)
+    fewer = min(config.optimization.micro_batch_size, len(episodes))
     small = replace(config, optimization=replace(config.optimization, micro_batch_size=fewer))
     planned = plan(small, longest=max(lengths)).phases["update"]
+    o, temperature = config.optimization, config.policy.temperature
+    updater = Updater(policy.model, policy.tokenizer, o, temperature, autocast=policy.autocast)
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=episode.policy_tokens) for episode in episodes]
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what sampling took is no part of the update
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    updater.step(episodes[:1], noise[:1], rng)  # makes the states of the optimizer
     started = time.process_time()
-    for _ in range(2):  # the second has optimizer states beside its activations
-        updater.step(played, noise, rng)
-    found["update"] = 2 * sum(lengths) / (time.process_time() - started)
+    updater.step(episodes, noise, rng)
+    seconds = time.process_time() - started
+    weights = sum(parameter.nbytes for parameter in policy.model.parameters())
     return {
-        **found,
-        "peak_gib": (peak_bytes() - before) / GIB,
+        "update": sum(lengths) / seconds,
+        "peak_gib": (weights + _memory("VmHWM") - before) / GIB,
         "planned_gib": sum(planned.values()) / GIB,
     }
+
+
+def _memory(name: str) -> int:
+    """Resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM), on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(one.split()[1]) for one in lines if one.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

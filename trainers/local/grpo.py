@@ -305,8 +305,9 @@ class GRPOTrainer:
                 )
             return []
         if written.exists():
-            old = _flat(read_settings(written))
-            new = _flat(json.loads(json.dumps(self.config.to_dict())))
+            # A setting that the run did not know yet had its default.
+            known, new = (_flat(_as_json(one)) for one in (TrainSettings(), self.config))
+            old = {**known, **_flat(read_settings(written))}
             changed = [
                 f"{name} was {old.get(name)!r}, got {new.get(name)!r}"
                 for name in dict.fromkeys((*new, *old))
@@ -388,6 +389,12 @@ def _interrupt_delayed() -> Iterator[None]:
             signal.signal(one, handler)
     for number in waiting:
         signal.raise_signal(number)  # whoever handled it before does so now
+
+
+def _as_json(config: TrainSettings) -> dict[str, Any]:
+    """Settings as they are read from a file, with lists for tuples."""
+    read: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    return read
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
