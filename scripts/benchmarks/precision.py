@@ -98,7 +98,7 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
         update beside ``planned_gib``.
     """
     from trainers.local import token_batch
-    from trainers.setup import make_agent, make_training_engine
+    from trainers.setup import make_agent, make_training_engine, with_protocol
     from trainers.warm_start.real_questions import GoldAgent
 
     config, count, logits_in_parts = case
@@ -107,6 +107,7 @@ def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
     engine = make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
     policy = agent.policy
+    engine = with_protocol(engine, policy.protocol)
     asked = [engine.questions[i % len(engine.questions)] for i in range(count)]
     begun = [engine.rules.begin(question, question.id) for question in asked]
     started = time.process_time()
