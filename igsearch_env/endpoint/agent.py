@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol, get_args
 
@@ -15,7 +15,7 @@ from igsearch_env.completion import Completion, StopReason
 from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
-from igsearch_env.episode import Context, Episode
+from igsearch_env.episode import Context, Episode, Segment, Step, changed
 from igsearch_env.protocol.tags import Invalid, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
@@ -80,8 +80,10 @@ class OpenAIAgent:
     cannot be trained on, and text that is tokenised as a whole may have other tokens at the seams.
 
     The text of an answer may be a string or a list of parts; where there is none, a reasoning
-    model's thoughts are the turn. A call that the server has taken out of the text (``tool_calls``)
-    is a search of a :class:`~igsearch_env.protocol.tool_calls.ToolCallProtocol`; a protocol of tags
+    model's thoughts are the turn, in which no action is read. Where a closing tag that is quoted in
+    a thought has stopped a turn, the rest of it is asked for (completions). A call that the server
+    has taken out of the text (``tool_calls``) is a search of a
+    :class:`~igsearch_env.protocol.tool_calls.ToolCallProtocol`; a protocol of tags
     cannot read it, and the question fails with a hint. A turn that the server's content filter
     ended fails its question. Where a server knows ``max_completion_tokens`` in place of
     ``max_tokens``, it gets that.
@@ -159,7 +161,7 @@ class OpenAIAgent:
         if episode in self.refusals:
             return refused
         try:
-            return self._completion(self._ask(episode))
+            return self._sampled(episode)
         except ContextTooLongError:
             return Completion("", known, None, known, "no_room")
         except RequestRefusedError as error:
@@ -167,6 +169,27 @@ class OpenAIAgent:
                 raise
             self.refusals.add(episode, error)
             return refused
+
+    def _sampled(self, episode: Episode) -> Completion:
+        """A turn; what stopped it in a thought did not end it, so that the rest is asked for."""
+        turn = self._completion(self._ask(episode))
+        while self.api == "completions" and turn.stop_reason == "stop":
+            ids = turn.token_ids
+            left = self.max_new_tokens - (len(turn) // 4 if ids is None else len(ids))
+            if self.protocol.ended(turn) or left < 1:
+                break
+            none = slice(0, 0)
+            step = Step("invalid", Segment(str(turn), "policy", ids), None, none, none)
+            longer = changed(episode, steps=(*episode.steps, step))
+            rest = self._completion(replace(self, max_new_tokens=left)._ask(longer))
+            if not rest:
+                break
+            if self.tokenizer is None or ids is None or rest.token_ids is None:
+                turn = Completion(turn + rest, stop_reason=rest.stop_reason)
+            else:
+                ids, decode = (*ids, *rest.token_ids), self.tokenizer.decode
+                turn = Completion.from_tokens(ids, None, decode, rest.stop_reason)
+        return turn
 
     def _refuses_greeting(self) -> bool:
         """Whether the endpoint refuses what nobody could object to."""
@@ -234,7 +257,7 @@ class OpenAIAgent:
             raise RequestRefusedError(200, ServerError("its content filter ended the turn"))
         if isinstance(message, dict) and message.get("tool_calls"):
             return Completion(self._called(message), stop_reason="stop")
-        text = _text(message)
+        text = _text(message, self.protocol.think)
         if text is None:
             said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
             raise RequestRefusedError(200, ServerError(said))
@@ -284,8 +307,8 @@ def _written(calls: Any, protocol: ToolCallProtocol) -> str:
     return protocol.write_search(query)
 
 
-def _text(message: Any) -> str | None:
-    """What a message says, or else thinks; None if it is no message."""
+def _text(message: Any, think: str | None = None) -> str | None:
+    """What a message says, or else thinks, in that tag; None if it is no message."""
     if not isinstance(message, dict):
         return None
     for name in ("content", "text", "reasoning_content", "reasoning", "refusal"):
@@ -295,7 +318,8 @@ def _text(message: Any) -> str | None:
         if said is not None and not isinstance(said, str):
             return None
         if said:
-            return said
+            thought = think is not None and name.startswith("reasoning")
+            return f"<{think}>{said}</{think}>" if thought else said
     known = {"content", "text", "reasoning_content"} & message.keys()
     return "" if known else None
 
@@ -326,6 +350,7 @@ def open_action(protocol: TagProtocol, text: str) -> str:
     >>> open_action(PROTOCOLS["refine"], "<think> so </think> <search> capital of Peru ")
     '</search>'
     """
+    text = protocol.spoken(text)
     opening, closing = max(protocol.actions, key=lambda action: text.rfind(action[0]))
     at = text.rfind(opening)
     return closing if at >= 0 and closing not in text[at:] else ""

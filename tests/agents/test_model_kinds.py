@@ -198,7 +198,7 @@ def test_the_update_sees_the_models_own_logits(
     check_logits(untyped)
     ids = torch.tensor(bpe(TEXTS[2])["input_ids"])
     mask = torch.arange(len(ids)) >= 4
-    batch = TokenBatch(ids[None], torch.ones_like(ids)[None], mask[None])
+    batch = TokenBatch(ids[None], mask[None])
     found, _ = policy_log_probs(untyped, batch)
     with torch.no_grad():
         logits = untyped(ids[None], use_cache=False).logits[0, :-1].float()

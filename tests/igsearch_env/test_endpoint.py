@@ -475,8 +475,8 @@ def test_the_errors_of_an_answer() -> None:
     [
         ({"content": [{"type": "text", "text": "<answer> a "}, {"type": "x"}]}, "<answer> a "),
         ({"content": ["<answer>", " a "]}, "<answer> a "),
-        ({"content": "", "reasoning_content": "<answer> a "}, "<answer> a "),
-        ({"content": None, "reasoning": "<answer> a "}, "<answer> a "),
+        ({"content": "", "reasoning_content": "<answer> a "}, "<think><answer> a </think>"),
+        ({"content": None, "reasoning": "<answer> a "}, "<think><answer> a </think>"),
         ({"content": "<answer> a ", "reasoning_content": "hm"}, "<answer> a "),
         ({"content": None, "refusal": "I may not"}, "I may not"),
         ({"content": []}, ""),
@@ -489,6 +489,35 @@ def test_where_the_text_of_a_message_may_be(
     choice = {"message": message, "finish_reason": "length"}
     server.answer = lambda number, body: (200, {"choices": [choice]})
     assert agent(server, api="chat").act([begun()]) == [turn]
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_a_tag_quoted_in_a_thought_does_not_end_the_turn(
+    server: ScriptedServer, with_ids: bool
+) -> None:
+    loaded: Any = AutoTokenizer.from_pretrained(POLICY)
+    tokenizer = SegmentTokenizer(loaded) if with_ids else None
+    parts = ["<think> I may write </answer>", " </think> <search> lima </search>"]
+    protocol = PROTOCOLS["refine-bare"]
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        text = parts[number]
+        choice: dict[str, Any] = {"text": text, "finish_reason": "stop"}
+        if tokenizer is not None:
+            choice["token_ids"] = list(tokenizer.encode_answer("", text)[1])
+        return 200, {"choices": [choice]}
+
+    server.answer = answer
+    asked = OpenAIAgent(endpoint(server), "m", protocol, tokenizer=tokenizer, max_new_tokens=40)
+    (turn,) = asked.act([begun()])
+    assert turn.stop_reason == "stop"
+    parsed = protocol.parse(turn)
+    assert isinstance(parsed, Search)
+    assert parsed.query == "lima"
+    first, second = server.asked
+    assert second["prompt"][: len(first["prompt"])] == first["prompt"]
+    assert len(second["prompt"]) > len(first["prompt"])
+    assert 0 < second["max_tokens"] < first["max_tokens"] == 40
 
 
 @pytest.mark.parametrize("turn", ["", " \n"])

@@ -86,8 +86,16 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
         while not (episode.finished or episode.retrieval_failed):
             ids = tables.tokenizer.encode_context(episode.transcript)
             room = min(self.settings.max_new_tokens, max_length - len(ids))
-            asked = _turn_params(sampling_params, room, table.engine.rules.protocol.stop)
+            protocol, decode = table.engine.rules.protocol, tables.tokenizer.decode
+            asked = _turn_params(sampling_params, room, protocol.stop)
             turn = await _sample(llm_engine, ids, asked) if room > 0 else NO_ROOM
+            # A string that stopped it in a thought did not end it: the rest is asked for.
+            while turn.stop_reason == "stop" and not protocol.ended(decode([*turn.token_ids])):
+                left = room - len(turn.token_ids)
+                if left < 1:
+                    break
+                asked = _turn_params(sampling_params, left, protocol.stop)
+                turn = _joined(turn, await _sample(llm_engine, [*ids, *turn.token_ids], asked))
             episode = await table.play(episode, turn)
         if not episode.finished:  # it will be left out of the update: play it no further
             episode = replace(episode, truncated=True, outcome=0.0, em=0.0, f1=0.0)
@@ -134,6 +142,14 @@ async def _sample(llm_engine: Any, ids: list[int], asked: Any) -> SampledTurn:
         return SampledTurn(output.token_ids, None, reason)
     pairs = zip(output.token_ids, output.logprobs, strict=True)
     return SampledTurn(output.token_ids, [known[token].logprob for token, known in pairs], reason)
+
+
+def _joined(turn: SampledTurn, rest: SampledTurn) -> SampledTurn:
+    """A turn and what was sampled after it."""
+    log_probs = None
+    if turn.log_probs is not None and rest.log_probs is not None:
+        log_probs = [*turn.log_probs, *rest.log_probs]
+    return SampledTurn([*turn.token_ids, *rest.token_ids], log_probs, rest.stop_reason)
 
 
 def _response(episode: Episode, tokenizer: SegmentTokenizer, logged: bool) -> dict[str, Any]:
