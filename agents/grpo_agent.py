@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
-from igsearch_env.credit import CreditAssignment, settle_for
+from igsearch_env.credit import CreditAssignment, assign_credit, settle_for
 from igsearch_env.episode import Episode
 from igsearch_env.gain.information_gain import InformationGain
 
@@ -75,5 +75,8 @@ class GRPOAgent:
         Args:
             episodes: Finished and settled episodes.
             progress: How far training has come, from 0 to 1, for methods that change with it.
+
+        Raises:
+            ValueError: If an advantage is not a finite number, or one is missing or too many.
         """
-        return self.credit.at(progress)(episodes)
+        return assign_credit(self.credit.at(progress), episodes)

@@ -107,6 +107,26 @@ def _finished(model: PreTrainedModel, logits: Tensor) -> Tensor:
     return logits
 
 
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model that holds NaN or infinity.
+
+    Raises:
+        ValueError: If a weight is not a finite number; the message names it.
+    """
+    # Least and largest value need no room, which torch.isfinite of a whole matrix would.
+    extremes = {
+        name: torch.stack(torch.aminmax(value.detach()))
+        for name, value in model.named_parameters()
+        if value.numel() and value.is_floating_point()
+    }
+    wrong = [name for name, pair in extremes.items() if not torch.isfinite(pair).all()]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of {len(extremes)} weight matrices hold numbers that are not finite, "
+            f"{wrong[0]} among them"
+        )
+
+
 def check_logits(model: PreTrainedModel, **options: Any) -> None:
     """Check that :func:`logits_after` gives the model's own logits, whatever its weights are.
 

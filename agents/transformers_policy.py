@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from agents.chat import protocol_for
-from agents.inference import check_cache, eos_ids, evaluating, max_positions
+from agents.inference import check_cache, check_weights, eos_ids, evaluating, max_positions
 from agents.lora import has_adapters, merged
 from agents.sampling.prefix_memory import PrefixMemory
 from agents.sampling.sampler import Sample, SampleRequest, sample
@@ -157,7 +157,11 @@ class TransformersPolicy:
             path: The directory.
             adapters_only: Of a model with adapters, write these alone, in peft's format; else they
                 are merged into its weights, and the directory loads like any other.
+
+        Raises:
+            ValueError: If a weight is not a finite number; nothing is written then.
         """
+        check_weights(self.model)
         merge = has_adapters(self.model) and not adapters_only
         (merged(self.model) if merge else self.model).save_pretrained(path)
         self.tokenizer.tokenizer.save_pretrained(path)
@@ -260,6 +264,11 @@ class TransformersPolicy:
         """Draw from float32 logits (B, V): ids and log-probabilities, shape (B,) each."""
         logits = logits[:, : self._known]  # what a padded vocabulary adds has no text
         log_probs = torch.log_softmax(logits if self.greedy else logits / self.temperature, dim=-1)
+        if log_probs[:, 0].isnan().any():  # one NaN or infinity makes a whole row NaN
+            raise ValueError(
+                "the policy computes logits that are not finite numbers: its weights are damaged "
+                "or too large; begin with another checkpoint, or try precision float32"
+            )
         if self.greedy:
             ids = log_probs.argmax(dim=-1, keepdim=True)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 from igsearch_env.answers import exact_match, f1_score
@@ -18,7 +19,7 @@ from igsearch_env.text import clean_text
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 OutcomeFunction = Callable[[str | None, Question], float]
-"""Scores an answer to a question; the answer is None where there was none."""
+"""Scores an answer to a question with a finite number; the answer is None where there was none."""
 
 Outcome = str | OutcomeFunction
 """A name in :data:`OUTCOMES`, or a function."""
@@ -216,6 +217,11 @@ class SearchQAEngine:
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)
             scored = self.outcome if callable(self.outcome) else OUTCOMES[self.outcome]
             outcome = float(scored(after.answer, after.question))
+            if not isfinite(outcome):
+                raise ValueError(
+                    f"the outcome of question {after.question.id!r} is {outcome}; an outcome "
+                    "function must return a finite number"
+                )
             fields["attempt_outcomes"] = (*after.attempt_outcomes, outcome)
             if after.finished:
                 reward = outcome

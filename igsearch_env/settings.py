@@ -119,8 +119,10 @@ class EnvironmentSettings:
                 own = "; names of your own need --import FILE" if name == "outcome" else ""
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{own}")
         floor = self.floor
-        if floor not in ("uniform", "none") and not (isinstance(floor, Real) and floor < 0):
-            raise ValueError(f"floor must be 'uniform', 'none' or a number below 0, got {floor!r}")
+        if floor not in ("uniform", "none") and not (isinstance(floor, Real) and -inf < floor < 0):
+            raise ValueError(
+                f"floor must be 'uniform', 'none' or a finite number below 0, got {floor!r}"
+            )
         check_protocol(self.protocol)
         check_worlds(self.questions, self.retriever)
 

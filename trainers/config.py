@@ -494,7 +494,7 @@ def check_range(
     least: float = -math.inf,
     above: float = -math.inf,
 ) -> None:
-    """Refuse numbers out of range; NaN is out of every range.
+    """Refuse numbers out of range; NaN and infinity are out of every range.
 
     Args:
         section: What stands before the names in messages.
@@ -508,6 +508,8 @@ def check_range(
     """
     for name in names:
         value = getattr(settings, name)
+        if not -math.inf < value < math.inf:
+            raise ValueError(f"{section}.{name} must be a finite number, got {value}")
         if not (value >= least and value > above):
             wanted = f"at least {least}" if above == -math.inf else f"above {above}"
             raise ValueError(f"{section}.{name} must be {wanted}, got {value}")

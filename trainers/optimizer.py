@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,27 @@ from torch import nn
 
 from igsearch_env.extras import import_extra
 from trainers.config import OptimizerName
+from trainers.local.health import TrainingStoppedError
+
+STOPPED = (
+    "the weights were left as they are; a lower learning rate, a smaller clip_high, or precision "
+    "float32 may help"
+)
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Scale the gradients of a model down to a norm.
+
+    Returns:
+        The norm as it was.
+
+    Raises:
+        TrainingStoppedError: If it is not finite: a step would spoil every weight for good.
+    """
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if not math.isfinite(norm):
+        raise TrainingStoppedError(f"the norm of the gradient is {norm}; {STOPPED}")
+    return norm
 
 
 def make_optimizer(

@@ -9,7 +9,13 @@ A method is a function of a batch of episodes (several groups) that returns one 
 """
 
 from igsearch_env.credit.answer_string_bonus import AnswerStringBonus
-from igsearch_env.credit.base import CREDIT, CreditAssignment, make_credit, register_credit
+from igsearch_env.credit.base import (
+    CREDIT,
+    CreditAssignment,
+    assign_credit,
+    make_credit,
+    register_credit,
+)
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup, BeliefShift, DeltaBelief
 from igsearch_env.credit.enabling import Enabling
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
@@ -51,6 +57,7 @@ __all__ = [
     "QueryBonus",
     "Reinforce",
     "SilverChain",
+    "assign_credit",
     "group_advantages",
     "make_credit",
     "register_credit",

@@ -98,6 +98,40 @@ class CreditAssignment(ABC):
         _check_names(cls)
 
 
+def assign_credit(
+    credit: CreditAssignment, episodes: Sequence[Episode]
+) -> list[NDArray[np.float64]]:
+    """Call a method, and check what it returns: it may be anybody's.
+
+    Returns:
+        The advantage of each policy token: one array of shape (policy tokens,) per episode.
+
+    Raises:
+        ValueError: If an advantage is not a finite number, or one is missing or too many.
+    """
+    advantages = list(credit(episodes))
+    method = type(credit).__name__
+    if len(advantages) != len(episodes):
+        raise ValueError(
+            f"the credit method {method} must return one array per episode, so {len(episodes)}, "
+            f"got {len(advantages)}"
+        )
+    for episode, array in zip(episodes, advantages, strict=True):
+        if np.shape(array) != (episode.policy_tokens,):
+            raise ValueError(
+                f"the credit method {method} must return one advantage per policy token, shape "
+                f"({episode.policy_tokens},) for question {episode.question.id!r}, got shape "
+                f"{np.shape(array)}"
+            )
+        if not np.isfinite(array).all():
+            wrong = np.asarray(array)[~np.isfinite(array)]
+            raise ValueError(
+                f"the credit method {method} must return finite advantages, got {wrong[0]} for "
+                f"{len(wrong)} tokens of question {episode.question.id!r}"
+            )
+    return advantages
+
+
 FLAGS = ("uses_information_gain", "uses_belief", "uses_enabling", "uses_silver")
 CONTRACT = (*FLAGS, "needs_gain", "at")
 """What a credit method may set beside its options."""

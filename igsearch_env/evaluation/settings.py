@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any, Literal, get_args
 
 from igsearch_env.endpoint import Api, RequestField
@@ -128,8 +129,8 @@ class EvaluationSettings:
         if not 0 <= self.max_refused <= 1:
             raise ValueError(f"max_refused must be from 0 to 1, got {self.max_refused}")
         for name in ("temperature", "timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
 
     @property
     def protocol(self) -> str | None:

@@ -152,9 +152,9 @@ def answer_scores(
 
 def check_head(head_tokens: int, head_weight: float) -> None:
     """Refuse weights of leading tokens that are out of range."""
-    if head_tokens < 0 or not head_weight > 0:
+    if head_tokens < 0 or not 0 < head_weight < math.inf:
         raise ValueError(
-            "head_tokens must be at least 0 and head_weight above 0, "
+            "head_tokens must be at least 0 and head_weight above 0 and finite, "
             f"got {head_tokens} and {head_weight}"
         )
 
@@ -192,8 +192,8 @@ class InformationGain:
             )
         if isinstance(self.floor, str) and self.floor != "uniform":
             raise ValueError(f"floor must be 'uniform', a number or None, got {self.floor!r}")
-        if isinstance(self.floor, int | float) and not self.floor < 0:
-            raise ValueError(f"a floor is a log-probability, below 0 nats, got {self.floor}")
+        if isinstance(self.floor, int | float) and not -math.inf < self.floor < 0:
+            raise ValueError(f"a floor is a finite log-probability, below 0 nats, got {self.floor}")
         check_head(self.head_tokens, self.head_weight)
         _check_aliases(self.aliases)
 

@@ -64,9 +64,9 @@ class UnigramScorer:
     """
 
     def __init__(self, vocabulary_size: int = 50_000, smoothing: float = 1.0) -> None:
-        if vocabulary_size < 2 or smoothing <= 0:
+        if vocabulary_size < 2 or not 0 < smoothing < math.inf:
             raise ValueError(
-                "UnigramScorer needs vocabulary_size >= 2 and smoothing > 0, "
+                "UnigramScorer needs vocabulary_size >= 2 and a finite smoothing > 0, "
                 f"got {vocabulary_size} and {smoothing}"
             )
         self.vocabulary_size = vocabulary_size

@@ -26,10 +26,14 @@ class Shaping:
     clip: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.dead_zone >= 0 and self.negative_scale >= 0):
-            raise ValueError(f"dead_zone and negative_scale must not be negative, got {self}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive, or None for no clip, got {self.clip}")
+        if not (0 <= self.dead_zone < math.inf and 0 <= self.negative_scale < math.inf):
+            raise ValueError(
+                f"dead_zone and negative_scale must be finite and not negative, got {self}"
+            )
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(
+                f"clip must be a finite number above 0, or None for no clip, got {self.clip}"
+            )
 
     def __call__(self, gain: float) -> float:
         """Shape one gain, in nats."""

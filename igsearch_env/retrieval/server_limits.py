@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,5 @@ class ServerLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value >= 1:
-                raise ValueError(f"the limit {name} must be at least 1, got {value}")
+            if not 1 <= value < inf:
+                raise ValueError(f"the limit {name} must be at least 1 and finite, got {value}")

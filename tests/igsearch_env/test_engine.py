@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,6 +35,13 @@ def play(engine: SearchQAEngine, turns: Sequence[str], question: Question = PERU
     for turn in turns:
         ((episode, _),) = engine.step([episode], [turn])
     return episode
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_an_outcome_that_is_no_number_is_not_paid(number: float) -> None:
+    engine = engine_of(outcome=lambda answer, question: number)
+    with pytest.raises(ValueError, match=r"the outcome of question '.*' is (nan|-?inf)"):
+        play(engine, ["<answer>Lima</answer>"])
 
 
 class TestDraws:

@@ -140,7 +140,7 @@ strange: Any = [{"question": "Who?"}]
         (
             {"floor": 0.5},
             ValueError,
-            "floor must be 'uniform', 'none' or a number below 0, got 0.5",
+            "floor must be 'uniform', 'none' or a finite number below 0, got 0.5",
         ),
         ({"aliases": "mean"}, ValueError, "aliases must be one of best_real, max, logmeanexp"),
         ({"top_p": 1}, TypeError, "top_p"),
@@ -288,6 +288,7 @@ def test_paths_are_files_and_folders_whatever_they_look_like(
         ({"protocol": 3}, "unknown protocol 3"),
         ({"outcome": 3}, "outcome must be one of"),
         ({"information_gain_weight": math.inf}, "finite"),
+        ({"floor": -math.inf}, "finite number below 0, got -inf"),
         ({"questions": QUESTIONS, "retriever": "bm25:x"}, "'bm25' stands alone"),
         ({"questions": QUESTIONS, "retriever": "http://host:port"}, "expected http://HOST:PORT"),
     ],

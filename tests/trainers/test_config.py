@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,7 +11,14 @@ import pytest
 
 from agents.loading import CHECKOUT
 from igsearch_env.cli.program import argument_docs
-from trainers.config import TrainSettings, from_dict, load_config
+from trainers.config import OptimizationSettings, TrainSettings, from_dict, load_config
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "kl", "weight_decay"])
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_settings_that_are_built_in_code_are_finite_too(name: str, number: float) -> None:
+    with pytest.raises(ValueError, match=f"optimization.{name} must be a finite number"):
+        TrainSettings(optimization=replace(OptimizationSettings(), **{name: number}))  # type: ignore[arg-type]
 
 
 def test_a_file_and_overrides(tmp_path: Path) -> None:
@@ -118,7 +126,10 @@ def test_what_does_not_fit_is_refused(override: str, message: str) -> None:
         ("run.seed=-1", "run.seed must be at least 0"),
         ("run.max_failed_searches=-0.1", "run.max_failed_searches must be at least 0"),
         ("run.failed_tries=0", "run.failed_tries must be at least 1"),
-        ("environment.floor=0", "floor must be 'uniform', 'none' or a number below 0, got 0.0"),
+        (
+            "environment.floor=0",
+            "floor must be 'uniform', 'none' or a finite number below 0, got 0.0",
+        ),
     ],
 )
 def test_ranges(override: str, message: str) -> None:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings, TrainSettings
+from trainers.local.checkpoint import save_checkpoint, save_policy
 from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens
 from trainers.local.update import Updater, policy_loss, sign_flips
@@ -604,9 +606,33 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
     before = copy.deepcopy(policy.model.state_dict())
     advantages = noise(sampled)
     advantages[2][1] = number
-    with pytest.raises(TrainingStoppedError, match="the norm of the gradient is nan"):
+    with pytest.raises(TrainingStoppedError, match=r"the loss of a micro-batch .* is (nan|-?inf)"):
         updater(policy).step(sampled, advantages, np.random.default_rng(0))
     assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+    advantages = noise(sampled)
+    next(policy.model.parameters()).register_hook(lambda gradient: gradient * number)
+    with pytest.raises(TrainingStoppedError, match=r"the norm of the gradient is (nan|inf)"):
+        updater(policy).step(sampled, advantages, np.random.default_rng(0))
+    assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+
+
+def test_an_update_that_goes_too_far_ends_the_run_and_is_never_saved(
+    make_policy: MakePolicy, sampled: list[Episode], tmp_path: Path
+) -> None:
+    policy = make_policy()
+    far = updater(policy, learning_rate=1e38, weight_decay=1e3)  # 1e38 * 1e3 is infinite
+    with pytest.raises(TrainingStoppedError, match=r"went too far: .* lower learning rate"):
+        far.step(sampled, noise(sampled), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="not finite"):
+        save_checkpoint(tmp_path, policy, {"step": 1}, 1, keep=2)
+    with pytest.raises(ValueError, match="not finite"):
+        save_policy(tmp_path / "policy", policy)
+    moments = {"optimizer": {"state": {0: {"exp_avg": torch.tensor([1.0, math.inf])}}}}
+    with pytest.raises(ValueError, match=r"state.optimizer.state.0.exp_avg"):
+        save_checkpoint(tmp_path, make_policy(), moments, 1, keep=2)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="logits that are not finite"):
+        policy.act([sampled[0]])
 
 
 def test_one_advantage_per_policy_token_is_needed(

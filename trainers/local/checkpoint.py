@@ -40,7 +40,9 @@ def save_checkpoint(
 
     Raises:
         OSError: If it cannot be written; the checkpoints before it are still there then.
+        ValueError: If a weight or a number of the state is not finite; likewise.
     """
+    _check_state(state)
 
     def write(unfinished: Path) -> None:
         policy.save_pretrained(unfinished, adapters_only=has_adapters(policy.model))
@@ -62,6 +64,7 @@ def save_policy(folder: Path, policy: TransformersPolicy, *, adapters_only: bool
 
     Raises:
         OSError: If it cannot be written.
+        ValueError: If a weight is not a finite number; nothing is written then.
     """
     _write_folder(folder, partial(policy.save_pretrained, adapters_only=adapters_only))
 
@@ -118,12 +121,27 @@ def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
     unfinished.mkdir(parents=True)
     try:
         write(unfinished)
+    except ValueError:  # weights that are not finite
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:  # how torch and safetensors say it
         shutil.rmtree(unfinished, ignore_errors=True)  # it may be what fills the disk
         raise OSError(f"cannot write {target} ({_line(error)}); is the disk full?") from error
     if target.exists():
         shutil.rmtree(target)
     unfinished.rename(target)
+
+
+def _check_state(part: Any, name: str = "state") -> None:
+    """Refuse tensors with numbers that are not finite, such as an optimizer's."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            _check_state(value, f"{name}.{key}")
+        return
+    if isinstance(part, Tensor) and part.is_floating_point() and part.numel():
+        extremes = torch.stack(torch.aminmax(part.detach()))
+        if not torch.isfinite(extremes).all():
+            raise ValueError(f"the {name} of training is not all finite numbers")
 
 
 def _line(error: Exception) -> str:

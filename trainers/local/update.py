@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,14 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.inference import check_logits, computing_in, evaluating
+from agents.inference import check_logits, check_weights, computing_in, evaluating
 from agents.lora import adapters_off
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
 from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
-from trainers.optimizer import make_optimizer
+from trainers.optimizer import STOPPED, clip_gradients, make_optimizer
 
 
 @dataclass
@@ -135,6 +136,13 @@ class Updater:
                     norms.append(
                         self._update([rows[i] for i in part], sums, progress, first=not norms)
                     )
+        try:
+            check_weights(self.model)
+        except ValueError as error:
+            raise TrainingStoppedError(
+                f"an update at learning rate {rates[-1]:g} went too far: {error}; resume from the "
+                "last checkpoint, or begin again, with a lower learning rate"
+            ) from error
         empty = [not learned for learned in groups.values()]
         return {
             "episodes_used": float(len(usable)),
@@ -190,16 +198,10 @@ class Updater:
             self._accumulate(part, total, sums, first=first)
             if progress is not None:
                 progress(len(part))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        if not torch.isfinite(norm):  # it would spoil every weight for good: stop before the step
-            raise TrainingStoppedError(
-                f"the norm of the gradient is {float(norm)}; the weights were left as they are. "
-                "Look at the last rows of metrics.jsonl; a lower learning rate, a smaller "
-                "clip_high, or precision float32 may help"
-            )
+        norm = clip_gradients(self.model, self.config.max_grad_norm)
         self.optimizer.step()  # does nothing if no row was run, since there are no gradients then
         self.schedule.step()
-        return float(norm)
+        return norm
 
     def _micro_batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
         """Parts of a minibatch that fit into memory, episodes of similar length together."""
@@ -228,8 +230,13 @@ class Updater:
             kl=self.config.kl,
             reference_log_probs=reference,
         )
+        loss = float(result.loss.detach())
+        if not math.isfinite(loss):  # its gradient would not be finite either
+            raise TrainingStoppedError(
+                f"the loss of a micro-batch of {len(rows)} episodes is {loss}; {STOPPED}"
+            )
         result.loss.backward()
-        sums["loss"] += float(result.loss.detach()) * total
+        sums["loss"] += loss * total
         sums["clipped"] += result.clipped
         sums["kl"] += result.kl
         sums["entropy"] += float(entropy.sum())

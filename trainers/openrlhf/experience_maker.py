@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker
 
-from igsearch_env.credit import GRPO, CreditAssignment
+from igsearch_env.credit import GRPO, CreditAssignment, assign_credit
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.plugins import import_plugin
@@ -83,7 +83,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         if scored and self.args.ig.rollout.scorer == "policy":
             episodes = self.settle(episodes, credit)
         self.seconds = time.perf_counter() - started
-        advantages = credit(episodes)
+        advantages = assign_credit(credit, episodes)
         for experience in experiences:
             rows = experience.index
             write_advantages(

@@ -27,7 +27,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.rollout import collect
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
-from trainers.optimizer import make_optimizer
+from trainers.optimizer import clip_gradients, make_optimizer
 
 QUERIES = {
     "title": 0.4,
@@ -214,7 +214,7 @@ class RealWarmStart:
             piece: Tensor = -log_probs.sum() / total
             piece.backward()
             loss += float(piece.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
+        clip_gradients(model, 1.0)
         self._optimizer.step()
         return loss
 

@@ -19,6 +19,7 @@ from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
+from trainers.optimizer import clip_gradients
 from trainers.warm_start.demonstrations import (
     COMPETENT_QUERIES,
     SEARCHER_QUERIES,
@@ -229,7 +230,7 @@ class WarmStart:
         loss = -(log_probs * weights[:, 1:]).sum() / weights[:, 1:].sum()
         self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        clip_gradients(self.model, 1.0)
         self._optimizer.step()
         return loss.item()
 

@@ -21,6 +21,7 @@ from igsearch_env.credit import (
     GRPO,
     CreditAssignment,
     IGSearch,
+    assign_credit,
     make_credit,
     register_credit,
 )
@@ -44,6 +45,27 @@ def test_whatever_was_played_each_token_gets_a_number(batch: list[Episode], name
         assert np.isfinite(array).all()
         if episode.retrieval_failed:
             assert not array.any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda a: [*a[:-1], a[-1] * np.nan], r"finite advantages, got nan for \d+ tokens"),
+        (lambda a: [*a[:-1], a[-1] + np.inf], r"finite advantages, got inf for \d+ tokens"),
+        (lambda a: a[:-1], "one array per episode, so 2, got 1"),
+        (lambda a: [*a[:-1], a[-1][1:]], r"one advantage per policy token, shape \(\d+,\)"),
+    ],
+)
+def test_what_a_method_returns_is_checked(wrong: Any, message: str) -> None:
+    class Wrong(CreditAssignment):
+        def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
+            arrays: list[NDArray[np.float64]] = wrong(GRPO()(episodes))
+            return arrays
+
+    batch = [finished(float(n), [policy_step("answer", 0, 4)]) for n in range(2)]
+    assert [len(array) for array in assign_credit(GRPO(), batch)] == [4, 4]
+    with pytest.raises(ValueError, match=message):
+        assign_credit(Wrong(), batch)
 
 
 def test_the_page_of_methods_names_every_method_and_option() -> None:

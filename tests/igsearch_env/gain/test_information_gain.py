@@ -310,11 +310,11 @@ class TestSettings:
         [
             ({"counterfactual": "refinement"}, "counterfactual must be .* got 'refinement'"),
             ({"floor": "none"}, "floor must be 'uniform', a number or None, got 'none'"),
-            ({"floor": 0.0}, "a floor is a log-probability, below 0 nats, got 0.0"),
-            ({"floor": 5}, "a floor is a log-probability, below 0 nats, got 5"),
+            ({"floor": 0.0}, "a floor is a finite log-probability, below 0 nats, got 0.0"),
+            ({"floor": 5}, "a floor is a finite log-probability, below 0 nats, got 5"),
             ({"aliases": "mean"}, "aliases must be .* got 'mean'"),
             ({"head_tokens": -1}, "head_tokens must be at least 0"),
-            ({"head_weight": 0.0}, "head_weight above 0, got 0 and 0.0"),
+            ({"head_weight": 0.0}, "head_weight above 0 and finite, got 0 and 0.0"),
         ],
         ids=str,
     )

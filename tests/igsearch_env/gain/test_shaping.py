@@ -102,10 +102,10 @@ def test_the_clip_hardly_touches_small_gains(gain: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dead_zone": -0.1}, "must not be negative"),
-        ({"negative_scale": -1.0}, "must not be negative"),
-        ({"clip": 0.0}, "clip must be positive, or None for no clip, got 0.0"),
-        ({"clip": -2.0}, "clip must be positive, or None for no clip, got -2.0"),
+        ({"dead_zone": -0.1}, "must be finite and not negative"),
+        ({"negative_scale": -1.0}, "must be finite and not negative"),
+        ({"clip": 0.0}, "clip must be a finite number above 0, or None for no clip, got 0.0"),
+        ({"clip": -2.0}, "clip must be a finite number above 0, or None for no clip, got -2.0"),
     ],
     ids=str,
 )
