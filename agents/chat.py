@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from agents.tokenization import GuardedTokenizer
-from igsearch_env.protocol.names import get_protocol, variant_of
+from igsearch_env.protocol.names import ProtocolError, get_protocol, variant_of
 from igsearch_env.protocol.tags import PROTOCOLS, Frame, TagProtocol
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, NO_ID, Call, ToolCallProtocol
 
@@ -51,7 +51,7 @@ def protocol_for(
         tokenizer: The model's.
 
     Raises:
-        ValueError: If there is nothing of that name, or the tokenizer's template does not fit.
+        ProtocolError: If there is nothing of that name, or the tokenizer's template does not fit.
     """
     if not isinstance(protocol, str):
         return get_protocol(protocol)
@@ -76,7 +76,7 @@ def chat_protocol(protocol: TagProtocol, tokenizer: PreTrainedTokenizerFast) -> 
         as control tokens.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, or one that does not fit.
+        ProtocolError: If the tokenizer has no chat template, or one that does not fit.
     """
     template = _Template(tokenizer)
     prompt, frame = template.prompt(protocol.prompt), template.frame()
@@ -112,7 +112,7 @@ def tool_protocol(
         base: Says how documents and answers are written.
 
     Raises:
-        ValueError: If the tokenizer has no chat template, or one that writes calls otherwise.
+        ProtocolError: If the tokenizer has no chat template, or one that writes calls otherwise.
     """
     template = _Template(tokenizer, [_SEARCH_TOOL])
     prompt, frame = template.prompt(instructions), template.frame()
@@ -145,14 +145,14 @@ class _Template:
         tools: Functions that the model may call.
 
     Raises:
-        ValueError: If the tokenizer has none.
+        ProtocolError: If the tokenizer has none.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerFast, tools: Sequence[dict[str, Any]] | None = None
     ) -> None:
         if not tokenizer.chat_template:
-            raise ValueError(
+            raise ProtocolError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template; "
                 "use the protocol as it is, or set tokenizer.chat_template"
             )
@@ -167,7 +167,7 @@ class _Template:
         """
         rendered = self._render([{"role": "user", "content": text}])
         if _PLACEHOLDER not in rendered:
-            raise ValueError(
+            raise ProtocolError(
                 f"expected the chat template to keep {_PLACEHOLDER!r} of the prompt, got "
                 f"{rendered!r}"
             )
@@ -184,7 +184,7 @@ class _Template:
         rest = self._render(said).partition("@turn@")[2]
         before, found, after = rest.partition("@text@")
         if not found:
-            raise ValueError(
+            raise ProtocolError(
                 "expected the chat template to keep every message of a conversation, got "
                 f"{self._render(said)!r}"
             )
@@ -212,7 +212,7 @@ class _Template:
         written, found, after = rendered.partition(body)
         name, read = self._format(written, self._render(said[:1]).partition("@ask@")[2])
         if read is None or not found:
-            raise ValueError(
+            raise ProtocolError(
                 "expected a chat template that writes a call of search(query) in one of the "
                 f"formats {', '.join(CALL_FORMATS)} and its reply after it, got {rendered!r}; use "
                 "the chat variant of a protocol for this tokenizer"
@@ -274,7 +274,7 @@ class _Template:
         except Exception as error:  # templates raise whatever they like
             roles = ", ".join(message["role"] for message in messages)
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise ProtocolError(
                 f"the chat template of {self.tokenizer.name_or_path!r} cannot render messages of "
                 f"{roles} ({type(error).__name__}: {reason}); "
                 + (

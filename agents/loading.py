@@ -21,6 +21,7 @@ from igsearch_env.checkpoint_settings import FILE, CheckpointSettings
 from igsearch_env.evaluation.settings import Precision
 from igsearch_env.extras import import_extra
 from igsearch_env.hub import without_waiting
+from igsearch_env.protocol.names import ProtocolError
 from igsearch_env.protocol.tags import TagProtocol
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -77,6 +78,7 @@ def load_policy(
     Raises:
         ValueError: If there is no such checkpoint, it cannot be read, or this machine has no such
             device.
+        ProtocolError: If it cannot be asked in this protocol.
         ImportError: If it is a GGUF file and the ``gguf`` extra is not installed.
     """
     check_device(device)
@@ -94,6 +96,8 @@ def load_policy(
             return TransformersPolicy.from_pretrained(
                 folder or path, protocol, device=device, **options
             )
+    except ProtocolError:
+        raise
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         if offline:

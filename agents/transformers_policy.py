@@ -44,9 +44,9 @@ def _say_once(message: str) -> None:
 class TransformersPolicy:
     """Samples the next turn of each episode.
 
-    A turn ends with one of the protocol's stop strings, with an end-of-sequence token (which is
-    kept), or after ``max_new_tokens``. Keys and values are kept for the next call, so that an
-    episode which went on has only its new text to read.
+    A turn ends with one of the protocol's stop strings, with an end-of-sequence token or what ends
+    a turn in the chat template (which are kept), or after ``max_new_tokens``. Keys and values are
+    kept for the next call, so that an episode which went on has only its new text to read.
 
     Args:
         model: A causal language model.
@@ -105,7 +105,9 @@ class TransformersPolicy:
         self.memory = PrefixMemory(model)
         self._generator = torch.Generator(device=model.device).manual_seed(seed)
         self._known = self.tokenizer.known_ids
-        self._eos = eos_ids(model, self.tokenizer.tokenizer)
+        control = self.tokenizer.tokenizer.get_added_vocab()
+        ends = {control[end] for end in self.protocol.turn_ends if end in control}
+        self._eos = eos_ids(model, self.tokenizer.tokenizer) | ends
         self._closing = self.tokenizer.tokens_with(stop[-1] for stop in self.protocol.stop)
 
     @classmethod

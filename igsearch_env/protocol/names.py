@@ -25,6 +25,10 @@ VARIANTS = ("chat", "tools")
 _BUILT_IN = dict(PROTOCOLS)
 
 
+class ProtocolError(ValueError):
+    """A protocol that cannot be had: nothing of that name, a bad file, a template that differs."""
+
+
 def variant_of(name: str) -> tuple[str | None, str]:
     """The variant that a name asks for, or None, and the name of what it is a variant of.
 
@@ -42,25 +46,25 @@ def get_protocol(protocol: TagProtocol | str | None) -> TagProtocol:
         protocol: A name or a protocol; None for ``"refine"``.
 
     Raises:
-        ValueError: If there is nothing of that name, the file cannot be used, or it is a variant
+        ProtocolError: If there is nothing of that name, the file cannot be used, or it is a variant
             that only a model's tokenizer can make.
     """
     if isinstance(protocol, TagProtocol):
         return protocol
     name = "refine" if protocol is None else protocol
     if not isinstance(name, str):
-        raise ValueError(f"unknown protocol {name!r}: expected a name or a TagProtocol")
+        raise ProtocolError(f"unknown protocol {name!r}: expected a name or a TagProtocol")
     if name in PROTOCOLS:
         return PROTOCOLS[name]
     if variant_of(name)[0]:
-        raise ValueError(
+        raise ProtocolError(
             f"the protocol {name!r} is rendered from a model's chat template, and there is no "
             "model here; give a preset or a file of a grammar"
         )
     if Path(name).suffix in (".toml", ".json"):
         return _read(Path(name))
     known = ", ".join(sorted(PROTOCOLS))
-    raise ValueError(
+    raise ProtocolError(
         f"unknown protocol {name!r}; known are {known}, chat, tools, chat:NAME and tools:NAME, or "
         "give a .toml or .json file of a grammar, or a TagProtocol; names of your own need "
         "--import FILE"
@@ -71,7 +75,7 @@ def check_protocol(name: str | None) -> None:
     """Check a name as far as that goes without a model.
 
     Raises:
-        ValueError: If there is nothing of that name.
+        ProtocolError: If there is nothing of that name.
     """
     get_protocol(None if name is None else variant_of(name)[1] if isinstance(name, str) else name)
 
@@ -123,4 +127,4 @@ def _read(file: Path) -> TagProtocol:
             raise ValueError(f"expected a table of fields, got {type(data).__name__}")
         return protocol_from_record({"name": file.stem, **data})
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"cannot use {file} as the file of a protocol ({error})") from error
+        raise ProtocolError(f"cannot use {file} as the file of a protocol ({error})") from error

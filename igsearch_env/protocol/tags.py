@@ -193,6 +193,11 @@ class TagProtocol:
         """The strings that end a turn: what closes an action."""
         return tuple(closing for _, closing in self.actions)
 
+    @property
+    def turn_ends(self) -> tuple[str, ...]:
+        """What a chat template writes at the end of a turn, which the policy may write itself."""
+        return (self.frame.end.strip(),) if self.frame.end else ()
+
     @cached_property
     def _action(self) -> re.Pattern[str]:
         actions = f"{re.escape(self.search)}|{re.escape(self.answer)}"

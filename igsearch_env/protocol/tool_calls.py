@@ -283,6 +283,12 @@ class ToolCallProtocol(TagProtocol):
         call = ((written.opening, written.closing),) if written.closing else ()
         return (*call, (f"<{self.answer}>", f"</{self.answer}>"))
 
+    @property
+    def turn_ends(self) -> tuple[str, ...]:
+        """What the template writes at the end of a turn or of a call."""
+        ends = (self.reply.end.strip(),) if self.reply.end else ()
+        return (*super().turn_ends, *ends)
+
     def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
         """The observation after a search: the tool's reply with, untrusted, the documents in it."""
         body = super().render_documents(documents)

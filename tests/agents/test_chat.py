@@ -3,11 +3,16 @@ from __future__ import annotations
 from copy import deepcopy
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from agents.chat import chat_protocol
+from agents.inference import output_embeddings
 from agents.tokenization import SegmentTokenizer
+from agents.transformers_policy import TransformersPolicy
+from igsearch_env.episode import Episode, Question
 from igsearch_env.protocol.tags import PROTOCOLS
+from tests.agents.conftest import MakeModel
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -45,3 +50,23 @@ def test_a_template_that_loses_the_question_is_refused(chat: PreTrainedTokenizer
     chat.chat_template = "hello"
     with pytest.raises(ValueError, match="keep"):
         chat_protocol(PROTOCOLS["refine"], chat)
+
+
+def test_a_turn_ends_where_the_template_ends_it(
+    chat: PreTrainedTokenizerFast, make_model: MakeModel
+) -> None:
+    """Its token need not be the one that the tokenizer calls the end of a sequence."""
+    end = chat.get_vocab()["<|im_end|>"]
+    assert chat.eos_token_id != end
+    model = make_model("llama", len(chat))
+    bias = torch.zeros(len(chat))
+    bias[end] = 1e4
+    output_embeddings(model).register_forward_hook(lambda module, given, output: output + bias)
+    policy = TransformersPolicy(model, chat, "chat")
+    question = Question("q", "who?", ("a",))
+    (turn,) = policy.act([Episode(question, policy.protocol.render_prompt("who?"))])
+    assert turn.token_ids == (end,)
+    assert turn.stop_reason == "end"
+    plain = TransformersPolicy(model, chat, "refine", max_new_tokens=3)
+    (turn,) = plain.act([Episode(question, plain.protocol.render_prompt("who?"))])
+    assert turn.token_ids == (end,) * 3

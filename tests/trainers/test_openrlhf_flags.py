@@ -6,8 +6,10 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Question
@@ -15,6 +17,7 @@ from igsearch_env.gain.shaping import Shaping
 from trainers.openrlhf.flags import Flags, read_flags
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label, read_label
 
+POLICY = Path(__file__).resolve().parents[2] / "agents" / "world-tiny"
 NEEDED = ["--ig.questions", "world-train", "--ig.retriever", "bm25"]
 
 
@@ -176,3 +179,23 @@ def test_help_and_typos_need_neither_torch_nor_openrlhf() -> None:
         ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
         assert said in ended.stderr
+
+
+def test_the_grammar_of_a_run_is_written_once(tmp_path: Path) -> None:
+    """A chat template may print today's date; every worker, and a resumed run, reads the file."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(POLICY)
+    tokenizer.chat_template = (
+        "Monday {% for m in messages %}<u> {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}<a> {% endif %}"
+    )
+    settings = RolloutSettings("world-train", "bm25", protocol="chat:refine-bare")
+    file = tmp_path / "protocol.json"
+    frozen = RolloutSettings.from_json(settings.frozen(tokenizer, file).to_json())
+    protocol = frozen.tag_protocol(tokenizer)
+    assert protocol == settings.tag_protocol(tokenizer)
+    assert protocol.prompt.startswith("Monday <u> question : {question}")
+    tokenizer.chat_template = tokenizer.chat_template.replace("Monday", "Tuesday")
+    assert settings.tag_protocol(tokenizer) != protocol
+    assert settings.frozen(tokenizer, file).tag_protocol(tokenizer) == protocol
+    assert frozen.engine(tokenizer).rules.protocol == protocol
+    assert frozen.information_gain(tokenizer).protocol == protocol
