@@ -149,7 +149,12 @@ class Turn:
             log_probs=self.completion.log_probs,
             stop_reason=self.completion.stop_reason,
             attempt=attempt,
-            reflection=protocol.render_reflection(episode.question.text, said) if again else None,
+            # After an observation the next turn has been opened: it is closed without a word.
+            reflection=protocol.render_reflection(
+                episode.question.text, "" if reaction["observation"] else said
+            )
+            if again
+            else None,
             **{"query_tokens": slice(start, start)} | reaction,
         )
         answer = parsed.text if isinstance(parsed, Answer) else None

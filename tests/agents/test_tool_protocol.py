@@ -129,6 +129,20 @@ def test_corrections_and_failures_are_turns_too(protocol: ToolCallProtocol) -> N
     assert reflection.endswith("capital of Peru ?<|im_end|>\n<|im_start|>assistant\n")
 
 
+def test_between_attempts_every_message_is_whole(
+    chat: PreTrainedTokenizerFast, protocol: ToolCallProtocol
+) -> None:
+    env = make_env(protocol, max_searches=1, max_attempts=2)
+    env.reset(seed=0)
+    for _ in range(3):
+        observation, *_ = env.step("I think it is Lima.<|im_end|>")
+    opened, closed = "<|im_start|>assistant\n", "<|im_end|>\n"
+    assert f"answer tags.{closed}{opened}{closed}<|im_start|>user\nGo over" in observation
+    assert observation.endswith(closed + opened)
+    observation, *_ = env.step("<answer> Quito </answer>")
+    assert env.episode.terminated
+
+
 def test_the_query_alone_is_the_query(
     chat: PreTrainedTokenizerFast, protocol: ToolCallProtocol
 ) -> None:

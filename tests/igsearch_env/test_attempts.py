@@ -143,14 +143,11 @@ class TestPay:
 
     def test_every_method_takes_it(self) -> None:
         batch = [play([SEARCH, a, SEARCH, b])[0] for a in (RIGHT, WRONG) for b in (RIGHT, WRONG)]
-        for name in set(CREDIT) - {
-            "oracle_bonus",
-            "silver_chain",
-            "igpo",
-            "igpo_code",
-            "igpo_ig_search",
-        }:
-            arrays = make_credit(name)(batch)
+        for name in set(CREDIT) - {"oracle_bonus", "silver_chain"}:
+            credit = make_credit(name)
+            if credit.uses_belief:  # which is settled by a model
+                continue
+            arrays = credit(batch)
             assert [a.shape for a in arrays] == [(e.policy_tokens,) for e in batch], name
         # Attempt 0: +-2/3, attempt 1: +-2/3, in the order of the batch.
         firsts = [array[0] for array in MRSearch()(batch)]
