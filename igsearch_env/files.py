@@ -23,8 +23,12 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with names_file(path):
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(path)
+        try:
+            unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)  # a full disk needs its room
+            raise
 
 
 @contextmanager

@@ -96,12 +96,21 @@ def write_paragraph_sets(
         ValueError: If the folder holds a corpus already, or a source cannot be read, or a row has
             no paragraphs.
     """
-    taken = [file.name for file in sorted(out.glob("*.jsonl"))] if out.is_dir() else []
+    out = out.resolve()  # "." has no name, which the folder of unfinished work takes
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    taken = [f.name for kind in ("*.jsonl", "SOURCES.md") for f in sorted(out.glob(kind))]
     if taken:
         raise ValueError(
             f"{out} holds {', '.join(taken[:3])} already; give another folder, or delete it first"
         )
     sources = [source for name in dict.fromkeys(names) for source in _sources(name, splits)]
+    stems = [source.stem for source in sources]
+    if twice := [source for source in sources if stems.count(source.stem) > 1]:
+        raise ValueError(
+            f"{' and '.join(source.address for source in twice)} would both be written to "
+            f"{twice[0].stem}.questions.jsonl; rename one, or write them to two folders"
+        )
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir(parents=True)
@@ -117,13 +126,14 @@ def write_paragraph_sets(
             questions = files.enter_context(_create(unfinished / file))
             count = 0
             for row in read_rows(source.address, "question set", PARAGRAPH_SETS, source.split):
-                if opened(row.columns.get("answerable")) is False:
+                if str(row.columns.get("answerable")).lower() == "false":  # text, of a CSV file
                     written.unanswerable += 1
                     continue
                 question, documents = question_and_documents(row, source.name)
                 if question.id in ids:
                     raise row.error(
-                        f"the id {question.id!r} was used before, at {ids[question.id]}"
+                        f"the id {question.id!r} was used before, at {ids[question.id]}; ids must "
+                        "be unique over all sets of a folder"
                     )
                 ids[question.id] = row.where
                 for document in documents:
@@ -173,7 +183,7 @@ def question_and_documents(row: Row, dataset: str) -> tuple[Question, list[Docum
             continue
         try:
             found = list(_paragraphs(holder))
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except ValueError as error:
             raise row.error(f"the paragraphs cannot be read: {error}") from error
         if found:
             break
@@ -181,11 +191,12 @@ def question_and_documents(row: Row, dataset: str) -> tuple[Question, list[Docum
         raise row.error("no paragraphs: expected 'context', 'paragraphs' or 'positive_ctxs'")
     documents = {one.document.id: one.document for one in found}
     marked = {one.document.id for one in found if one.gold}
-    titles = set(question.gold_titles)
+    titles = {_tidy(title) for title in question.gold_titles}
     gold = marked or {one.id for one in documents.values() if one.title in titles}
     question = replace(
         question,
         dataset=question.dataset or dataset,
+        gold_titles=tuple(dict.fromkeys(map(_tidy, question.gold_titles))),
         gold_ids=tuple(id_ for id_ in documents if id_ in gold),
     )
     return question, list(documents.values())
@@ -200,27 +211,43 @@ class _Paragraph:
 def _paragraphs(holder: Mapping[str, Any]) -> Iterator[_Paragraph]:
     context = opened(holder.get("context"))
     if isinstance(context, dict):
-        titles = opened(context["title"])
-        texts = opened(context["sentences"] if "sentences" in context else context["content"])
+        titles = opened(context.get("title"))
+        texts = opened(context.get("sentences", context.get("content")))
+        if not isinstance(titles, list) or not isinstance(texts, list) or len(titles) != len(texts):
+            raise ValueError("'context' needs a list 'title' and as long a list 'sentences'")
         context = list(zip(titles, texts, strict=True))
     if isinstance(context, list):
         for pair in context:
-            title, sentences = pair
-            yield _Paragraph(_document(title, sentences))
-    for one in opened(holder.get("paragraphs")) or ():
-        text = one["paragraph_text"] if "paragraph_text" in one else one["text"]
-        yield _Paragraph(_document(one["title"], text), one.get("is_supporting"))
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError(
+                    f"'context' must hold pairs of a title and sentences, got {pair!r:.60}"
+                )
+            yield _Paragraph(_document(*pair))
+    for one in _objects(holder, "paragraphs"):
+        text = one.get("paragraph_text", one.get("text"))
+        yield _Paragraph(_document(one.get("title"), text), one.get("is_supporting"))
     for name in _PASSAGE_LISTS:
-        for one in opened(holder.get(name)) or ():
-            yield _Paragraph(
-                _document(one.get("title") or "", one["text"]), name == "positive_ctxs"
-            )
+        for one in _objects(holder, name):
+            yield _Paragraph(_document(one.get("title"), one.get("text")), name == "positive_ctxs")
 
 
-def _document(title: str, text: str | Sequence[str]) -> Document:
+def _objects(holder: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = opened(holder.get(name))
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError(f"{name!r} must be a list of objects with 'title' and text")
+    return value
+
+
+def _document(title: Any, text: Any) -> Document:
+    title = "" if title is None else str(title) if isinstance(title, int | float) else title
+    if not isinstance(title, str):
+        raise ValueError(f"a title must be text, got {title!r:.60}")
     sentences = [text] if isinstance(text, str) else opened(text)
-    title, whole = _tidy(title), _tidy(" ".join(sentences))
-    document = Document("", title, whole)
+    if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
+        raise ValueError(f"the text of {title!r:.60} must be text or sentences, got {text!r:.60}")
+    document = Document("", _tidy(title), _tidy(" ".join(sentences)))
     digest = hashlib.sha256(f"{document.title}\n{document.text}".encode()).hexdigest()
     return replace(document, id=digest[:16])
 

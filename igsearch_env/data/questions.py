@@ -12,7 +12,14 @@ from typing import Any
 
 from igsearch_env.data.benchmarks import BENCHMARKS, benchmark_source
 from igsearch_env.data.containers import BrokenContainerError, opened, strings
-from igsearch_env.data.rows import Row, file_in_folder, read_rows, source_stem
+from igsearch_env.data.rows import (
+    HubUnreachableError,
+    Row,
+    file_in_folder,
+    read_rows,
+    source_stem,
+    text_lines,
+)
 from igsearch_env.episode import Question
 
 
@@ -136,10 +143,14 @@ def load_question_set(
         raise ValueError(f"the name asks for split {named!r}, the argument for {split!r}")
     split = named or split or benchmark.split
     source = benchmark_source(key, split, folder)
-    found = tuple(
-        replace(question, id=f"{key}-{question.id}", dataset=name)
-        for question in _questions(source, limit, None, answers_needed)
-    )
+    try:
+        questions = _questions(source, limit, None, answers_needed)
+    except HubUnreachableError as error:
+        raise ValueError(
+            f"{error}; for a benchmark, name the folder of its files with --benchmarks FOLDER or "
+            "in the variable IGSEARCH_BENCHMARKS"
+        ) from error
+    found = tuple(replace(one, id=f"{key}-{one.id}", dataset=name) for one in questions)
     whole = benchmark.size if split == benchmark.split else None
     return QuestionSet(name, source, found, split, whole)
 
@@ -212,7 +223,7 @@ def _qrels(queries: Path, split: str | None) -> dict[str, list[str]] | None:
             f"{folder} has no {chosen}.tsv; choose one of its splits: {', '.join(files) or 'none'}"
         )
     found: dict[str, list[tuple[float, str]]] = {}
-    with files[chosen].open(encoding="utf-8-sig", newline="\n") as lines:
+    with text_lines(files[chosen]) as lines:
         for number, line in enumerate(lines, start=1):
             cells = line.split("\t") if "\t" in line else line.split()
             try:
@@ -234,6 +245,7 @@ def _qrels(queries: Path, split: str | None) -> dict[str, list[str]] | None:
 
 _IDS = ("id", "_id", "qid", "query_id", "question_id")
 _TEXTS = ("question", "query")
+_TALKS = ("conversations", "conversation", "messages")  # which reply holds the answer, and where?
 _ANSWERS = ("golden_answers", "answers", "possible_answers", "answer", "ground_truth")
 _REWARDS = ("reward_model", "reward_spec")
 _OBJECTS = ("metadata", "extra_info", *_REWARDS)
@@ -337,7 +349,9 @@ def _text(row: Row) -> str:
             "take NQ-open, with columns 'question' and 'answer', or --questions nq"
         )
     if text is None:
-        raise row.error("no column 'question' (nor 'query', 'prompt', 'input' or 'text')")
+        talk = next((repr(name) for name in _TALKS if name in columns), "")
+        hint = f"; of {talk}, write what is asked as 'question', and 'answer'" if talk else ""
+        raise row.error(f"no column 'question' (nor 'query', 'prompt', 'input' or 'text'){hint}")
     if not isinstance(text, str):
         raise row.error(f"{name!r} must be a string, got {text!r}")
     return text

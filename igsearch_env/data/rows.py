@@ -6,6 +6,7 @@ complain about them in the same words.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -29,6 +30,24 @@ _HEADERS = frozenset(
     | {"question", "query", "input", "prompt", "text", "contents", "content", "passage", "title"}
     | {"answer", "answers", "golden_answers", "possible_answers"}
 )
+_UNPACK = {".zst": "zstd -d", ".bz2": "bunzip2", ".xz": "unxz", ".zip": "unzip"}
+_OTHERS = {  # first bytes of files that are no text, and what to do with them
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; unpack it first: zstd -d",
+    b"BZh": "compressed by bzip2; unpack it first: bunzip2",
+    b"\xfd7zXZ": "compressed by xz; unpack it first: unxz",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook; unpack it, or save it as CSV in UTF-8",
+    b"PAR1": "a Parquet file; let its name end in .parquet",
+}
+_ENCODINGS = {  # the longer marks first: that of UTF-32 begins like that of UTF-16
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_BY_COLUMNS = (
+    "; if the file holds a whole table in one object, write one object per row, with pandas by "
+    'to_json(PATH, orient="records", lines=True)'
+)
 _WIDEST = 2**31 - 1  # characters of a cell; the csv module stops at 131,072
 
 
@@ -48,7 +67,19 @@ class Row(NamedTuple):
     def error(self, problem: str) -> ValueError:
         """An error that names the row and the columns that it has."""
         columns = ", ".join(map(repr, self.columns)) or "none"
-        return ValueError(f"{self.where}: {problem}; the columns are {columns}")
+        hint = _BY_COLUMNS if _is_by_columns(self.columns) else ""
+        return ValueError(f"{self.where}: {problem}; the columns are {columns}{hint}")
+
+
+def _is_by_columns(value: Any) -> bool:
+    """Whether an object seems to be a table, with a list or an object for each column."""
+    if not isinstance(value, dict) or len(value) < 2:
+        return False
+    return any(all(isinstance(one, kind) for one in value.values()) for kind in (list, dict))
+
+
+class HubUnreachableError(ValueError):
+    """A data set of the hub is asked for, and there is neither a connection nor a copy of it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +117,9 @@ def read_rows(
 ) -> Iterator[Row]:
     """Read rows one by one.
 
+    Text is in UTF-8. The names of the usual columns are read in any case, so ``Question`` is
+    ``question``. Binary columns of Parquet, as some writers store text, are read as UTF-8.
+
     A CSV or TSV file has a header, quotes as in spreadsheets, and cells that are text; an empty
     cell is a missing value. Without a header, two or three columns are taken for id, text and title
     of a corpus (MS MARCO), and two for a question and its list of answers (DPR) or for id and
@@ -115,9 +149,19 @@ def read_rows(
     empty = True
     for row in rows:
         empty = False
-        yield row
+        yield row._replace(columns=_in_lower_case(row.columns))
     if empty:
         raise ValueError(f"{source} is empty; a {kind} needs at least one row")
+
+
+def _in_lower_case(columns: dict[str, Any]) -> dict[str, Any]:
+    """The row with the usual columns in lower case, where there is not one of that name already."""
+    if not any(name != name.lower() for name in columns):
+        return columns
+    return {
+        low if (low := name.lower()) in _HEADERS and low not in columns else name: value
+        for name, value in columns.items()
+    }
 
 
 def _existing(source: str, kind: str, builtin: Collection[str]) -> Path:
@@ -128,10 +172,12 @@ def _existing(source: str, kind: str, builtin: Collection[str]) -> Path:
             "and no file was found at that path either; names of your own need --import FILE"
         )
     if path.is_dir() or not path.name.endswith(SUFFIXES):
-        folder = f"; for a folder of data files, write hf:{source}" if path.is_dir() else ""
+        hint = f"; for a folder of data files, write hf:{source}" if path.is_dir() else ""
+        if unpack := _UNPACK.get(path.suffix):
+            hint = f"; unpack it first: {unpack} {source}"
         raise ValueError(
             f"cannot read a {kind} from {source!r}: expected a file that ends in "
-            f"{', '.join(SUFFIXES)}{folder}"
+            f"{', '.join(SUFFIXES)}{hint}"
         )
     return path
 
@@ -166,9 +212,46 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         zipped = file.read(2) == b"\x1f\x8b"  # whatever the name says
     with gzip.open(path) if zipped else path.open("rb") as file:
         try:
+            if problem := _no_utf8(file.read(6)):
+                raise ValueError(f"{path} is {problem}")
+            file.seek(0)
             yield file  # type: ignore[misc]
         except (gzip.BadGzipFile, EOFError) as error:
             raise ValueError(f"{path} is not a complete gzip file: {error}") from error
+
+
+@contextmanager
+def text_lines(path: Path) -> Iterator[IO[str]]:
+    r"""Open a text file whose lines end at ``\n`` only.
+
+    Raises:
+        ValueError: If it is no text in UTF-8; the message names the file.
+    """
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
+        try:
+            yield text
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: expected text in UTF-8: {_unread(error)}") from error
+
+
+def _no_utf8(head: bytes) -> str | None:
+    """What a file is that begins so, and what to do with it; None if it may be text in UTF-8."""
+    other = next((words for mark, words in _OTHERS.items() if head.startswith(mark)), None)
+    encoding = next((name for mark, name in _ENCODINGS.items() if head.startswith(mark)), None)
+    if encoding is None and b"\0" in head[:2]:  # text that begins with a NUL, or in UTF-16
+        encoding = "UTF-16BE" if head[0] == 0 else "UTF-16LE"
+    return other if encoding is None else f"text in {encoding}; {_again_in_utf8(encoding)}"
+
+
+def _again_in_utf8(encoding: str) -> str:
+    return f"write it again in UTF-8: iconv -f {encoding} -t UTF-8 OLD > NEW"
+
+
+def _unread(error: Exception) -> str:
+    """Why text could not be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{error}; if it is in the encoding of Windows, {_again_in_utf8('WINDOWS-1252')}"
+    return str(error)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -203,15 +286,20 @@ def _json_or_lines(path: Path, kind: str) -> Iterator[Row]:
         try:
             value = json.loads(file.read().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: expected JSON in UTF-8: {error}") from error
+            raise ValueError(f"{path}: expected JSON in UTF-8: {_unread(error)}") from error
     rows = _listed(value) if isinstance(value, dict) else value
     if not isinstance(rows, list):
-        raise ValueError(f'{path}: expected a list of objects, or an object with a list "data"')
+        hint = _BY_COLUMNS if _is_by_columns(value) else ""
+        raise ValueError(
+            f'{path}: expected a list of objects, or an object with a list "data"{hint}'
+        )
     number = 0
     for place, columns in enumerate(rows):
         where = f"{path}, row {place}"
         if not isinstance(columns, dict):
-            raise ValueError(f"{where}: expected a JSON object, got {type(columns).__name__}")
+            hint = _BY_COLUMNS if isinstance(columns, list) else ""
+            got = type(columns).__name__
+            raise ValueError(f"{where}: expected a JSON object, got {got}{hint}")
         for one in _of_articles(columns, kind):
             yield Row(one, number, where)
             number += 1
@@ -261,6 +349,9 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
                 if not names:
                     names, is_header = _column_names(cells, kind, where)
                     if is_header:
+                        twice = sorted(n for n in _HEADERS if names.count(n) > 1)
+                        if twice:
+                            raise ValueError(f"{where}: more than one column {twice[0]!r}")
                         continue
                 if not cells:
                     continue
@@ -278,7 +369,7 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
             "one, with the quotes inside doubled"
         ) from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8: {error}") from error
+        raise ValueError(f"{path}: expected text in UTF-8: {_unread(error)}") from error
 
 
 def _is_plain(cells: list[str], kind: str) -> bool:
@@ -292,7 +383,7 @@ def _plain_rows(path: Path, kind: str) -> Iterator[Row]:
     """Rows of a file without header in which a quote is a character as any other."""
     names: list[str] = []
     number = 0
-    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
+    with text_lines(path) as text:
         for line_number, line in enumerate(text, start=1):
             if not line.strip():
                 continue
@@ -330,7 +421,7 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # the latter: nested without end
-        raise ValueError(f"{where}: expected a JSON object in UTF-8: {error}") from error
+        raise ValueError(f"{where}: expected a JSON object in UTF-8: {_unread(error)}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -344,10 +435,23 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 for columns in batch.to_pylist():
-                    yield Row(columns, number, f"{path}, row {number}")
+                    where = f"{path}, row {number}"
+                    yield Row(_decoded(columns, where), number, where)
                     number += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _decoded(value: Any, where: str) -> Any:
+    """A value of a row with its binary text decoded."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: expected text in UTF-8: {error}") from error
+    if isinstance(value, dict):
+        return {name: _decoded(one, where) for name, one in value.items()}
+    return [_decoded(one, where) for one in value] if isinstance(value, list) else value
 
 
 def _rows_of_split(rows: Iterator[Row], split: str, source: str) -> Iterator[Row]:
@@ -378,10 +482,9 @@ def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
                 config, wanted = "", config
             splits = datasets.get_dataset_split_names(repo, config or None)
         except ConnectionError as error:
-            raise ValueError(
+            raise HubUnreachableError(
                 f"cannot load hf:{repo}: the Hugging Face hub cannot be reached, and this computer "
-                "has no copy; give the path of a local file or, for a benchmark, the folder of its "
-                "files (--benchmarks FOLDER, or the variable IGSEARCH_BENCHMARKS)"
+                "has no copy; fetch its files where there is a connection, and give the path of one"
             ) from error
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(
@@ -396,4 +499,5 @@ def _hub_rows(name: HubName, split: str | None) -> Iterator[Row]:
             )
         rows = datasets.load_dataset(repo, config or None, split=wanted)
     for number, columns in enumerate(rows):
-        yield Row(columns, number, f"hf:{repo}, split {wanted}, row {number}")
+        where = f"hf:{repo}, split {wanted}, row {number}"
+        yield Row(_decoded(columns, where), number, where)

@@ -291,7 +291,7 @@ def test_without_a_network_the_hub_is_not_asked_again(
     with caplog.at_level(logging.DEBUG), pytest.raises(ValueError, match="cannot be reach") as at:
         load_questions("nq")
     assert "etry" not in caplog.text
-    assert re.search(r"a local file or, for a benchmark, the folder .*--benchmarks", str(at.value))
+    assert re.search(r"for a benchmark, name the folder .*--benchmarks", str(at.value))
     row = {"id": "test_0", "question": LIMA[0], "golden_answers": LIMA[1]}
     file = write(tmp_path / "nq" / "test.jsonl", lines(row))  # as the message says
     assert load_question_set("nq", folder=tmp_path).questions[0].text == LIMA[0]

@@ -171,8 +171,12 @@ def test_what_comes_out_can_be_searched(tmp_path: Path, capsys: pytest.CaptureFi
         ([{**ROW}], "no paragraphs"),
         ([{**ROW, "context": "a passage in words"}], "no paragraphs"),
         ([{**ROW, "context": {"title": ["a", "b"], "sentences": [["x"]]}}], "cannot be read"),
-        ([{**ROW, "context": [["a"]]}], "cannot be read"),
-        ([{**ROW, "paragraphs": [{"text": "x"}]}], "cannot be read"),
+        ([{**ROW, "context": [["a"]]}], "must hold pairs of a title and sentences"),
+        ([{**ROW, "context": [["a", [["b"]]]]}], "text of 'a' must be text or sentences"),
+        ([{**ROW, "context": [[["a"], ["b"]]]}], "a title must be text, got"),
+        ([{**ROW, "paragraphs": [{"title": "x"}]}], "text of 'x' must be text or sentences"),
+        ([{**ROW, "paragraphs": ["x"]}], "'paragraphs' must be a list of objects"),
+        ([{**ROW, "positive_ctxs": {"text": "x"}}], "'positive_ctxs' must be a list of objects"),
         ([{**ROW, "paragraphs": "[{'title'"}], "cannot be read"),
         ([{k: v for k, v in AS_LISTS.items() if k != "answer"}], "golden_answers"),
         ([AS_LISTS, AS_LISTS], "used before"),
@@ -192,6 +196,53 @@ def test_a_folder_with_data_is_not_overwritten(tmp_path: Path) -> None:
     write_paragraph_sets([rows], tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds corpus\.jsonl.* already"):
         write_paragraph_sets([rows], tmp_path / "out")
+
+
+def test_titles_are_compared_as_the_corpus_holds_them(tmp_path: Path) -> None:
+    """Marks composed or not, single or double blanks, and years as numbers."""
+    row = {
+        **ROW,
+        "supporting_facts": [["Beyonce\u0301", 0], ["New  York", 0], [1984, 0]],
+        "context": [["Beyonc\u00e9", ["a."]], ["New York", ["b."]], [1984, ["c."]], [None, ["d."]]],
+    }
+    written = write_paragraph_sets([str(write(tmp_path / "rows.jsonl", row))], tmp_path / "out")
+    (question,) = load_questions(tmp_path / "out" / "rows.questions.jsonl")
+    documents = {one.id: one for one in load_corpus(tmp_path / "out" / "corpus.jsonl")}
+    assert [documents[id_].text for id_ in question.gold_ids] == ["a.", "b.", "c."]
+    assert set(question.gold_titles) == {"Beyonc\u00e9", "New York", "1984"}
+    assert written.without_gold == 0
+
+
+def test_answerable_in_words(tmp_path: Path) -> None:
+    rows = write(
+        tmp_path / "rows.jsonl", {**AS_LISTS, "answerable": "True"}, {"answerable": "False"}
+    )
+    written = write_paragraph_sets([str(rows)], tmp_path / "out")
+    assert (written.questions, written.unanswerable) == ({"rows.questions.jsonl": 1}, 1)
+
+
+def test_folders_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = write(tmp_path / "rows.jsonl", AS_LISTS)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        write_paragraph_sets([str(rows)], tmp_path / "file")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "SOURCES.md").write_text("my own")
+    with pytest.raises(ValueError, match=r"holds SOURCES\.md already"):
+        write_paragraph_sets([str(rows)], tmp_path / "own")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    write_paragraph_sets([str(rows)], Path())
+    assert (tmp_path / "here" / "corpus.jsonl").is_file()
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    """The second would have overwritten the questions of the first."""
+    (tmp_path / "other").mkdir()
+    one = write(tmp_path / "rows.jsonl", AS_LISTS)
+    two = write(tmp_path / "other" / "rows.jsonl", {**AS_LISTS, "id": "another"})
+    with pytest.raises(ValueError, match=r"would both be written to rows\.questions\.jsonl"):
+        write_paragraph_sets([str(one), str(two)], tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["hotpotqa", "2wikimultihopqa", "musique"])
