@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agents.tokenization import GuardedTokenizer
 from igsearch_env.protocol.names import ProtocolError, get_protocol, variant_of
-from igsearch_env.protocol.tags import PROTOCOLS, Frame, TagProtocol
+from igsearch_env.protocol.tags import PROTOCOLS, Frame, TagProtocol, thought_marks
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, NO_ID, Call, ToolCallProtocol
 
 _PLACEHOLDER = "{question}"
@@ -37,7 +37,7 @@ _SEARCH_TOOL = {
         },
     },
 }
-_THOUGHTS = ("think", "seed:think")
+_THOUGHTS = ("think", "seed:think", "[THINK]")
 """Names of the tags around thoughts that chat templates write."""
 
 
@@ -158,7 +158,7 @@ class _Template:
             )
         self.tokenizer, self.tools = tokenizer, tools
         words = f"{tokenizer.chat_template} {' '.join(tokenizer.get_added_vocab())}"
-        self.think = next((name for name in _THOUGHTS if f"</{name}>" in words), None)
+        self.think = next((name for name in _THOUGHTS if thought_marks(name)[1] in words), None)
 
     def prompt(self, text: str) -> str:
         """A user's message and the opening of the reply.
@@ -237,13 +237,14 @@ class _Template:
 
     def thought_end(self, prompt: str, think: str | None) -> str:
         """What closes the thought that a prompt opens, as the template does; empty if none."""
-        if think is None or not prompt.rstrip().endswith(f"<{think}>"):
+        if think is None or not prompt.rstrip().endswith(thought_marks(think)[0]):
             return ""
         said = [{"role": "user", "content": "@ask@"}, {"role": "assistant", "content": "@turn@"}]
         opening = self._render(said[:1]).partition("@ask@")[2]
         written = self._render(said, add_generation_prompt=False).partition("@ask@")[2]
         closed = written.partition("@turn@")[0].removeprefix(opening)
-        return closed if closed.lstrip().startswith(f"</{think}>") else f"\n</{think}>\n\n"
+        closing = thought_marks(think)[1]
+        return closed if closed.lstrip().startswith(closing) else f"\n{closing}\n\n"
 
     def markers(self, *rendered: str | Frame) -> tuple[str, ...]:
         """The control tokens in what was rendered, longest first."""

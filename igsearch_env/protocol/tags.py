@@ -57,6 +57,17 @@ class Frame:
     after: str = ""
 
 
+def thought_marks(think: str) -> tuple[str, str]:
+    """What opens and what closes a thought: tags, or brackets where the name has them.
+
+    >>> thought_marks("think"), thought_marks("[THINK]")
+    (('<think>', '</think>'), ('[THINK]', '[/THINK]'))
+    """
+    if think.startswith("["):
+        return think, f"[/{think[1:]}"
+    return f"<{think}>", f"</{think}>"
+
+
 NO_FRAME = Frame()
 _HARMLESS = {"<": "‹", "[": "［"}
 
@@ -72,8 +83,8 @@ class TagProtocol:
         answer: Tag around an answer.
         documents: Tag around retrieved documents.
         refine: Tag around what the policy extracts from documents, or None if there is none.
-        think: Tag around free reasoning, or None if there is none. No action is read inside it, nor
-            after it as long as it is not closed.
+        think: Tag around free reasoning, or ``[THINK]`` for a pair of brackets; None if there is
+            none. No action is read inside it, nor after it as long as it is not closed.
         document: Template of one document; may hold ``{rank}``, ``{title}`` and ``{text}``.
         documents_block: Template of an observation after a search; holds ``{documents}``, and
             ``{tag}`` for the name of the tag around them.
@@ -226,7 +237,7 @@ class TagProtocol:
         """
         if self.think is None:
             return turn
-        opening, closing = f"<{self.think}>", f"</{self.think}>"
+        opening, closing = thought_marks(self.think)
         if self.thought_end:  # the template has opened a thought before the turn
             turn = opening + turn
         elif opening not in turn:

@@ -313,3 +313,16 @@ def test_a_template_that_prints_the_date_is_asked_once(
     tokenizer.chat_template = template("llama3_2").replace("%d %b %Y", "tomorrow")
     assert protocol_for("tools", tokenizer).prompt != protocol.prompt
     assert CheckpointSettings.load(tmp_path).protocol.prompt == protocol.prompt
+
+
+def test_thoughts_in_brackets(bpe: PreTrainedTokenizerFast) -> None:
+    """As reasoning models of Mistral write them."""
+    tokenizer: Any = tokenizer_for(bpe, "mistral_args", "mistral")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    protocol = tool_protocol(tokenizer)
+    assert protocol.think == "[THINK]"
+    call = protocol.write_search("Peru")
+    assert protocol.parse(f"[THINK]maybe {call}") == Invalid("no complete action")
+    found = protocol.parse(f"[THINK]<answer>a</answer>[/THINK]{call}")
+    assert isinstance(found, Search)
+    assert found.query == "Peru"
