@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     train = _on_real_questions if arguments.policy else _on_the_embedded_world
-    with on_interrupt("--resume goes on from the last state that was kept, if there is one"):
+    with on_interrupt("--resume goes on after the last update"):
         train(arguments, policy_folder, checkpoint)
 
 
@@ -102,6 +102,7 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
     import torch
 
     from agents.loading import load_policy
+    from trainers.local.checkpoint import save_policy
     from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
 
     given: dict[str, Any] = {"seed": arguments.seed, "steps": arguments.steps}
@@ -147,7 +148,7 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
                 console.print(f"update {number}: loss {loss:.3f}")
 
         RealWarmStart(settings, policy, engine).run(report, checkpoint)
-    policy.save_pretrained(folder)
+    save_policy(folder, policy)
     checkpoint.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
     write_json(arguments.out / "results.json", {"seconds": seconds, "losses": losses})
@@ -156,6 +157,7 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
 
 def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
     from agents.transformers_policy import TransformersPolicy
+    from trainers.local.checkpoint import save_policy
     from trainers.warm_start.tiny_policy import PROTOCOL
     from trainers.warm_start.training import WarmStart, WarmStartSettings, evaluation_engine
 
@@ -182,7 +184,7 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
             max_searches=config.max_searches, top_k=1, counterfactual="documents"
         ).rules,
     )
-    policy.save_pretrained(folder)
+    save_policy(folder, policy)
     checkpoint.unlink(missing_ok=True)
     results: dict[str, object] = {"seconds": round(time.perf_counter() - started, 1)}
     for book in ("open_book", "closed_book"):

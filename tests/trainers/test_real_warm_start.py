@@ -89,7 +89,7 @@ def test_it_learns_what_it_is_shown_and_goes_on_after_a_kill(
     cut = tmp_path / "warm_start.pt"
     assert run(fresh(), 5, cut) == losses[:5]
     resumed = fresh()
-    assert run(resumed, 0, cut) == losses[4:]  # the last state was kept after the fourth
+    assert run(resumed, 0, cut) == losses[5:]  # Ctrl-C kept the fifth
     for name, weight in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[name], weight)
     other = replace(SETTINGS, learning_rate=1e-3)

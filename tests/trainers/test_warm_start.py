@@ -163,7 +163,14 @@ def test_evaluation_is_on_a_world_that_no_demonstration_came_from() -> None:
     assert closed.retriever.search(["lives", "born"], 3) == [[], []]
 
 
-def test_a_resumed_warm_start_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [(KeyboardInterrupt, [6, 7]), (RuntimeError, [5, 6, 7])],
+    ids=["Ctrl-C keeps the last update", "other ends keep the last state"],
+)
+def test_a_resumed_warm_start_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException], left: list[int]
+) -> None:
     monkeypatch.setattr("trainers.warm_start.training.CHECKPOINT_EVERY", 2)
     config = WarmStartSettings(
         steps=5, spoiling_steps=2, batch_size=4, people=40, episodes_per_world=8
@@ -173,14 +180,14 @@ def test_a_resumed_warm_start_ends_alike(tmp_path: Path, monkeypatch: pytest.Mon
 
     def cut(number: int, loss: float) -> None:
         if number == 5:
-            raise KeyboardInterrupt
+            raise end
 
     checkpoint = tmp_path / "warm_start.pt"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(end):
         WarmStart(config).run(cut, checkpoint)
     resumed, numbers = WarmStart(config), []
     resumed.run(lambda number, loss: numbers.append(number), checkpoint)
-    assert numbers == [5, 6, 7]
+    assert numbers == left
     with pytest.raises(ValueError, match="is of a warm start with other settings"):
         WarmStart(replace(config, informative_bridges=False)).run(cut, checkpoint)
     other = resumed.model.state_dict()

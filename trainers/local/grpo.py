@@ -6,12 +6,9 @@ import copy
 import json
 import logging
 import random
-import signal
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from igsearch_env.retrieval.base import check_alive
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import RESUMABLE, TrainSettings, read_settings
+from trainers.interrupt import interrupt_delayed
 from trainers.local.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -204,7 +202,7 @@ class GRPOTrainer:
         row: dict[str, Any] = {}
         try:
             # Ctrl-C in the rollouts loses nothing but these; half an update could not be undone.
-            with _interrupt_delayed():
+            with interrupt_delayed():
                 row = self._learn(episodes, seconds)
             if self._due(self.config.run.eval_every):
                 started = time.perf_counter()
@@ -371,24 +369,6 @@ class GRPOTrainer:
         self.engine.pool.load_state_dict(state["pool"])
         torch.set_rng_state(state["torch"])
         self.step = state["step"]
-
-
-@contextmanager
-def _interrupt_delayed() -> Iterator[None]:
-    """Let Ctrl-C, and a request to end (SIGTERM), wait until the block has ended."""
-    if threading.current_thread() is not threading.main_thread():  # no signals arrive there
-        yield
-        return
-    waiting: list[int] = []
-    delayed = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(one, lambda number, _: waiting.append(number)) for one in delayed]
-    try:
-        yield
-    finally:
-        for one, handler in zip(delayed, before, strict=True):
-            signal.signal(one, handler)
-    for number in waiting:
-        signal.raise_signal(number)  # whoever handled it before does so now
 
 
 def _as_json(config: TrainSettings) -> dict[str, Any]:

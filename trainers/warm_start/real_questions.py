@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from agents.inference import check_logits, computing_in
@@ -26,8 +24,10 @@ from igsearch_env.completion import Completion
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.rollout import collect
+from trainers.interrupt import interrupt_delayed
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
 from trainers.optimizer import clip_gradients, make_optimizer
+from trainers.warm_start.state import read_state, write_state
 
 QUERIES = {
     "title": 0.4,
@@ -178,19 +178,28 @@ class RealWarmStart:
         Args:
             progress: Called after each update with its number, from 1, and the mean loss in nats
                 per token that the policy is to write.
-            checkpoint: File in which the state is kept every ``checkpoint_every`` updates; training
-                goes on from it if it is there, and the end is the same.
+            checkpoint: File in which the state is kept every ``checkpoint_every`` updates and where
+                Ctrl-C stops it; training goes on from it if it is there, and the end is the same.
 
         Raises:
-            ValueError: If the file is of a warm start with other settings.
+            ValueError: If the file is damaged, or of a warm start with other settings.
+            OSError: If it cannot be written.
         """
-        done = 0 if checkpoint is None or not checkpoint.is_file() else self._restore(checkpoint)
+        done = 0 if checkpoint is None else self._restore(checkpoint)
         self.policy.model.eval()  # no dropout, as in the training that follows
-        for number in range(done, self.settings.steps):
-            loss = self._update(self.play_update(number), number)
-            if checkpoint is not None and (number + 1) % self.settings.checkpoint_every == 0:
-                self._save(checkpoint, number + 1)
-            progress(number + 1, loss)
+        try:
+            for number in range(done, self.settings.steps):
+                episodes = self.play_update(number)
+                with interrupt_delayed():
+                    loss = self._update(episodes, number)
+                    done = number + 1
+                if checkpoint is not None and done % self.settings.checkpoint_every == 0:
+                    self._save(checkpoint, done)
+                progress(done, loss)
+        except KeyboardInterrupt:
+            if checkpoint is not None and done:
+                self._save(checkpoint, done)
+            raise
 
     def play_update(self, number: int) -> list[Episode]:
         """The demonstrations of an update, which follow from the seed and its number alone."""
@@ -225,24 +234,18 @@ class RealWarmStart:
         return self.settings.learning_rate * warm * decay
 
     def _save(self, checkpoint: Path, done: int) -> None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = checkpoint.with_suffix(".unfinished")
         state = {
             "done": done,
             "settings": asdict(self.settings),
             "model": self.policy.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint)
+        write_state(checkpoint, state)
 
     def _restore(self, checkpoint: Path) -> int:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-        if state.get("settings") != asdict(self.settings):
-            raise ValueError(
-                f"{checkpoint} is of a warm start with other settings; go on with its own, or "
-                "remove it"
-            )
+        state = read_state(checkpoint, asdict(self.settings))
+        if state is None:
+            return 0
         self.policy.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         return int(state["done"])

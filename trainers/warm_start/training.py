@@ -19,6 +19,7 @@ from igsearch_env.episode import Document, Episode, Question
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
+from trainers.interrupt import interrupt_delayed
 from trainers.optimizer import clip_gradients
 from trainers.warm_start.demonstrations import (
     COMPETENT_QUERIES,
@@ -26,6 +27,7 @@ from trainers.warm_start.demonstrations import (
     Demonstrator,
     QueryMix,
 )
+from trainers.warm_start.state import read_state, write_state
 from trainers.warm_start.tiny_policy import PROTOCOL, build_model, build_tokenizer
 
 CHECKPOINT_EVERY = 200
@@ -111,21 +113,17 @@ class WarmStart:
 
         Args:
             progress: Called after each update with its number, from 1, and the loss in nats.
-            checkpoint: File in which the state is kept every 200 updates. If it is there, training
-                goes on from it: the demonstrations learned from already are drawn again, which
-                takes a minute at most, and the end is the same.
+            checkpoint: File in which the state is kept every 200 updates and where Ctrl-C stops it.
+                If it is there, training goes on from it: the demonstrations learned from already
+                are drawn again, which takes a minute at most, and the end is the same.
 
         Raises:
-            ValueError: If the file is of a warm start with other settings.
+            ValueError: If the file is damaged, or of a warm start with other settings.
+            OSError: If it cannot be written.
         """
         done = 0
-        if checkpoint is not None and checkpoint.is_file():
-            state = torch.load(checkpoint, weights_only=True)
-            if state.get("config") != asdict(self.config):
-                raise ValueError(
-                    f"{checkpoint} is of a warm start with other settings; go on with its own, or "
-                    "remove it"
-                )
+        state = None if checkpoint is None else read_state(checkpoint, asdict(self.config))
+        if state is not None:
             done = state["done"]
             self.model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -134,30 +132,32 @@ class WarmStart:
             islice(self._batches(self.spoiling), self.config.spoiling_steps),
         )
         self.model.train()
-        for number, batch in enumerate(chain(*parts)):
-            if number < done:
-                continue
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._rate(number)
-            loss = self._update(batch)
-            if checkpoint is not None and (number + 1) % CHECKPOINT_EVERY == 0:
-                self._save(checkpoint, number + 1)
-            progress(number + 1, loss)
+        try:
+            for number, batch in enumerate(chain(*parts)):
+                if number < done:
+                    continue
+                for group in self._optimizer.param_groups:
+                    group["lr"] = self._rate(number)
+                with interrupt_delayed():
+                    loss = self._update(batch)
+                    done = number + 1
+                if checkpoint is not None and done % CHECKPOINT_EVERY == 0:
+                    self._save(checkpoint, done)
+                progress(done, loss)
+        except KeyboardInterrupt:
+            if checkpoint is not None and done:
+                self._save(checkpoint, done)
+            raise
         self.model.eval()
 
     def _save(self, checkpoint: Path, done: int) -> None:
-        unfinished = checkpoint.with_suffix(".unfinished")
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        optimizer = self._optimizer.state_dict()
-        config = asdict(self.config)
         state = {
             "done": done,
-            "config": config,
+            "settings": asdict(self.config),
             "model": self.model.state_dict(),
-            "optimizer": optimizer,
+            "optimizer": self._optimizer.state_dict(),
         }
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint)
+        write_state(checkpoint, state)
 
     def competent(self) -> list[Demonstration]:
         """Demonstrations of a competent agent in a new world, learned from whole."""
