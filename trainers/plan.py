@@ -3,7 +3,8 @@
 The model is built without weights (``torch``'s fake tensors know shapes and types, and hold no
 numbers) and run forward once: what autograd keeps of that pass is counted, not estimated. The rest
 follows from numbers of weights and tokens. What libraries and the allocator hold besides was
-measured on a CPU (:data:`OVERHEAD`); on a GPU it is not in it, nor is the search index.
+measured on a CPU (:data:`OVERHEAD`) over two updates; a long run with batches of many lengths holds
+more there. On a GPU it is not in it, nor is the search index.
 """
 
 from __future__ import annotations
