@@ -1,4 +1,4 @@
-"""Other people's algorithms on the environment, each in one file that reads top to bottom."""
+"""Other people's algorithms on the environment, each read from top to bottom."""
 
 from __future__ import annotations
 
