@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Self
 
@@ -27,6 +28,8 @@ class OneByOneScorer:
         autocast: Type that matrices are multiplied in; None for that of the weights.
 
     Attributes:
+        vocabulary_size: Number of tokens that the tokenizer knows.
+        longest: Tokens that the model reads at most.
         tokens_processed: Tokens run by the last call.
 
     Raises:
@@ -45,6 +48,7 @@ class OneByOneScorer:
         self.tokenizer.check_fits(model)
         self.autocast = autocast
         self.vocabulary_size = len(self.tokenizer)
+        self.longest: float = max_positions(model) or math.inf
         self.tokens_processed = 0
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -53,8 +57,7 @@ class OneByOneScorer:
     def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
         """For each context with its answer, whether the model can read it."""
         pairs, _ = self.tokenizer.encode_all_scored(contexts, answers)
-        limit = max_positions(self.model)
-        return [limit is None or len(ids) <= limit for ids, _ in pairs]
+        return [len(ids) <= self.longest for ids, _ in pairs]
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]

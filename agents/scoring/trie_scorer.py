@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Self
 
 import numpy as np
 import torch
@@ -17,18 +16,18 @@ from agents.inference import (
     decoder,
     decoder_config,
     evaluating,
-    max_positions,
     sliding_window,
 )
 from agents.sampling.prefix_memory import PrefixMemory
+from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.split_attention import split_attention
 from agents.scoring.trie import build_trie
 from agents.scoring.trie_forward import TrieForward
-from agents.tokenization import SegmentTokenizer, as_segment_tokenizer
+from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Context
 
 
-class TrieScorer:
+class TrieScorer(OneByOneScorer):
     """Scores answers exactly, sharing the work of shared prefixes among all contexts of a call.
 
     The contexts of a rollout, real and counterfactual, and those of its siblings form a prefix
@@ -76,37 +75,16 @@ class TrieScorer:
                 "memory holds keys and values of another model, whose scores would be wrong; leave "
                 "it out"
             )
-        self.model = model
-        self.tokenizer = as_segment_tokenizer(tokenizer)
-        self.tokenizer.check_fits(model)
+        super().__init__(model, tokenizer, autocast=autocast)
         _check_model(model)
-        self.vocabulary_size = len(self.tokenizer)
         self.max_batch_tokens = max_batch_tokens
         self.memory = memory
-        self.autocast = autocast
-        limits = (max_positions(model), sliding_window(model))
-        self._longest = min((limit for limit in limits if limit is not None), default=math.inf)
-        self.tokens_processed = 0
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
-        """For each context with its answer, whether the model can read it."""
-        pairs, _ = self.tokenizer.encode_all_scored(contexts, answers)
-        return [len(ids) <= self._longest for ids, _ in pairs]
+        self.longest = min(self.longest, sliding_window(model) or math.inf)
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]
     ) -> list[NDArray[np.float64]]:
-        """Score ``answers[i]`` as the continuation of ``contexts[i]``.
-
-        Args:
-            contexts: Segments in reading order, the last of them the answer's opening tag.
-            answers: What follows the opening tag.
-
-        Returns:
-            One array per pair, shape (answer tokens,), in nats, at temperature 1.
+        """Score ``answers[i]`` as the continuation of ``contexts[i]``, as the plain scorer does.
 
         Raises:
             ValueError: If an answer has no tokens, or a context is longer than the model's
