@@ -22,12 +22,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
 
 from igsearch_env.cli.program import parse_early, run
-from scripts.benchmarks.kit import benchmark_parser, make_table
+from scripts.benchmarks.kit import benchmark_parser, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,17 +38,12 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parse_early(_parser)
 
-import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from numpy.typing import NDArray
 
 from agents.loading import load_policy
-from agents.scoring.one_by_one import OneByOneScorer
-from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import (
     BM25Retriever,
-    Document,
     EvidencePool,
     Question,
     SearchQAEnv,
@@ -56,8 +52,7 @@ from igsearch_env import (
     load_corpus,
     load_questions,
 )
-from igsearch_env.cli.console import console, print_table, progress_bar
-from igsearch_env.episode import Context
+from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
 from igsearch_env.words import query_words
@@ -85,7 +80,7 @@ class Workload:
     name: Literal["search", "scoring", "both"]
     questions: Sequence[Question]
     options: dict[str, Any]
-    timed: Sequence[TimedRetriever | TimedScorer]
+    timed: Sequence[Timed]
     policy: TransformersPolicy | None = None
 
     def turns(self, question: Question) -> list[str]:
@@ -175,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with lasting_objects():  # as in training
             rows += measure(arms, rounds)
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
-    print_table(make_table("environment steps", rows, COLUMNS))
+    print_rows("environment steps", rows, COLUMNS)
     console.print(verdict(rows), soft_wrap=True)
 
 
@@ -199,7 +194,7 @@ def search_workload() -> Workload:
     else:
         world = World.generate(seed=0, people=8_000)  # 43,000 documents
         documents, questions = list(world.documents), list(world.test_questions)
-    retriever = TimedRetriever(BM25Retriever.build(documents))
+    retriever = Timed(BM25Retriever.build(documents), "search")
     options = {"retriever": retriever, "scorer": None, "top_k": 3}
     return Workload("search", questions, {"questions": questions, **options}, [retriever])
 
@@ -208,9 +203,9 @@ def scoring_workload() -> Workload:
     """The demo's world, with gains settled by the shipped policy as they fall due."""
     world = World.generate(seed=0, people=320)
     questions = [question for question in world.test_questions if question.hops == 2]
-    retriever = TimedRetriever(BM25Retriever.build(world.documents))
+    retriever = Timed(BM25Retriever.build(world.documents), "search")
     policy = load_policy("agents/world-tiny", max_new_tokens=1)
-    scorer = TimedScorer(policy.scorer())
+    scorer = Timed(policy.scorer(), "fits", "log_probs")
     options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
     options = {"questions": questions, **options}
     return Workload("scoring", questions, options, [retriever, scorer], policy)
@@ -290,51 +285,31 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-class TimedRetriever:
-    """A retriever that adds up the seconds spent in it."""
+class Timed:
+    """A retriever or a scorer that adds up the CPU seconds spent in some of its methods.
 
-    def __init__(self, retriever: BM25Retriever) -> None:
-        self.retriever, self.seconds = retriever, 0.0
+    Args:
+        part: The retriever or the scorer.
+        *methods: Their names.
+    """
+
+    def __init__(self, part: Any, *methods: str) -> None:
+        self.part, self.seconds = part, 0.0
+        self.vocabulary_size = getattr(part, "vocabulary_size", None)
+        for name in methods:
+            setattr(self, name, partial(self._call, name))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
     def __len__(self) -> int:
-        return len(self.retriever)
+        return len(self.part)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """Search, and take the time."""
+    def _call(self, method: str, *arguments: Any) -> Any:
         started = time.process_time()
-        found = self.retriever.search(queries, k)
+        found = getattr(self.part, method)(*arguments)
         self.seconds += time.process_time() - started
         return found
-
-
-class TimedScorer:
-    """A scorer that adds up the seconds spent in it."""
-
-    def __init__(self, scorer: TrieScorer | OneByOneScorer) -> None:
-        self.scorer, self.seconds = scorer, 0.0
-        self.vocabulary_size = scorer.vocabulary_size
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
-
-    def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
-        """Which contexts can be scored, and take the time."""
-        started = time.process_time()
-        answered = self.scorer.fits(contexts, answers)
-        self.seconds += time.process_time() - started
-        return answered
-
-    def log_probs(
-        self, contexts: Sequence[Context], answers: Sequence[str]
-    ) -> list[NDArray[np.float64]]:
-        """Score, and take the time."""
-        started = time.process_time()
-        values = self.scorer.log_probs(contexts, answers)
-        self.seconds += time.process_time() - started
-        return values
 
 
 if __name__ == "__main__":
