@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 from rich.table import Table
 
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import console, make_table, print_table, progress_bar
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.play import play_chunks, play_questions
@@ -55,6 +55,7 @@ ARMS: Mapping[str, Sequence[str]] = {
     "grpo": ("--set", 'credit={method = "outcome"}'),
 }
 EVAL_SEED = 77
+PARTS = ("rollout", "retrieval", "information_gain", "update")  # of a step's time
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(arguments.out / "results.json", results)
     plot_curves(logs, arguments.out / "curves.png")
     plot_results(results, arguments.out / "results.png")
-    console.print(_table(results))
+    print_table(_table(results))
     console.print(f"{arguments.out / 'results.json'}, curves.png, results.png, */view.html")
 
 
@@ -197,8 +198,7 @@ def _evaluate(
 
 def _training_summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Seconds by part, and the share of groups without a single success."""
-    parts = ("rollout", "retrieval", "information_gain", "update")
-    seconds = {part: sum(row["seconds"].get(part, 0.0) for row in log) for part in parts}
+    seconds = {part: sum(row["seconds"].get(part, 0.0) for row in log) for part in PARTS}
     all_fail = [row["all_fail"] for row in log]
     return {
         "seconds": {part: round(value, 1) for part, value in seconds.items()},
@@ -207,14 +207,8 @@ def _training_summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _table(results: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"{results['questions']} held-out questions after {results['steps']} steps, "
-        f"{results['rollouts_per_arm']} rollouts per arm"
-    )
-    table.add_column("", no_wrap=True)
-    for arm in results["arms"]:
-        table.add_column(arm, justify="right")
-    rows = {
+    arms = results["arms"].values()
+    figures = {
         "EM, sampled": ("sampled", "em"),
         "EM, greedy": ("greedy", "em"),
         "EM, every search empty": ("closed_book", "em"),
@@ -222,15 +216,18 @@ def _table(results: dict[str, Any]) -> Table:
         "information gain (nats)": ("sampled", "information_gain"),
         "searches": ("sampled", "searches"),
     }
-    for label, (mode, key) in rows.items():
-        cells = [_cell(row[mode], key) for row in results["arms"].values()]
-        table.add_row(label, *cells)
-    trained = [row.get("all_fail") for row in results["arms"].values()]
-    table.add_row("all-fail groups, training", *(_number(value) for value in trained))
-    for part in ("rollout", "retrieval", "information_gain", "update"):
-        values = [row.get("seconds", {}).get(part) for row in results["arms"].values()]
-        table.add_row(f"seconds: {part.replace('_', ' ')}", *(_number(v, 1) for v in values))
-    return table
+    rows = [
+        [label, *(_cell(row[mode], key) for row in arms)] for label, (mode, key) in figures.items()
+    ]
+    rows.append(["all-fail groups, training", *(_number(row.get("all_fail")) for row in arms)])
+    for part in PARTS:
+        values = [row.get("seconds", {}).get(part) for row in arms]
+        rows.append([f"seconds: {part.replace('_', ' ')}", *(_number(v, 1) for v in values)])
+    title = (
+        f"{results['questions']} held-out questions after {results['steps']} steps, "
+        f"{results['rollouts_per_arm']} rollouts per arm"
+    )
+    return make_table(title, ["", *results["arms"]], rows)
 
 
 def _cell(summary: Mapping[str, Any], key: str) -> str:

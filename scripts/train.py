@@ -51,7 +51,7 @@ if __name__ == "__main__":
 from rich.progress import Progress
 from rich.table import Table
 
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import console, make_table, print_table, progress_bar
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.extras import extra
 from igsearch_env.files import write_json
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with on_interrupt("--resume goes on after the last whole step"):
             last = trainer.run(shown.report, shown.watch)
     write_json(arguments.out / "results.json", last)
-    console.print(last_step(last))
+    print_table(last_step(last))
     from igsearch_env.viewer.page import write_page
 
     page, _ = write_page(arguments.out)
@@ -117,16 +117,11 @@ def _show_plan(config: TrainSettings, gib: float | None, document_tokens: int) -
     memory = memory_of(config.policy.device) if gib is None else int(gib * GIB)
     found = plan(config, document_tokens)
     names = dict.fromkeys(name for parts in found.phases.values() for name in parts)
-    table = Table(title=f"memory in GiB, transcripts of up to {found.longest} tokens")
-    table.add_column("")
-    for phase in found.phases:
-        table.add_column(phase, justify="right")
-    for name in names:
-        sizes = [parts.get(name, 0) for parts in found.phases.values()]
-        table.add_row(name, *(f"{size / GIB:.2f}" if size else "" for size in sizes))
-    sums = (sum(parts.values()) for parts in found.phases.values())
-    table.add_row("sum", *(f"{size / GIB:.2f}" for size in sums), end_section=True)
-    console.print(table)
+    sizes = {name: [parts.get(name, 0) for parts in found.phases.values()] for name in names}
+    sizes["sum"] = [sum(parts.values()) for parts in found.phases.values()]
+    rows = [[name, *(f"{s / GIB:.2f}" if s else "" for s in row)] for name, row in sizes.items()]
+    title = f"memory in GiB, transcripts of up to {found.longest} tokens"
+    print_table(make_table(title, ["", *found.phases], rows))
     said = f"{found.peak / GIB:.1f} GiB of {memory / GIB:.1f} GiB"
     if found.peak <= memory:
         console.print(f"it fits: {said}, the search index aside")
@@ -201,16 +196,15 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
 
 def last_step(row: dict[str, Any]) -> Table:
     """The numbers of the last step."""
-    table = Table(title=f"last step ({row['step']})" if row else "nothing was left to do")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+    rows = []
     flat = {**row, **{f"seconds {k}": v for k, v in row.get("seconds", {}).items()}}
     for name, value in flat.items():
         if isinstance(value, float):
             known = METRICS.get(name)
             # Settings such as a learning rate of 1e-6 need significant digits, not decimals.
-            table.add_row(name, f"{value:.4g}" if known is None else f"{value:.{known.digits}f}")
-    return table
+            rows.append((name, f"{value:.4g}" if known is None else f"{value:.{known.digits}f}"))
+    title = f"last step ({row['step']})" if row else "nothing was left to do"
+    return make_table(title, ("metric", "value"), rows)
 
 
 if __name__ == "__main__":

@@ -53,26 +53,21 @@ def _parser() -> Parser:
 
 
 def _table(results: Mapping[str, Any]) -> Table:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    from igsearch_env.cli.console import make_table
 
     title = f"A = {results['a']}, B = {results['b']}: {results['n']:,} questions in both"
     if results["unpaired"]:
         title += f", {results['unpaired']:,} left out"
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
-    for name in ("data set", "metric", "n", "A", "B", "B - A [95 %]"):
-        table.add_column(name, justify="left" if name in ("data set", "metric") else "right")
     rows = list(results["rows"])
     if len({row["dataset"] for row in rows}) > 1:
         rows += [
-            {"dataset": "macro average", "metric": m, **d} for m, d in results["macro"].items()
-        ]
-        rows += [
-            {"dataset": "micro average", "metric": m, **d} for m, d in results["micro"].items()
+            {"dataset": f"{kind} average", "metric": metric, **difference}
+            for kind in ("macro", "micro")
+            for metric, difference in results[kind].items()
         ]
     one, other = results["scorers"]
     by = one or "scorer unknown" if one == other else f"{one} in A, {other} in B: not comparable"
+    cells = []
     for row in rows:
         metric = row["metric"]
         if not METRICS[metric].heading:
@@ -82,8 +77,9 @@ def _table(results: Mapping[str, Any]) -> Table:
         low, high = row["interval"]
         change = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
         values = (f"{row['n']:,}", f"{row['a']:.3f}", f"{row['b']:.3f}", change)
-        table.add_row(escape(row["dataset"]), escape(metric), *values)
-    return table
+        cells.append((row["dataset"], metric, *values))
+    headings = ("data set", "metric", "n", "A", "B", "B - A [95 %]")
+    return make_table(title, headings, cells, text=("data set", "metric"))
 
 
 def _print_flips(flips: Sequence[Mapping[str, Any]], heading: str, most: int) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from igsearch_env.extras import extra
 
 with extra("eval"):
+    from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.measure import Measurement
     from rich.progress import (
         BarColumn,
@@ -25,6 +28,27 @@ with extra("eval"):
 
 console = Console()
 LINE_EVERY = 30.0  # seconds
+
+
+def make_table(
+    title: str, headings: Sequence[str], rows: Iterable[Iterable[str]], *, text: Sequence[str] = ()
+) -> Table:
+    """A table of strings, which are shown as they are.
+
+    Args:
+        title: Stands above it.
+        headings: Of the columns.
+        rows: The cells of each row.
+        text: Headings of the columns with words, on the left, where the others have numbers, on the
+            right; the first column alone if there are none.
+    """
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, collapse_padding=True)
+    for heading in headings:
+        on_left = heading in (text or headings[:1])
+        table.add_column(escape(heading), justify="left" if on_left else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 def print_table(table: Table) -> None:

@@ -199,9 +199,7 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
         title: Title of the table.
         scorer: Class of the scorer that the information gains come from, or None.
     """
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+    from igsearch_env.cli.console import make_table
 
     micro, macro = results["micro"], results["macro"]
     headings = {name: metric.heading for name, metric in METRICS.items() if metric.heading}
@@ -211,18 +209,15 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
     if scorer:  # gains of different scorers differ in size: a figure without its scorer says little
         headings["information_gain"] += f"\n{scorer}"
     headings = {name: heading for name, heading in headings.items() if name in micro}
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, collapse_padding=True)
-    table.add_column("data set", no_wrap=True)
-    for heading in ("n", *headings.values()):
-        table.add_column(heading, justify="right")
     rows = dict(results["datasets"])
     if len(rows) > 1:
         rows |= {"macro average": macro}
     rows |= {"micro average": micro}
+    cells = []
     for dataset, row in rows.items():
         size = f"{row['n']:,}" if "n" in row else f"{row['datasets']} sets"
-        table.add_row(escape(dataset), size, *(_cell(row, name) for name in headings))
-    return table
+        cells.append([dataset, size, *(_cell(row, name) for name in headings)])
+    return make_table(title, ["data set", "n", *headings.values()], cells)
 
 
 def _cell(row: Mapping[str, Any], name: str) -> str:

@@ -90,23 +90,16 @@ def recall(
 
 
 def _table(rows: Sequence[dict[str, Any]], top_k: int) -> Table:
-    from rich import box
-    from rich.table import Table
+    from igsearch_env.cli.console import make_table
 
-    sets = list(dict.fromkeys(row["questions"] for row in rows))
-    table = Table(title=f"recall@{top_k} of gold documents", box=box.SIMPLE_HEAD)
-    table.add_column("index")
     sizes = {row["questions"]: row["n"] for row in rows}
-    for name in sets:
-        table.add_column(f"{name} ({sizes[name]:,})", justify="right")
-    for index in dict.fromkeys(row["index"] for row in rows):
-        cells = [row for row in rows if row["index"] == index]
-        table.add_row(index, *(f"{c['recall']:.3f} ± {_half(c['interval']):.3f}" for c in cells))
-    return table
-
-
-def _half(interval: Sequence[float]) -> float:
-    return (interval[1] - interval[0]) / 2
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        low, high = row["interval"]
+        cell = f"{row['recall']:.3f} ± {(high - low) / 2:.3f}"
+        cells.setdefault(row["index"], [row["index"]]).append(cell)
+    headings = ["index", *(f"{name} ({size:,})" for name, size in sizes.items())]
+    return make_table(f"recall@{top_k} of gold documents", headings, cells.values())
 
 
 def _parser() -> Parser:

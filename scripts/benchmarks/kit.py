@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from igsearch_env.cli.program import Parser, positive
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -35,8 +32,8 @@ def benchmark_parser(description: str | None, quick: str) -> Parser:
     return parser
 
 
-def make_table(title: str, rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> Table:
-    """A table of rows.
+def print_rows(title: str, rows: Sequence[Row], columns: Mapping[str, tuple[str, str]]) -> None:
+    """Print a table of rows.
 
     Args:
         title: Stands above it.
@@ -44,16 +41,18 @@ def make_table(title: str, rows: Sequence[Row], columns: Mapping[str, tuple[str,
         columns: For each name its heading and how its values are written, as in ``format``. Text
             ("s") is on the left, numbers on the right.
     """
-    from rich import box  # not above: --help needs no extra
-    from rich.table import Table
+    from igsearch_env.cli.console import make_table, print_table  # --help needs no extra
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True)
-    for heading, form in columns.values():
-        table.add_column(heading, justify="left" if form == "s" else "right", no_wrap=True)
-    for row in rows:
-        values = ((row[name], form) for name, (_, form) in columns.items())
-        table.add_row(*("" if value is None else format(value, form) for value, form in values))
-    return table
+    cells = [
+        [
+            "" if row[name] is None else format(row[name], form)
+            for name, (_, form) in columns.items()
+        ]
+        for row in rows
+    ]
+    headings = [heading for heading, _ in columns.values()]
+    words = [heading for heading, form in columns.values() if form == "s"]
+    print_table(make_table(title, headings, cells, text=words))
 
 
 def measure_apart(

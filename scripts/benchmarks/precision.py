@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
-from scripts.benchmarks.kit import make_table, measure_apart
+from scripts.benchmarks.kit import measure_apart, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,7 +38,6 @@ import numpy as np
 from torch import Tensor
 
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.cli.console import print_table
 from igsearch_env.episode import Episode
 from igsearch_env.files import write_json
 from igsearch_env.rollout import collect
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     rows = [{"case": name, **found} for name, found in measure_apart(cases, measure)]
     write_json(arguments.out / "results.json", rows)
-    print_table(make_table("tokens per CPU second, memory in GiB", rows, COLUMNS))
+    print_rows("tokens per CPU second, memory in GiB", rows, COLUMNS)
 
 
 def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:

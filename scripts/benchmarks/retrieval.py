@@ -37,7 +37,7 @@ from urllib.parse import urljoin
 
 from igsearch_env.cli.program import parse_early, run
 from igsearch_env.retrieval.encoder import PRECISIONS
-from scripts.benchmarks.kit import benchmark_parser, make_table
+from scripts.benchmarks.kit import benchmark_parser, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 import httpx2
 import numpy as np
 
-from igsearch_env.cli.console import console, print_table, progress_bar
+from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.episode import Document
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows += bench_index(index, dense, queries, clients, rounds, seconds)
     summary = [summarise(index.name, rows) for index in indexes]
     write_json(arguments.out / "results.json", {"rows": rows, "summary": summary})
-    print_table(make_table("searches of one query each", rows, COLUMNS))
+    print_rows("searches of one query each", rows, COLUMNS)
     for line in summary:
         console.print(
             f"{line['index']}: at {MOST} clients, micro-batches answer {line['speedup']:.1f} times "

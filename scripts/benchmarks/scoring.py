@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from igsearch_env.cli.program import parse_early, run
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+from scripts.benchmarks.kit import benchmark_parser, measure_apart, peak_bytes, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ from agents.inference import evaluating
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.cli.console import console, print_table
+from igsearch_env.cli.console import console
 from igsearch_env.episode import Context, Segment
 from igsearch_env.files import write_json
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = plan(quick=arguments.quick, threads=arguments.threads)
     summary = summarise(cases, dict(measure_apart(cases, measure)))
     write_json(arguments.out / "results.json", summary)
-    print_table(make_table("scoring 10 rollouts, N = 3", summary["rows"], COLUMNS))
+    print_rows("scoring 10 rollouts, N = 3", summary["rows"], COLUMNS)
     worst = summary["largest_difference"]
     console.print(f"largest difference of scores: {worst:.1e} nats (allowed: {TOLERANCE:.0e})")
     if worst > TOLERANCE:

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run
-from scripts.benchmarks.kit import benchmark_parser, make_table
+from scripts.benchmarks.kit import benchmark_parser, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ from agents.grpo_agent import GRPOAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
-from igsearch_env.cli.console import console, print_table
+from igsearch_env.cli.console import console
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.engine import SearchQAEngine
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"searches, {len(episodes[0].searches[0].documents)} documents of {DOCUMENT} words each; "
         "turns are dictated, because a random model writes no searches"
     )
-    print_table(make_table("one training step", rows, COLUMNS))
+    print_rows("one training step", rows, COLUMNS)
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
     run_with = {"parameters": parameters, "size": asdict(size), "device": machine}
     write_json(arguments.out / "results.json", {"rows": rows, **run_with})

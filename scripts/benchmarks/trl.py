@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from igsearch_env.cli.program import parse_early, run
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+from scripts.benchmarks.kit import benchmark_parser, measure_apart, peak_bytes, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ import torch
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import Question, World, make_credit
-from igsearch_env.cli.console import console, print_table
+from igsearch_env.cli.console import console
 from igsearch_env.files import write_json
 from igsearch_env.turn import TurnRules
 from trainers.config import OptimizationSettings
@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     write_json(arguments.out / "results.json", {"rows": rows, "threads": arguments.threads})
     title = f"{GROUPS} groups of {GROUP} completions of {LENGTH} tokens"
-    print_table(make_table(title, rows, COLUMNS))
+    print_rows(title, rows, COLUMNS)
     local, theirs = rows
     ratio = local["tokens_per_second"] / theirs["tokens_per_second"]
     console.print(f"the local trainer is {ratio:.2f} times as fast as TRL's GRPOTrainer")

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run
-from scripts.benchmarks.kit import benchmark_parser, make_table, measure_apart, peak_bytes
+from scripts.benchmarks.kit import benchmark_parser, measure_apart, peak_bytes, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +41,6 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from igsearch_env.cli.console import print_table
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.dense import DenseRetriever
@@ -112,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     origin = str(args.index) if args.index else "random clusters"
     size = {"count": count, "dimension": base.shape[1], "index": origin}
     write_json(args.out / "results.json", {**size, "rows": rows})
-    print_table(make_table(f"{count:,} × {base.shape[1]}, synthetic ({origin})", rows, COLUMNS))
+    print_rows(f"{count:,} × {base.shape[1]}, synthetic ({origin})", rows, COLUMNS)
 
 
 def plan(count: int, folder: Path, threads: int, quick: bool) -> dict[str, IndexCase]:

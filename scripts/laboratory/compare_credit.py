@@ -55,9 +55,8 @@ if __name__ == "__main__":
     parse_early(_parser)
 
 import numpy as np
-from rich.table import Table
 
-from igsearch_env.cli.console import console, print_table
+from igsearch_env.cli.console import console, make_table, print_table
 from igsearch_env.files import write_json, write_whole
 from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
 from scripts.laboratory.store import ResultStore
@@ -108,21 +107,22 @@ def develop(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
         for seed in _development_seeds(study, arguments)
         for arm in arms
     ]
-    table = Table(title="development seeds: mean EM over the budget, by seed")
-    for heading in ("regime", "arm", "changed", "mean", "by seed", "last EM", "first hop at half"):
-        table.add_column(heading)
     runs = store.run(study, trials, arguments.workers)
     groups: dict[tuple[str, str, str], list[Any]] = {}
     for one in runs:
         key = (one["trial"]["regime"], one["trial"]["arm"], " ".join(one["changes"]))
         groups.setdefault(key, []).append(one)
+    rows = []
     for key, found in groups.items():
         values = [endpoint(one) for one in found]
         last = [f"{one['evaluations'][-1]['em']:.3f}" for one in found]
         half = np.mean([one["evaluations"][2]["hop_hits"][0] for one in found])
         each = " ".join(f"{value:.3f}" for value in values)
-        table.add_row(*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}")
-    print_table(table)
+        rows.append((*key, f"{np.mean(values):.3f}", each, " ".join(last), f"{half:.2f}"))
+    names = ("regime", "arm", "changed")
+    headings = (*names, "mean", "by seed", "last EM", "first hop at half")
+    title = "development seeds: mean EM over the budget, by seed"
+    print_table(make_table(title, headings, rows, text=names))
     store.record()
 
 

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from igsearch_env.answers import contains_answer
-from igsearch_env.cli.console import print_table
+from igsearch_env.cli.console import make_table, print_table
 from igsearch_env.completion import Completion
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
 from igsearch_env.credit.ig_search import found_anew
@@ -200,8 +200,6 @@ class TitleAgent:
 
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:
         """Write the next turn of each episode."""
-        from igsearch_env.completion import Completion
-
         return [Completion(self._turn(episode)) for episode in episodes]
 
     def _turn(self, episode: Episode) -> str:
@@ -243,7 +241,6 @@ def kinds_of(episode: Episode) -> list[str]:
 
 
 def _kind(step: Step, question: Question, *, new: bool) -> str:
-
     if not step.documents:
         return "nothing"
     if not new:
@@ -362,7 +359,6 @@ def _merged(believed: Episode, gained: Episode, enabled: Episode) -> Episode:
 
 
 def _with_silver(questions: Sequence[Question], retriever: Retriever) -> list[Question]:
-
     if not isinstance(retriever, IndexedRetriever):  # a server does not hand out its corpus
         return list(questions)
     return with_silver(questions, retriever.documents, retriever)
@@ -375,42 +371,32 @@ def _texts(retriever: Retriever) -> dict[str, str]:
 
 
 def _table_of_kinds(rows: Sequence[Mapping[str, Any]], episodes: int) -> Table:
-
     names = [name for name in rows[0] if name not in ("search", "found", "searches")]
-    table = Table(title=f"mean (SD) by what was found; {episodes} rollouts")
-    table.add_column("search")
-    table.add_column("found")
-    for heading in ("searches", *names):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        cells = ["" if row[n] is None else "{:+.2f} ({:.2f})".format(*row[n]) for n in names]
-        table.add_row(row["search"], row["found"], f"{row['searches']:,}", *cells)
-    return table
+    cells = [
+        [row["search"], row["found"], f"{row['searches']:,}"]
+        + ["" if row[n] is None else "{:+.2f} ({:.2f})".format(*row[n]) for n in names]
+        for row in rows
+    ]
+    title = f"mean (SD) by what was found; {episodes} rollouts"
+    return make_table(title, [*rows[0]], cells, text=("search", "found"))
 
 
 def _table_of_aucs(
     rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]]
 ) -> Table:
-
     headings = [f"{high}/{low}" for high, low in PAIRS]
-    table = Table(title="AUC with 95 % interval, and cost per search")
-    table.add_column("signal")
-    for heading in (*headings, "scored tokens", "CPU s"):
-        table.add_column(heading, justify="right")
     free = {"tokens": 0.0, "seconds": 0.0}
+    paid = {"probability": "information gain", "belief shift": "belief", "less siblings": "belief"}
+    table = []
     for row in rows:
         name = row["signal"]
-        paid = {
-            "probability": "information gain",
-            "belief shift": "belief",
-            "less siblings": "belief",
-        }
         cost = free if name == "silver" else costs[paid.get(name, name)]
         cells = [
             "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
         ]
-        table.add_row(name, *cells, f"{cost['tokens']:.0f}", f"{cost['seconds']:.3f}")
-    return table
+        table.append([name, *cells, f"{cost['tokens']:.0f}", f"{cost['seconds']:.3f}"])
+    title = "AUC with 95 % interval, and cost per search"
+    return make_table(title, ["signal", *headings, "scored tokens", "CPU s"], table)
 
 
 if __name__ == "__main__":

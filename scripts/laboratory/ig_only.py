@@ -27,10 +27,8 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     parse_early(_parser)
 
-from rich.table import Table
-
 from igsearch_env.answers import bootstrap_interval
-from igsearch_env.cli.console import console, progress_bar
+from igsearch_env.cli.console import make_table, print_table, progress_bar
 from igsearch_env.episode import Question
 from igsearch_env.evaluation.metrics import gold_document_rate
 from igsearch_env.evaluation.play import play_questions
@@ -63,18 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = load_config(CHECKOUT / "trainers/configs/demo.toml", overrides)
         rows.append(_row(config, arguments, seed))
     write_json(arguments.out / "results.json", {"steps": arguments.steps, "rows": rows})
-    table = Table(title=f"information gain alone, {arguments.steps} steps, every outcome 0")
-    for name in ("seed", "gold documents before", "after", "difference [95 %]"):
-        table.add_column(name, justify="right")
+    title = f"information gain alone, {arguments.steps} steps, every outcome 0"
+    headings = ("seed", "gold documents before", "after", "difference [95 %]")
+    cells = []
     for row in rows:
         low, high = row["difference_interval"]
-        table.add_row(
-            str(row["seed"]),
-            f"{row['before']:.3f}",
-            f"{row['after']:.3f}",
-            f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]",
-        )
-    console.print(table)
+        difference = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        cells.append((str(row["seed"]), f"{row['before']:.3f}", f"{row['after']:.3f}", difference))
+    print_table(make_table(title, headings, cells))
 
 
 def _row(config: TrainSettings, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:

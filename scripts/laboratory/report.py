@@ -7,12 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
 from rich.table import Table
 
+from igsearch_env.cli.console import make_table
 from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
 from scripts.laboratory.study import Study
 
@@ -210,13 +211,8 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table per regime."""
     made = []
     for name, regime in summary["regimes"].items():
-        table = Table(title=_title(name, summary), caption=_caption(regime, summary))
-        for heading in HEADINGS:
-            justify: Literal["left", "right"] = "left" if heading == "arm" else "right"
-            table.add_column(heading, justify=justify, no_wrap=True)
-        for row in _rows(regime):
-            table.add_row(*row)
-        made.append(table)
+        made.append(make_table(_title(name, summary), HEADINGS, _rows(regime)))
+        made[-1].caption = _caption(regime, summary)
     return made
 
 
