@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.text import without_logins
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file in one piece: a kill leaves what was there before.
@@ -43,5 +45,5 @@ def names_file(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON in one piece, as :func:`write_whole` does."""
-    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON in one piece, as :func:`write_whole` does; addresses in it lose their login."""
+    write_whole(path, json.dumps(without_logins(data), indent=2, ensure_ascii=False) + "\n")

@@ -22,6 +22,7 @@ from igsearch_env.protocol.names import check_protocol, get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.text import without_logins
 from igsearch_env.turn import TurnRules
 
 _WORDS = {
@@ -176,7 +177,7 @@ def check_worlds(questions: str, retriever: str) -> None:
     if world is not None and not same_world(world, retriever):
         raise ValueError(
             f"the questions {questions!r} are about another world than the documents of "
-            f"{retriever!r}; search {world!r} instead"
+            f"{without_logins(retriever)!r}; search {world!r} instead"
         )
 
 

@@ -1,12 +1,15 @@
-"""The gate for text that others wrote: documents, questions, answers of servers, queries."""
+"""The gate for text: that of others on its way in, and addresses on their way out."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _STRANGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LINE_ENDS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+# Up to the last @ of the host's part; or, where a password holds a slash, what is no port.
+_LOGIN = re.compile(r"(?<=://)(?:[^/?#\s]*|[^/?#\s@:\[]*:(?!\d+[/?#])\S*)@")
 
 
 def clean_text(text: str) -> str:
@@ -27,3 +30,21 @@ def clean_text(text: str) -> str:
         return text
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _CONTROLS.sub(" ", _LINE_ENDS.sub("\n", whole))
+
+
+def without_logins(data: Any) -> Any:
+    """What may be printed, written down or sent around: addresses lose their login.
+
+    Args:
+        data: A text, or JSON-ready data with texts in it; anything else comes back as it is.
+
+    >>> without_logins({"index": "http://ann:secret@host:8000/retrieve", "k": 3})
+    {'index': 'http://host:8000/retrieve', 'k': 3}
+    """
+    if isinstance(data, str):
+        return _LOGIN.sub("", data)
+    if isinstance(data, dict):
+        return {name: without_logins(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_logins(value) for value in data]
+    return data

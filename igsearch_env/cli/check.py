@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from igsearch_env.cli.program import Parser, say
+from igsearch_env.text import without_logins
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,15 +30,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from igsearch_env.cli.console import print_table, progress_bar
     from igsearch_env.retrieval.conformance import check_server, spoken_dialects
 
+    address = without_logins(arguments.url)
     with progress_bar() as bar:
-        bar.add_task(f"ask {arguments.url}")
+        bar.add_task(f"ask {address}")
         findings = check_server(arguments.url, arguments.query, wait=arguments.wait)
-    print_table(_table(arguments.url, findings))
+    print_table(_table(address, findings))
     spoken = spoken_dialects(findings)
     if not spoken:
         say("no dialect is spoken without an error")
         sys.exit(1)
-    say(f"HTTPRetriever({arguments.url!r}, dialect={spoken[0]!r}) searches with it")
+    say(f"HTTPRetriever({address!r}, dialect={spoken[0]!r}) searches with it")
 
 
 def _table(url: str, findings: Sequence[Finding]) -> Table:

@@ -29,6 +29,7 @@ from igsearch_env.evaluation.setup import Evaluation, make_evaluation
 from igsearch_env.plugins import import_again, lasting_name
 from igsearch_env.record import to_record
 from igsearch_env.settings import EnvironmentSettings
+from igsearch_env.text import without_logins
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(f"{len(refused):,} questions were refused and count as not answered ({reason})")
     if settings.information_gain and "information_gain" not in results["micro"]:
         say(_why_no_gain(read_episodes(folder.episodes)))
-    title = f"{settings.agent} on {', '.join(settings.questions)}"
+    title = f"{without_logins(settings.agent)} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
     say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from igsearch_env.plugins import import_plugin
+from igsearch_env.text import without_logins
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +43,7 @@ class Parser(argparse.ArgumentParser):
         """End with one line that says what is wrong and where the options are listed."""
         if found := re.match(r"unrecognized arguments: (\S+)", message):
             message += did_you_mean(found[1].partition("=")[0], self._option_string_actions)
+        message = without_logins(message)
         self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
@@ -183,8 +185,11 @@ def run_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
-    """Print a line as it is, at once: it may hold text of strangers, and stdout may be a pipe."""
-    print(line, flush=True)
+    """Print a line as it is, at once: it may hold text of strangers, and stdout may be a pipe.
+
+    Only the logins of addresses are left out.
+    """
+    print(without_logins(line), flush=True)
 
 
 @contextmanager
@@ -238,7 +243,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_logins(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("; ".join(("interrupted", *getattr(stop, "__notes__", ()))), file=sys.stderr)

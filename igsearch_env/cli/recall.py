@@ -20,6 +20,7 @@ from igsearch_env.evaluation.metrics import gold_share
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.text import without_logins
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,13 +45,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     with progress_bar() as bar:
         for index in args.index:
-            loading = bar.add_task(f"load {index}")
+            shown = without_logins(index)
+            loading = bar.add_task(f"load {shown}")
             retriever = open_retriever(index)
             bar.remove_task(loading)
             for name, questions in sets.items():
-                task = bar.add_task(f"{index}, {name}", total=len(questions))
+                task = bar.add_task(f"{shown}, {name}", total=len(questions))
                 found = recall(retriever, questions, args.top_k, partial(bar.advance, task))
-                rows.append({"index": index, "questions": name, **found})
+                rows.append({"index": shown, "questions": name, **found})
     write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
     print_table(_table(rows, args.top_k))
 

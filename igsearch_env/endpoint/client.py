@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from contextlib import suppress
@@ -17,6 +18,7 @@ from igsearch_env.endpoint.errors import (
     read_error,
 )
 from igsearch_env.extras import extra
+from igsearch_env.text import without_logins
 
 with extra("eval"):
     import httpx2
@@ -57,17 +59,22 @@ class Endpoint:
         longest_pause: float = 30.0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"expected an address like http://127.0.0.1:8000/v1, got {url!r}")
+            raise ValueError(
+                f"expected an address like http://127.0.0.1:8000/v1, got {url.rpartition('@')[2]!r}"
+            )
         try:
             httpx2.URL(url)
         except httpx2.InvalidURL as error:
-            raise ValueError(f"{url!r} is not an address ({error})") from error
+            shown = url.rpartition("@")[2]  # what stands before it may be a password
+            raise ValueError(f"{shown!r} is not an address") from error
         if retries < 0 or timeout <= 0 or first_pause <= 0 or longest_pause <= 0:
             raise ValueError(
                 "an endpoint needs retries >= 0 and times above 0, got "
                 f"{retries}, {timeout}, {first_pause} and {longest_pause}"
             )
-        self.url = url.rstrip("/")
+        self._address = url.rstrip("/")
+        self.url = without_logins(self._address)  # for messages
+        self._api_key = api_key
         self.retries = retries
         self.limit_field = "max_tokens"
         """The field of a request that limits an answer; some models know only another one."""
@@ -156,7 +163,7 @@ class Endpoint:
             raise EndpointError(f"the connection to {self.url} was closed")
         try:
             response = self._client.request(
-                method, f"{self.url}{path}", json=body, extensions={"trace": self._note_socket}
+                method, f"{self._address}{path}", json=body, extensions={"trace": self._note_socket}
             )
         except httpx2.TransportError as error:
             raise _PassingError(str(error) or type(error).__name__) from error
@@ -165,12 +172,15 @@ class Endpoint:
             raise _PassingError(problem, status=200, said=ServerError(problem)) from error
         except RuntimeError as error:  # closed between the check above and the request
             raise EndpointError(f"the connection to {self.url} was closed") from error
+        text = response.text
+        if self._api_key:  # which some servers repeat in their errors
+            text = text.replace(self._api_key, "***")
         try:
-            answer = response.json()
+            answer = json.loads(text)
         except (ValueError, RecursionError):  # no JSON, or nested without end
             answer = None
         status = response.status_code
-        said = read_error(answer, response.text or "no reason") if status >= 400 else None
+        said = read_error(answer, text or "no reason") if status >= 400 else None
         if status == 200 and isinstance(answer, dict | list):
             said = read_error(answer)  # llama.cpp and proxies answer 200 all the same
             status = (said and said.status) or (400 if said else 200)
@@ -183,7 +193,7 @@ class Endpoint:
                 raise _PassingError(f"status {status}: {said.message}", seconds, status, said)
             raise RequestRefusedError(status, said)
         if not isinstance(answer, dict):
-            problem = f"the answer is not a JSON object: {response.text[:80]!r}"
+            problem = f"the answer is not a JSON object: {text[:80]!r}"
             raise _PassingError(problem, status=status, said=ServerError(problem))
         return answer
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.settings import EnvironmentSettings
+from igsearch_env.text import without_logins
 
 MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports")
 """Settings of how an evaluation is made, not of what; they may change when it is resumed."""
@@ -149,8 +150,11 @@ def is_address(agent: str) -> bool:
 
 
 def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed evaluation must share: a server may move, and be asked faster."""
-    kept = {**settings, **settings.get("environment", {})}
+    """The settings that a resumed evaluation must share: a server may move, and be asked faster.
+
+    Logins are not among them: they are not written down.
+    """
+    kept = {**without_logins(settings), **settings.get("environment", {})}
     kept = {name: kept[name] for name in kept if name not in (*MANNER, "environment")}
     if is_address(str(kept.get("agent", ""))):
         kept["agent"] = "an endpoint"

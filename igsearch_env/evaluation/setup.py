@@ -348,7 +348,7 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
         served = endpoint.models()
         if len(served) != 1:
             raise ValueError(
-                f"{config.agent} serves {', '.join(served) or 'no model'}; name one with --model"
+                f"{endpoint.url} serves {', '.join(served) or 'no model'}; name one with --model"
             )
         name = served[0]
     settings, tokenizer = CheckpointSettings(max_new_tokens=ENDPOINT_TOKENS), None

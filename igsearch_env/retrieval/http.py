@@ -16,6 +16,7 @@ from igsearch_env.episode import Document
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.http_line import HTTPLine, HTTPRetrievalError, retrieve_url
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
+from igsearch_env.text import without_logins
 
 with extra("http"):
     import tenacity
@@ -35,7 +36,9 @@ class HTTPRetriever:
     retriever stands beside its trainer.
 
     Args:
-        url: Where to post to, ``http://HOST:PORT/retrieve``; the path may be left out.
+        url: Where to post to, ``http://HOST:PORT/retrieve``; the path may be left out. A login
+            (``http://NAME:PASSWORD@HOST``) is sent, and never written or printed; without one, that
+            of the environment variable ``IGSEARCH_RETRIEVER_LOGIN`` is (``NAME:PASSWORD``).
         dialect: ``"search-r1"``, ``"skyrl"`` or ``"rllm"``.
         timeout: Seconds that one attempt may take as a whole, until its last byte.
         attempts: How often a request is tried. Between attempts it waits, at random, up to 0.25,
@@ -47,6 +50,7 @@ class HTTPRetriever:
         cache_size: Searches whose documents are kept, the latest used; 0 for none.
 
     Attributes:
+        url: Where it posts to, without the login.
         counts: What has happened: ``requests`` (attempts), ``cached`` (queries answered from the
             cache), ``failed`` (queries that had no answer), and failed attempts by their kind.
 
@@ -74,7 +78,8 @@ class HTTPRetriever:
                 f">= 1 and cache_size >= 0, got {timeout}, {max_wait}, {attempts}, {batch}, "
                 f"{connections} and {cache_size}"
             )
-        self.url = retrieve_url(url)
+        self._address = retrieve_url(url)
+        self.url = without_logins(self._address)
         self.dialect: Dialect = dialect
         self.timeout = timeout
         self.attempts = attempts
@@ -212,7 +217,7 @@ class HTTPRetriever:
         """The connections of this process: those that were made before a fork belong to another."""
         with self._lock:
             if self._line is None or self._line.process != os.getpid():
-                self._line = HTTPLine(self.url, self.timeout, self.connections)
+                self._line = HTTPLine(self._address, self.timeout, self.connections)
             return self._line
 
     async def _search(self, line: HTTPLine, queries: Sequence[str], k: int) -> list[Found]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable, Sequence
@@ -19,6 +18,7 @@ from igsearch_env.episode import Document
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, read_answer
+from igsearch_env.text import without_logins
 
 with extra("http"):
     import httpx2
@@ -28,7 +28,8 @@ REPEATED_STATUSES = (408, 429)
 """Refusals that may be over the next time, as those from 500 on may."""
 NOT_THE_QUERY = (401, 403, 407, 408, 425, 429)
 """Refusals of whoever asks, or for now. Others from 400 to 499 may be about what was asked."""
-_LOGIN = re.compile(r"//[^/@\s]+@")
+LOGIN = "IGSEARCH_RETRIEVER_LOGIN"
+"""Environment variable with NAME:PASSWORD for servers whose address holds no login."""
 _JSON = {"content-type": "application/json"}
 
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ class HTTPRetrievalError(RetrievalError):
         passing: bool = True,
         refused: Iterable[int] = (),
     ) -> None:
-        super().__init__(_LOGIN.sub("//", message), found, refused)  # it goes into logs
+        super().__init__(without_logins(message), found, refused)  # it goes into logs
         self.kind = kind
         self.passing = passing
 
@@ -166,11 +167,14 @@ class HTTPLine:
 
 
 def _headers(url: httpx2.URL) -> dict[str, str]:
-    """What every request says of itself, with the login of http://NAME:PASSWORD@HOST."""
+    """What every request says of itself, with the login of http://NAME:PASSWORD@HOST or LOGIN."""
     headers = {"accept": "*/*", "accept-encoding": "gzip", "user-agent": "igsearch-env"}
+    name, password = url.username, url.password
     if not url.userinfo:
+        name, _, password = os.environ.get(LOGIN, "").partition(":")
+    if not name:
         return headers
-    login = httpx2.BasicAuth(url.username, url.password)
+    login = httpx2.BasicAuth(name, password)
     asked = next(login.auth_flow(httpx2.Request("GET", url)))
     return headers | {"authorization": asked.headers["authorization"]}
 
@@ -240,8 +244,10 @@ def retrieve_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        known = known and not any(mark.isspace() for mark in url)
     except ValueError:  # the port is no number, or half a bracket of an IPv6 address
         known = False
     if not known:
-        raise ValueError(f"expected http://HOST:PORT/retrieve, got {url!r}")
+        shown = url.rpartition("@")[2]  # what stands before it may be a password with a slash
+        raise ValueError(f"expected http://HOST:PORT/retrieve, got {shown!r}")
     return urlunsplit(parts._replace(path=PATH)) if parts.path in ("", "/") else url

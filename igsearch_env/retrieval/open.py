@@ -25,6 +25,7 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
+from igsearch_env.text import without_logins
 
 FUSION_FORMAT = "igsearch-env fusion"
 FUSION_VERSION = 1
@@ -114,7 +115,9 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
     if is_index and not (registered or is_address or is_corpus):
         return _load_index(place, mmap, dense_options)
     if dense_options:
-        raise ValueError(f"{text} is no dense index, which {', '.join(dense_options)} are for")
+        raise ValueError(
+            f"{without_logins(text)} is no dense index, which {', '.join(dense_options)} are for"
+        )
     if registered:
         return RETRIEVERS[kind](text)
     if is_address:
@@ -122,9 +125,9 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
     if is_corpus:
         return BM25Retriever.build(load_corpus(text))
     raise ValueError(
-        f"unknown retriever {text!r}: expected {', '.join(sorted(RETRIEVERS))}, the http:// "
-        "address of a server, the folder of a saved index, or the file of a corpus, and nothing "
-        "was found at that path; names of your own need --import FILE"
+        f"unknown retriever {without_logins(text)!r}: expected {', '.join(sorted(RETRIEVERS))}, "
+        "the http:// address of a server, the folder of a saved index, or the file of a corpus, "
+        "and nothing was found at that path; names of your own need --import FILE"
     )
 
 

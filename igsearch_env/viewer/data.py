@@ -17,6 +17,7 @@ from igsearch_env.episode import Document, Episode, Evidence, Question, Step
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.record import episode_from_record
 from igsearch_env.render import is_gold
+from igsearch_env.text import without_logins
 from igsearch_env.viewer.saved_rollouts import SavedRollout, saved_steps
 
 EPISODES, LOG = "episodes.jsonl", "metrics.jsonl"
@@ -145,7 +146,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return {**json.loads(path.read_text(encoding="utf-8"))}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**without_logins(found)}  # the page is sent around
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 

@@ -27,6 +27,7 @@ from igsearch_env.files import write_json
 from igsearch_env.protocol.names import protocol_from_record, protocol_record
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import check_alive
+from igsearch_env.text import without_logins
 from igsearch_env.threads import set_threads
 from igsearch_env.viewer.saved_rollouts import rollouts_file, save_rollouts
 from trainers.config import RESUMABLE, TrainSettings, read_settings
@@ -136,7 +137,7 @@ class GRPOTrainer:
         write_json(self.out / "config.json", self.config.to_dict())
         write_json(self.out / PROTOCOL, protocol_record(self.policy.protocol))
         trackers = [
-            open_tracker(name, self.out, self.step, self.config.to_dict())
+            open_tracker(name, self.out, self.step, _as_json(self.config))
             for name in self.config.run.trackers
         ]
         log = RunLog(self.out, self.step, trackers)
@@ -305,7 +306,7 @@ class GRPOTrainer:
         if written.exists():
             # A setting that the run did not know yet had its default.
             known, new = (_flat(_as_json(one)) for one in (TrainSettings(), self.config))
-            old = {**known, **_flat(read_settings(written))}
+            old = {**known, **_flat(without_logins(read_settings(written)))}
             changed = [
                 f"{name} was {old.get(name)!r}, got {new.get(name)!r}"
                 for name in dict.fromkeys((*new, *old))
@@ -373,7 +374,7 @@ class GRPOTrainer:
 
 def _as_json(config: TrainSettings) -> dict[str, Any]:
     """Settings as they are read from a file, with lists for tuples."""
-    read: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    read: dict[str, Any] = json.loads(json.dumps(without_logins(config.to_dict())))
     return read
 
 

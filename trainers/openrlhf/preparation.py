@@ -14,8 +14,9 @@ from agents.tokenization import SegmentTokenizer
 from igsearch_env.data.questions import load_questions
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.files import write_whole
+from igsearch_env.files import write_json, write_whole
 from igsearch_env.retrieval.base import RetrievalError
+from igsearch_env.text import without_logins
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
@@ -34,7 +35,7 @@ def prepare(args: Any, flags: Flags) -> RolloutSettings:
         ValueError: If the run could not go well.
     """
     check_arguments(args, flags)
-    record = {
+    record: dict[str, Any] = {
         "rollout": asdict(flags.rollout),
         "credit": flags.credit,
         "data": {
@@ -44,6 +45,7 @@ def prepare(args: Any, flags: Flags) -> RolloutSettings:
         },
         "arguments": list(flags.arguments),
     }
+    record = without_logins(record)
     check_folder(flags, record)
     tokenizer = load_tokenizer(args.actor.model_name_or_path)
     engine = flags.rollout.engine(tokenizer)
@@ -64,7 +66,7 @@ def prepare(args: Any, flags: Flags) -> RolloutSettings:
     write_whole(flags.train_data, data)
     if held_out:
         write_whole(flags.eval_data, prompt_data(held_out, training=False))
-    write_whole(flags.out / "config.json", json.dumps(record, indent=2) + "\n")
+    write_json(flags.out / "config.json", record)
     return flags.rollout.frozen(tokenizer, flags.out / "protocol.json")
 
 
@@ -157,9 +159,9 @@ def check_retriever(engine: SearchQAEngine, rollout: RolloutSettings) -> None:
     try:
         engine.retriever.search([engine.questions[0].text], engine.top_k)
     except RetrievalError as error:
+        name = without_logins(rollout.retriever)
         raise ValueError(
-            f"the retriever {rollout.retriever!r} does not answer ({error}); start it first, with "
-            "igsearch serve"
+            f"the retriever {name!r} does not answer ({error}); start it first, with igsearch serve"
         ) from error
 
 

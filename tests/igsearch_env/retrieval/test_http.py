@@ -186,6 +186,19 @@ def test_the_login_of_an_address_is_sent(serve_answers: Any) -> None:
     assert server.logins == [None, "Basic " + base64.b64encode(b"ann:s@lt").decode()]
 
 
+def test_a_login_may_stand_in_the_environment_instead(
+    serve_answers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve_answers(echo)
+    monkeypatch.setenv("IGSEARCH_RETRIEVER_LOGIN", "bob:s:lt")
+    for login in ("", "ann:own@"):  # that of the address comes first
+        with HTTPRetriever(server.url.replace("//", f"//{login}"), **FAST) as retriever:
+            assert pickle.loads(pickle.dumps(retriever)).search(["Lima"], 1)
+            assert retriever.url == f"{server.url}/retrieve"
+    sent = [base64.b64encode(login).decode() for login in (b"bob:s:lt", b"ann:own")]
+    assert server.logins == [f"Basic {one}" for one in sent]
+
+
 def test_no_message_holds_a_password(misbehave: Any) -> None:
     server = misbehave(send(respond(b"{}", status="404 Not Found")))
     with (
