@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from igsearch_env.extras import import_extra
 from igsearch_env.text import without_logins
 
 
@@ -47,3 +48,25 @@ def names_file(path: Path) -> Iterator[None]:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON in one piece, as :func:`write_whole` does; addresses in it lose their login."""
     write_whole(path, json.dumps(without_logins(data), indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder of a run, and keep other processes out of it; a kill lets them in.
+
+    Raises:
+        ValueError: If another process is in it.
+    """
+    filelock = import_extra("filelock", "eval")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ValueError(
+            f"another process is at work in {folder}; wait for its end, or choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

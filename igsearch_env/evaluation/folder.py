@@ -16,8 +16,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
-from igsearch_env.extras import import_extra
-from igsearch_env.files import names_file, write_json
+from igsearch_env.files import alone_in, names_file, write_json
 from igsearch_env.record import episode_from_record, episode_record
 
 PACKAGES = (
@@ -73,20 +72,8 @@ class EvaluationFolder:
         Raises:
             ValueError: If another process is in it.
         """
-        filelock = import_extra("filelock", "eval")
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self.path / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout as error:
-            raise ValueError(
-                f"another process is evaluating in {self.path}; wait for its end, or choose "
-                "another folder"
-            ) from error
-        try:
+        with alone_in(self.path):
             yield
-        finally:
-            lock.release()
 
     def config(self) -> dict[str, Any]:
         """The settings that the evaluation began with; empty if it has not begun.

@@ -25,6 +25,7 @@ from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
     check_replaceable,
     file_sha256,
+    place_of,
     read_manifest,
     swap_in,
     write_manifest,
@@ -102,6 +103,7 @@ class IndexBuild:
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
+        object.__setattr__(self, "out", place_of(self.out))
 
     @property
     def partial(self) -> Path:

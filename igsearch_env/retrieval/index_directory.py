@@ -36,6 +36,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: If something else is there.
     """
+    path = place_of(path)
     check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
@@ -46,6 +47,11 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         swap_in(fresh, path, fresh.with_suffix(".old"))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def place_of(path: Path) -> Path:
+    """Where an index really lies: what a link leads to, which may be on another disk."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def swap_in(fresh: Path, path: Path, old: Path) -> None:

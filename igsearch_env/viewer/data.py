@@ -127,12 +127,15 @@ def _read(path: Path, build: Callable[[dict[str, Any]], Any]) -> Iterator[Any]:
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """The whole lines of a JSONL file, with their numbers; NaN and infinities are read as None."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if line.strip() and line.endswith("\n"):
                 try:
-                    yield number, json.loads(line, parse_constant=lambda _: None)
-                except ValueError as error:
+                    row = json.loads(line, parse_constant=lambda _: None)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"it is no JSON object: {line[:60]!r}")
+                    yield number, row
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}, line {number} is damaged ({error})") from error
 
 

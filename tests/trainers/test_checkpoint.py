@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.files import alone_in
 from trainers.local.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 
 MakePolicy = Callable[..., TransformersPolicy]
@@ -115,3 +116,15 @@ def test_weights_that_are_missing_are_not_drawn_at_random(
     save_file(weights, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=rf"is damaged .*lacks the weights {re.escape(lost)}"):
         load_checkpoint(path, policy.model, lambda *parts: None)
+
+
+def test_two_processes_do_not_train_in_one_folder(make_trainer: Any, tmp_path: Path) -> None:
+    first, second = make_trainer("optimization.steps=1"), make_trainer("optimization.steps=1")
+    with alone_in(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):
+        first.run()
+    assert not (tmp_path / "run" / "config.json").exists()
+    first.run()
+    written = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"another process has trained in .* meanwhile"):
+        second.run()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == written

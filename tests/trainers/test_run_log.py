@@ -166,3 +166,13 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     log.path.write_text("\n".join([text[0], line, *text[1:]]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is damaged .*remove it"):
         RunLog(tmp_path, 1)
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[1]", '{"step": "x"}', '{"em": 1}', "[" * 9999])
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(ValueError, match=f"line 2 of {path} is damaged"):
+        read_log(path)
+    path.write_text('{"step": 1}\n' + line)  # cut short: left out
+    assert [row["step"] for row in read_log(path)] == [1]

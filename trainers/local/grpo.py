@@ -23,7 +23,7 @@ from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
-from igsearch_env.files import write_json
+from igsearch_env.files import alone_in, write_json
 from igsearch_env.protocol.names import protocol_from_record, protocol_record
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import check_alive
@@ -87,6 +87,7 @@ class GRPOTrainer:
     def __init__(self, config: TrainSettings, out: str | Path, *, resume: bool = False) -> None:
         self.config, self.out = config, Path(out)
         saved = self._check_folder(resume)
+        self._newest = step_of(saved[0]) if saved else 0
         self.threads = set_threads(config.run.threads)
         keep_freed_memory()
         engine = make_training_engine(config, config.run.seed)
@@ -132,8 +133,14 @@ class GRPOTrainer:
                 :class:`trainers.local.health.Health`), with a checkpoint; or if a gradient is not
                 finite.
             OSError: If a file cannot be written.
+            ValueError: If another process trains in the folder, or did since it was looked at.
         """
-        self._watch = watch or _nobody
+        with alone_in(self.out):
+            return self._run(report, watch or _nobody)
+
+    def _run(self, report: Report | None, watch: Watch) -> dict[str, Any]:
+        self._watch = watch
+        self._check_not_overtaken()
         write_json(self.out / "config.json", self.config.to_dict())
         write_json(self.out / PROTOCOL, protocol_record(self.policy.protocol))
         trackers = [
@@ -160,6 +167,15 @@ class GRPOTrainer:
         if has_adapters(self.policy.model):
             save_policy(self.out / "adapter", self.policy, adapters_only=True)
         return log.last
+
+    def _check_not_overtaken(self) -> None:
+        """Refuse to go on from a state that another process has gone on from meanwhile."""
+        found = checkpoints(self.out / "checkpoints")
+        if found and step_of(found[-1]) > max(self._newest, self.step):
+            raise ValueError(
+                f"another process has trained in {self.out} meanwhile; pass --resume to go on "
+                "with what it did"
+            )
 
     def _check_health(self) -> None:
         try:

@@ -63,8 +63,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if line:
             try:
                 row = json.loads(line)
-                row["step"]
-            except (ValueError, TypeError, KeyError) as error:
+                if not (isinstance(row, dict) and type(row.get("step")) is int):
+                    raise ValueError(f"it is no row with a step: {line[:60]!r}")
+            except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"line {number} of {path} is damaged ({error}); remove it to go on without it"
                 ) from error

@@ -129,7 +129,7 @@ def load_tokenizer(path: str | None) -> Any:
     if not path:
         raise ValueError("there is no policy; give --actor.model_name_or_path")
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=True)  # as OpenRLHF does
+        return AutoTokenizer.from_pretrained(path)  # runs no code of the checkpoint
     except Exception as error:  # transformers and what it is built on raise whatever they like
         reason = " ".join(str(error).split())
         raise ValueError(

@@ -365,7 +365,7 @@ def test_two_processes_never_write_into_one_folder(
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"in\n"
-        assert "another process is evaluating in" in error_of(capsys, *run)
+        assert "another process is at work in" in error_of(capsys, *run)
         process.kill()
     assert evaluate(*run) == 0
 

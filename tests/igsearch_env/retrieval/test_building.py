@@ -270,3 +270,19 @@ def test_no_file_is_mapped_when_the_folder_is_renamed(
     kept = open_retriever(out)
     assert str(out) in Path("/proc/self/maps").read_text()  # the test can see a map
     assert len(kept.search(["capital"], 1)) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_an_index_is_written_where_a_link_leads(passages: list[Document], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    link = tmp_path / "index"
+    link.symlink_to(disk / "index")  # which is not there yet
+    for documents in (passages[:4], passages[:6]):
+        IndexBuild(lambda d=documents: d, link, BM25Recipe(), NoBar()).run()  # type: ignore[misc]
+        assert len(open_retriever(link)) == len(documents)
+        BM25Retriever.build(documents[1:]).save(link)
+        assert len(open_retriever(link)) == len(documents) - 1
+    assert link.is_symlink()
+    assert [path.name for path in disk.iterdir()] == ["index"]
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "index"}
