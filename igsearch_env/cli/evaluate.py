@@ -102,6 +102,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = f"{without_logins(settings.agent)} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
     say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")
+    scored, failed = results["micro"]["n"], results["micro"]["failed"]
+    if failed and not scored:
+        raise ValueError(
+            f"no question was scored: in each of the {failed:,} episodes a search failed; see that "
+            f"{settings.index or settings.corpus} works, and evaluate again in another folder"
+        )
+    if failed:
+        say(f"left out: {failed:,} episodes in which a search failed")
 
 
 def _parser() -> Parser:

@@ -84,7 +84,10 @@ def check_replaceable(path: Path) -> None:
 
     Raises:
         FileExistsError: If there is something other than an index or an empty folder.
+        ValueError: If the path does not end with the folder's name.
     """
+    if path.name in ("", ".."):  # it is put in its place under that name
+        raise ValueError(f"an index needs a folder with a name, got {str(path)!r}; give its name")
     if path.is_dir():
         if not any(path.iterdir()) or _claims_to_be_index(path):
             return

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from tests.igsearch_env.cli.evaluating import (
     same_results,
     write_rows,
 )
+from tests.igsearch_env.retrieval.loopback import LoopbackServer
 
 WORLD = ("--questions", "world-test", "--corpus", "world", "--threads", "1")
 FILES = ("manifest.json", "episodes.jsonl", "results.json")
@@ -666,3 +668,33 @@ def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
     assert evaluate("--out", out, "--resume") == 0
     assert len(read_records(out / "episodes.jsonl")) == 12
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] > 0
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_searches_that_failed_are_counted_and_never_pass_for_a_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int
+) -> None:
+    """A proxy's page in place of an answer: 0, 1 or 2 of the two questions cannot be scored."""
+    rows = [{"id": str(n), "question": f"number {n}?", "golden_answers": ["a"]} for n in range(2)]
+    found = {"document": {"id": "d", "contents": '"T"\na'}, "score": 1.0}
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        if int(body["queries"][0].split()[1].rstrip("?")) < broken:
+            return 200, b"<html>no such page</html>"
+        return 200, {"result": [[found]]}
+
+    server = LoopbackServer(answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    questions = write_rows(tmp_path / "questions.jsonl", rows)
+    code = evaluate(
+        *("--questions", questions, "--index", server.url, "--batch-size", 1),
+        *("--agent", "search_once", "--top-k", 1, "--out", tmp_path / "out"),
+    )
+    server.shutdown()
+    server.server_close()
+    micro = read_json(tmp_path / "out" / "results.json")["micro"]
+    assert (micro["n"], micro["failed"]) == (2 - broken, broken)
+    said = capsys.readouterr()
+    assert code == (2 if broken == 2 else 0)
+    assert ("left out: 1 episode" in said.out) == (broken == 1)
+    assert ("no question was scored" in said.err) == (broken == 2)

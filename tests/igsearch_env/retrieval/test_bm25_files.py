@@ -104,6 +104,12 @@ def test_nothing_but_an_index_is_overwritten(retriever: BM25Retriever, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "notes"]
 
 
+@pytest.mark.parametrize("path", [".", "..", "some/.."])
+def test_an_index_needs_a_folder_with_a_name(retriever: BM25Retriever, path: str) -> None:
+    with pytest.raises(ValueError, match="needs a folder with a name"):
+        retriever.save(Path(path))
+
+
 FILES = [
     "data.csc.index.npy",
     "documents.jsonl",
