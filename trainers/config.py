@@ -336,8 +336,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the settings of {path}: {error}") from error
 
 

@@ -121,7 +121,7 @@ def protocol_from_record(data: Any) -> TagProtocol:
 
 def _read(file: Path) -> TagProtocol:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # as Windows writes
         data: Any = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
         if not isinstance(data, dict):
             raise ValueError(f"expected a table of fields, got {type(data).__name__}")

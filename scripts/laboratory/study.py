@@ -186,8 +186,8 @@ def load_study(path: Path) -> Study:
         ValueError: If the file is not TOML, or a key is unknown or of the wrong type.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the study {path}: {error}") from error
     return build(Study, data)
 

@@ -154,6 +154,17 @@ def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
         load_config(tmp_path / "absent.toml")
 
 
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    """With a mark of UTF-8 they are read; in another encoding the file is named."""
+    path = tmp_path / "run.toml"
+    path.write_text("[run]\nseed = 7\n", encoding="utf-8-sig")
+    assert load_config(path).run.seed == 7
+    for encoding in ("utf-16", "cp1252"):
+        path.write_text("# café\n[run]\nseed = 7\n", encoding=encoding)
+        with pytest.raises(ValueError, match=r"cannot read the settings of .*run\.toml: 'utf-8'"):
+            load_config(path)
+
+
 def test_settings_survive_json() -> None:
     config = load_config(CHECKOUT / "trainers/configs/demo.toml", ["environment.floor=-4"])
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config

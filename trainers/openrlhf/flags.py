@@ -141,8 +141,8 @@ def _tables(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the flags of {path}: {error}") from error
 
 

@@ -41,8 +41,9 @@ def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         written = state.get("settings")
     except Exception as error:  # a cut or empty file makes torch raise whatever it likes
-        line = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged ({line}); remove it to begin anew") from error
+        # Its own words are left out: torch advises to load without its check.
+        name = type(error).__name__
+        raise ValueError(f"{path} is damaged ({name}); remove it to begin anew") from error
     if written != settings:
         raise ValueError(
             f"{path} is of a warm start with other settings; go on with its own, or remove it"
