@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,8 @@ with extra("eval"):
     import httpx2
     import tenacity
 
+MAX_BYTES = 16 << 20
+"""Size of an answer; a longer one is refused while it arrives."""
 PASSING = (408, 409, 425, 429)
 """Statuses that may be over the next time, as those from 500 on may."""
 
@@ -40,7 +43,8 @@ class Endpoint:
         url: The base, such as ``http://127.0.0.1:8000/v1``.
         api_key: Sent as a bearer token, if given.
         retries: How often a request is repeated.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for the first byte of an answer and for each further one, and for
+            its body as a whole.
         first_pause: Mean seconds before the first repetition; each further one waits twice as long.
         longest_pause: Most seconds before a repetition.
 
@@ -74,7 +78,7 @@ class Endpoint:
             )
         self._address = url.rstrip("/")
         self.url = without_logins(self._address)  # for messages
-        self._api_key = api_key
+        self._api_key, self._timeout = api_key, timeout
         self.retries = retries
         self.limit_field = "max_tokens"
         """The field of a request that limits an answer; some models know only another one."""
@@ -162,9 +166,7 @@ class Endpoint:
         if self._closed.is_set():
             raise EndpointError(f"the connection to {self.url} was closed")
         try:
-            response = self._client.request(
-                method, f"{self._address}{path}", json=body, extensions={"trace": self._note_socket}
-            )
+            response, content = self._read(method, path, body)
         except httpx2.TransportError as error:
             raise _PassingError(str(error) or type(error).__name__) from error
         except httpx2.DecodingError as error:  # it is not compressed as it says
@@ -172,7 +174,7 @@ class Endpoint:
             raise _PassingError(problem, status=200, said=ServerError(problem)) from error
         except RuntimeError as error:  # closed between the check above and the request
             raise EndpointError(f"the connection to {self.url} was closed") from error
-        text = response.text
+        text = content.decode("utf-8", errors="replace")
         if self._api_key:  # which some servers repeat in their errors
             text = text.replace(self._api_key, "***")
         try:
@@ -196,6 +198,27 @@ class Endpoint:
             problem = f"the answer is not a JSON object: {text[:80]!r}"
             raise _PassingError(problem, status=status, said=ServerError(problem))
         return answer
+
+    def _read(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> tuple[httpx2.Response, bytes]:
+        """One request and its whole answer, within limits of time and size.
+
+        The client's own timeout holds for each read, and a server that trickles would meet it.
+        """
+        end = time.monotonic() + self._timeout
+        content = bytearray()
+        with self._client.stream(
+            method, f"{self._address}{path}", json=body, extensions={"trace": self._note_socket}
+        ) as response:
+            for part in response.iter_bytes():
+                content += part
+                if len(content) > MAX_BYTES:
+                    told = f"the answer is longer than {MAX_BYTES:,} bytes"
+                    raise _PassingError(told, status=200, said=ServerError(told))
+                if time.monotonic() > end:
+                    raise _PassingError(f"no whole answer within {self._timeout} s")
+        return response, bytes(content)
 
     def _note_socket(self, event: str, info: dict[str, Any]) -> None:
         """Remember the socket of a connection, for :meth:`close`."""

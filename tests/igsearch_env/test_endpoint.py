@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.endpoint import client
 from igsearch_env.endpoint.agent import OpenAIAgent, Refusals, messages, open_action
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import (
@@ -28,6 +30,7 @@ from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.settings import make_engine
 from igsearch_env.testing import check_agent
 from igsearch_env.turn import SearchResult, TurnRules
+from tests.igsearch_env.retrieval.loopback import RawServer
 from tests.scripted_server import ScriptedServer
 
 PROTOCOL = PROTOCOLS["refine"]
@@ -666,3 +669,37 @@ def test_turns_say_why_they_end(
     assert turn.stop_reason == expected
     ((episode, _),) = ENGINE.step([begun()], [turn])
     assert episode.steps[0].stop_reason == expected
+
+
+def test_an_answer_that_trickles_has_a_limited_time_as_a_whole() -> None:
+    def trickle(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        while True:  # until the client has gone
+            connection.sendall(b" ")
+            time.sleep(0.02)
+
+    raw = RawServer((trickle,))
+    try:
+        with (
+            Endpoint(f"{raw.url}/v1", retries=0, timeout=0.3) as asked,
+            pytest.raises(EndpointError, match=r"no whole answer within 0\.3 s"),
+        ):
+            asked.post("/completions", {})
+    finally:
+        raw.close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_answer_has_a_limited_size_once_it_is_unpacked(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    monkeypatch.setattr(client, "MAX_BYTES", 10_000)
+    long = b" " * 1_000_000 + b"{}"
+    server.answer = lambda number, body: (200, gzip.compress(long) if packed else long)
+    server.more = {"content-encoding": "gzip"} if packed else {}
+    with (
+        endpoint(server, retries=1) as asked,
+        pytest.raises(RequestRefusedError, match="longer than 10,000 bytes"),
+    ):
+        asked.post("/completions", {})
+    assert len(server.asked) == 2
