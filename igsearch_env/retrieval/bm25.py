@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.bm25s_alone import bm25s
-from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
+from igsearch_env.retrieval.document_file import DocumentFile, HoldsDocuments
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
     read_manifest,
@@ -26,7 +26,7 @@ FORMAT = "igsearch-env bm25"
 VERSION = 2
 
 
-class BM25Retriever:
+class BM25Retriever(HoldsDocuments):
     """Ranks documents by BM25 in Lucene's variant, over title and text.
 
     The score of a document d for the words q of a query, where tf counts q in d, df counts the
@@ -47,9 +47,8 @@ class BM25Retriever:
         loaded_from: Path | None = None,
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
+        super().__init__(documents, loaded_from)
         self._index = index
-        self._documents = documents
-        self._loaded_from = loaded_from  # set where the parts are views of its files
         self.k1: float = index.k1
         self.b: float = index.b
         self.title_weight = title_weight
@@ -179,25 +178,6 @@ class BM25Retriever:
             "title_weight": self.title_weight,
             "word_rule": WORD_RULE,
         }
-
-    @property
-    def documents(self) -> Iterable[Document]:
-        """The documents in the order of the corpus; those on disk are read as they are taken."""
-        return self._documents
-
-    @property
-    def corpus_sha256(self) -> str:
-        """A hash of the documents, the same for every index of the same corpus."""
-        if self._loaded_from is None:
-            return DocumentFile.sha256(self._documents)
-        return recorded_corpus_sha256(self._loaded_from)
-
-    def __len__(self) -> int:
-        """Number of documents in the corpus."""
-        return len(self._documents)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         if self._loaded_from is not None:  # another process maps the same files

@@ -11,7 +11,7 @@ import numpy as np
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.base import check_search
-from igsearch_env.retrieval.document_file import DocumentFile, recorded_corpus_sha256
+from igsearch_env.retrieval.document_file import DocumentFile, HoldsDocuments
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder, Vectors, same_probe
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
@@ -31,7 +31,7 @@ FORMAT = "igsearch-env dense"
 VERSION = 2
 
 
-class DenseRetriever:
+class DenseRetriever(HoldsDocuments):
     """Ranks documents by the inner product of their vectors with that of the query.
 
     Use :meth:`build` or :meth:`load`, or ``igsearch index`` for a large corpus.
@@ -47,11 +47,10 @@ class DenseRetriever:
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
         set_search(index, parameters["search"])
+        super().__init__(documents, loaded_from)
         self._index = index
-        self._documents = documents
         self.encoder = encoder
         self.parameters = parameters
-        self._loaded_from = loaded_from
 
     @classmethod
     def build(
@@ -183,25 +182,6 @@ class DenseRetriever:
         _check_encoder(encoder, parameters, index.d, folder)
         kept = documents if mmap else tuple(documents)
         return cls(index, kept, encoder, parameters, folder.resolve())
-
-    @property
-    def documents(self) -> Iterable[Document]:
-        """The documents in the order of the corpus; those on disk are read as they are taken."""
-        return self._documents
-
-    @property
-    def corpus_sha256(self) -> str:
-        """A hash of the documents, the same for every index of the same corpus."""
-        if self._loaded_from is None:
-            return DocumentFile.sha256(self._documents)
-        return recorded_corpus_sha256(self._loaded_from)
-
-    def __len__(self) -> int:
-        """Number of documents in the corpus."""
-        return len(self._documents)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         if self._loaded_from is None:

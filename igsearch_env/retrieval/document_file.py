@@ -7,6 +7,7 @@ import json
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -94,6 +95,40 @@ class DocumentFile:
     def __iter__(self) -> Iterator[Document]:
         """Read all documents in order."""
         return (self[number] for number in range(len(self)))
+
+
+class HoldsDocuments:
+    """What the retrievers of one corpus share: its documents, their hash and their number.
+
+    Args:
+        documents: The documents in the order of the corpus.
+        loaded_from: Folder of the saved index whose files are mapped, if there is one.
+    """
+
+    def __init__(
+        self, documents: tuple[Document, ...] | DocumentFile, loaded_from: Path | None
+    ) -> None:
+        self._documents = documents
+        self._loaded_from = loaded_from
+
+    @property
+    def documents(self) -> Iterable[Document]:
+        """The documents in the order of the corpus; those on disk are read as they are taken."""
+        return self._documents
+
+    @property
+    def corpus_sha256(self) -> str:
+        """A hash of the documents, the same for every index of the same corpus."""
+        if self._loaded_from is None:
+            return DocumentFile.sha256(self._documents)
+        return recorded_corpus_sha256(self._loaded_from)
+
+    def __len__(self) -> int:
+        """Number of documents in the corpus."""
+        return len(self._documents)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
 
 
 def recorded_corpus_sha256(folder: Path) -> str:
