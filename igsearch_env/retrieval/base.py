@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -106,13 +107,13 @@ def check_alive(retriever: Retriever, query: str, k: int) -> None:
         ) from error
 
 
-def check_search(queries: Sequence[str], k: int, corpus_size: int) -> None:
+def check_search(queries: Sequence[str], k: int, corpus_size: float = math.inf) -> None:
     """Check the arguments of a search.
 
     Args:
         queries: The queries.
         k: How many documents to return for each.
-        corpus_size: How many documents there are.
+        corpus_size: How many documents there are, if that is known.
 
     Raises:
         ValueError: If ``k`` is out of range, or ``queries`` is a single string.

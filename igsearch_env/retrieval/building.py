@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
+from igsearch_env.files import write_json
 from igsearch_env.retrieval.document_file import DOCUMENTS, OFFSETS, DocumentFile
 from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
@@ -170,7 +171,7 @@ class IndexBuild:
         if file.is_file():
             _check_same(self.partial, json.loads(file.read_text(encoding="utf-8")), job)
         index.mkdir(parents=True, exist_ok=True)
-        _write_json(file, job)
+        write_json(file, job)
 
     def _check_corpus(self, folder: Path, sha256: str) -> None:
         """Make sure that the corpus is still the one that a folder was made from."""
@@ -199,7 +200,7 @@ class IndexBuild:
             except BaseException:  # nothing is done yet that a resumed build could use
                 shutil.rmtree(self.partial, ignore_errors=True)
                 raise
-            _write_json(file, {"sha256": file_sha256(index / DOCUMENTS)})
+            write_json(file, {"sha256": file_sha256(index / DOCUMENTS)})
         return DocumentFile(index)
 
     def _shard_file(self, number: int) -> Path:
@@ -253,9 +254,3 @@ def _check_same(folder: Path, was: dict[str, Any], now: dict[str, Any]) -> None:
             f"{folder} was built with other parameters ({'; '.join(differing)}); choose another "
             "folder, or remove that one to begin again"
         )
-
-
-def _write_json(path: Path, data: Any) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

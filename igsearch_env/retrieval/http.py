@@ -14,6 +14,7 @@ from urllib.parse import urljoin
 
 from igsearch_env.episode import Document
 from igsearch_env.extras import extra
+from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.http_line import HTTPLine, HTTPRetrievalError, retrieve_url
 from igsearch_env.retrieval.wire import DIALECTS, Dialect
 from igsearch_env.text import without_logins
@@ -108,10 +109,7 @@ class HTTPRetriever:
                 which queries the server refused for what they are (a status from 400 to 499).
             ValueError: If ``k`` is less than 1, or ``queries`` is a single string.
         """
-        if isinstance(queries, str):
-            raise ValueError(f"queries must be a sequence of strings, got {queries!r}; wrap it")
-        if k < 1:
-            raise ValueError(f"got k = {k}; set k to at least 1")
+        check_search(queries, k)
         if not queries:
             return []
         line = self._open_line()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from igsearch_env.evaluation.setup import CHECKOUT
-from trainers.config import TrainSettings, build, from_dict
+from trainers.config import TrainSettings, build, from_dict, read_toml
 
 Stage = Literal["develop", "qualify", "compare"]
 Settings = dict[str, dict[str, Any]]
@@ -185,11 +185,7 @@ def load_study(path: Path) -> Study:
     Raises:
         ValueError: If the file is not TOML, or a key is unknown or of the wrong type.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the study {path}: {error}") from error
-    return build(Study, data)
+    return build(Study, read_toml(path))
 
 
 def checkpoint_hash(path: str) -> str:
@@ -322,7 +318,7 @@ def _settings_of(study: Study, trial: Trial) -> dict[str, Any]:
 
 
 def _base_settings(study: Study) -> dict[str, Any]:
-    return tomllib.loads((CHECKOUT / study.base).read_text(encoding="utf-8"))
+    return read_toml(CHECKOUT / study.base)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_no_option_of_a_credit_method_has_the_name_of_a_setting() -> None:
         (["--algo.advantage.estimator=gae"], "cannot be set: set ig.credit"),
         (["--algo.advantage.est", "gae"], "--algo.advantage.est cannot be set: set ig.credit"),
         (["--ckpt.load"], "--ckpt.load cannot be set: pass --resume"),
-        (["--config", "missing.toml"], "cannot read the flags of missing.toml"),
+        (["--config", "missing.toml"], "cannot read the settings of missing.toml"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, words: list[str], message: str) -> None:

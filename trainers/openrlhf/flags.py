@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from igsearch_env.cli.program import Parser
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
-from igsearch_env.plugins import import_plugin
+from igsearch_env.plugins import import_plugin, lasting_name
 from trainers.openrlhf.rollout_settings import RolloutSettings
 
 AGENT = Path(__file__).resolve().parent / "agent_function.py"
@@ -86,13 +85,13 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     # parser is left to check, and those under --ig. depend on the credit method that one of them
     # names: so both kinds are taken from what is left over.
     known, rest = _parser(description).parse_known_args(argv)
-    from trainers.config import build, make_credit_from  # --help needs none of it
+    from trainers.config import build, make_credit_from, read_toml  # --help needs none of it
 
     for module in known.modules:
         import_plugin(module)
     # Workers have other working directories: they get absolute paths.
-    modules = tuple(str(Path(m).resolve()) if m.endswith(".py") else m for m in known.modules)
-    tables = _tables(known.config)
+    modules = tuple(map(lasting_name, known.modules))
+    tables = {} if known.config is None else read_toml(known.config)
     ours, theirs = _split(rest)
     settings = _settings(tables.pop("ig", {}), ours)
     theirs = _without_taken_back([*_as_flags(tables)], theirs)
@@ -135,15 +134,6 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         "retriever, questions or a corpus, in every worker too; may be repeated",
     )
     return parser
-
-
-def _tables(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the flags of {path}: {error}") from error
 
 
 def _settings(table: dict[str, Any], ours: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from igsearch_env.data.questions import load_questions
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.files import write_json, write_whole
-from igsearch_env.retrieval.base import RetrievalError
+from igsearch_env.retrieval.base import check_alive
 from igsearch_env.text import without_logins
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
@@ -54,7 +54,7 @@ def prepare(args: Any, flags: Flags) -> RolloutSettings:
     args.ig.steps = len(asked) * args.train.num_episodes // args.rollout.batch_size
     segments = SegmentTokenizer(tokenizer)
     check_prompts(engine, [*engine.questions, *held_out], segments, args.data.max_len)
-    check_retriever(engine, flags.rollout)
+    check_alive(engine.retriever, engine.questions[0].text, engine.top_k)
     if flags.check:
         return flags.rollout
     data = prompt_data(asked, training=True)
@@ -152,17 +152,6 @@ def check_prompts(
                 f"the prompt of question {question.id!r} has {length} tokens, which leaves no room "
                 f"for a turn in {max_len}; raise --data.max_len, or drop the question"
             )
-
-
-def check_retriever(engine: SearchQAEngine, rollout: RolloutSettings) -> None:
-    """Check that the retriever answers."""
-    try:
-        engine.retriever.search([engine.questions[0].text], engine.top_k)
-    except RetrievalError as error:
-        name = without_logins(rollout.retriever)
-        raise ValueError(
-            f"the retriever {name!r} does not answer ({error}); start it first, with igsearch serve"
-        ) from error
 
 
 def prompt_data(questions: Sequence[Question], *, training: bool) -> str:
