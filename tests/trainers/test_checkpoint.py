@@ -118,6 +118,17 @@ def test_weights_that_are_missing_are_not_drawn_at_random(
         load_checkpoint(path, policy.model, lambda *parts: None)
 
 
+def test_no_advice_to_load_a_damaged_state_without_a_check(
+    tmp_path: Path, make_policy: MakePolicy
+) -> None:
+    policy = make_policy()
+    path = save_checkpoint(tmp_path, policy, {"step": 1}, 1, keep=1)
+    (path / "trainer.pt").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="is damaged") as found:
+        load_checkpoint(path, policy.model, lambda *parts: None)
+    assert "weights_only" not in str(found.value)
+
+
 def test_two_processes_do_not_train_in_one_folder(make_trainer: Any, tmp_path: Path) -> None:
     first, second = make_trainer("optimization.steps=1"), make_trainer("optimization.steps=1")
     with alone_in(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -109,8 +110,10 @@ def load_checkpoint(
             raise ValueError(f"it lacks the weights {', '.join(sorted(missing))}")
         restore(state, loaded.state_dict())
     except Exception as error:  # torch, safetensors and transformers raise whatever they like
+        # torch advises to load what it cannot check without a check, which would run it.
+        words = "" if isinstance(error, UnpicklingError) else f": {_line(error)}"
         raise ValueError(
-            f"the checkpoint {checkpoint} is damaged ({type(error).__name__}: {_line(error)})"
+            f"the checkpoint {checkpoint} is damaged ({type(error).__name__}{words})"
         ) from error
 
 
