@@ -23,6 +23,7 @@ from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
 from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
+from trainers.memory import give_back_freed_memory
 from trainers.optimizer import STOPPED, clip_gradients, make_optimizer
 
 
@@ -196,6 +197,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         for part in self._micro_batches(rows):
             self._accumulate(part, total, sums, first=first)
+            give_back_freed_memory()  # the next one has other widths, which do not fit its holes
             if progress is not None:
                 progress(len(part))
         norm = clip_gradients(self.model, self.config.max_grad_norm)
