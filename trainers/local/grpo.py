@@ -141,6 +141,7 @@ class GRPOTrainer:
     def _run(self, report: Report | None, watch: Watch) -> dict[str, Any]:
         self._watch = watch
         self._check_not_overtaken()
+        give_back_freed_memory()  # what reading model and checkpoint has left
         write_json(self.out / "config.json", self.config.to_dict())
         write_json(self.out / PROTOCOL, protocol_record(self.policy.protocol))
         trackers = [
