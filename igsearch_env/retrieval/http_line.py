@@ -30,6 +30,8 @@ NOT_THE_QUERY = (401, 403, 407, 408, 425, 429)
 """Refusals of whoever asks, or for now. Others from 400 to 499 may be about what was asked."""
 LOGIN = "IGSEARCH_RETRIEVER_LOGIN"
 """Environment variable with NAME:PASSWORD for servers whose address holds no login."""
+MAX_BYTES = 64 << 20
+"""Size of an answer once it is unpacked; a longer one is refused while it arrives."""
 _JSON = {"content-type": "application/json"}
 
 Result = TypeVar("Result")
@@ -126,10 +128,20 @@ class HTTPLine:
                 request = httpx2.Request(method, url, content=content, headers=headers)
                 response = await self._transport.handle_async_request(request)
                 try:
-                    await response.aread()
+                    answer = bytearray()
+                    async for part in response.aiter_bytes():  # unpacked
+                        answer += part
+                        if len(answer) > MAX_BYTES:
+                            message = f"{url} answered more than {MAX_BYTES:,} bytes"
+                            raise HTTPRetrievalError(message, "garbage")
                 finally:
                     await response.aclose()
-                return response
+                kept = {
+                    name: value
+                    for name, value in response.headers.items()
+                    if name not in ("content-encoding", "content-length", "transfer-encoding")
+                }
+                return httpx2.Response(response.status_code, headers=kept, content=bytes(answer))
         except TimeoutError:
             message = f"{url} did not answer within {self._timeout} s"
             raise HTTPRetrievalError(message, "timeout") from None

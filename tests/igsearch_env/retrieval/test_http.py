@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import copy
 import gc
+import gzip
 import json
 import multiprocessing
 import pickle
@@ -21,6 +22,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
+from igsearch_env.retrieval import http_line
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
@@ -207,6 +209,20 @@ def test_no_message_holds_a_password(misbehave: Any) -> None:
     ):
         retriever.search(["Lima"], 1)
     assert "secret" not in str(caught.value)
+
+
+def test_an_answer_has_a_limited_size_once_it_is_unpacked(
+    misbehave: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_line, "MAX_BYTES", 100_000)
+    for head, body in (("", b" " * 10**6), ("Content-Encoding: gzip", gzip.compress(b" " * 10**8))):
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n{head}".strip()
+        server = misbehave(send(f"{head}\r\n\r\n".encode() + body))
+        with (
+            HTTPRetriever(server.url, **FAST) as retriever,
+            pytest.raises(HTTPRetrievalError, match="more than 100,000 bytes"),
+        ):
+            retriever.search(["Lima"], 1)
 
 
 def test_fewer_documents_are_fine_and_more_are_cut(serve_answers: Any) -> None:
