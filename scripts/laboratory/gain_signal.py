@@ -34,8 +34,8 @@ if __name__ == "__main__":
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,8 @@ PAIRS = (("bridge", "miss"), ("last", "miss"))
 RESAMPLES = 1000
 Values = list[list[float | None]]
 """A signal of each search of each episode, None where it has none."""
+Sample = tuple[list[float], list[float]]
+"""Values of the searches of one question: those that should be high, and the others."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -270,14 +272,6 @@ def kinds_table(episodes: Sequence[Episode], found: Mapping[str, Values]) -> lis
     return rows
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Values of the searches of one question: those that should be high, and the others."""
-
-    high: NDArray[np.float64]
-    low: NDArray[np.float64]
-
-
 def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list[dict[str, Any]]:
     """How well each signal puts one kind above another: AUC with a 95 % interval.
 
@@ -289,25 +283,18 @@ def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list
     for name, values in found.items():
         row: dict[str, Any] = {"signal": name}
         for high, low in PAIRS:
-            by_question: defaultdict[str, dict[str, list[float]]] = defaultdict(
-                lambda: {"high": [], "low": []}
-            )
+            by_question: defaultdict[str, Sample] = defaultdict(lambda: ([], []))
             for i, episode in enumerate(episodes):
                 for t, kind in enumerate(kinds_of(episode)):
                     value = values[i][t]
                     if value is not None and kind in (high, low):
-                        by_question[episode.question.id]["high" if kind == high else "low"].append(
-                            value
-                        )
-            samples = [
-                _Sample(np.array(one["high"]), np.array(one["low"])) for one in by_question.values()
-            ]
-            row[f"{high}/{low}"] = _auc_with_interval(samples)
+                        by_question[episode.question.id][kind == low].append(value)
+            row[f"{high}/{low}"] = _auc_with_interval([*by_question.values()])
         rows.append(row)
     return rows
 
 
-def _auc_with_interval(samples: Sequence[_Sample]) -> list[float] | None:
+def _auc_with_interval(samples: Sequence[Sample]) -> list[float] | None:
     whole = auc(*_joined(samples)) if samples else None
     if whole is None:
         return None
@@ -322,11 +309,8 @@ def _auc_with_interval(samples: Sequence[_Sample]) -> list[float] | None:
     return [whole, float(low), float(high)]
 
 
-def _joined(samples: Sequence[_Sample]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return (
-        np.concatenate([one.high for one in samples]),
-        np.concatenate([one.low for one in samples]),
-    )
+def _joined(samples: Sequence[Sample]) -> Iterator[NDArray[np.float64]]:
+    return (np.concatenate(values) for values in zip(*samples, strict=True))
 
 
 def auc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float | None:
