@@ -50,6 +50,7 @@ ENVIRONMENT = tuple(
 OPTIONS = tuple(
     f.name for f in fields(EvaluationSettings) if f.name not in ("environment", "imports")
 )
+LOST = 8  # episodes in a row whose searches failed: the retriever is gone
 LONG_CHUNK = 60.0  # seconds that a kill may cost before a smaller batch is advised
 
 
@@ -143,7 +144,11 @@ def _play(
     seconds: defaultdict[str, float],
     bar: Any,
 ) -> None:
-    """Play the chunks that are left, and add their episodes to the folder, their scores to done."""
+    """Play the chunks that are left, and add their episodes to the folder, their scores to done.
+
+    Chunks in which every episode had a failed search are kept back until another one comes, so
+    that after the loss of a retriever ``--resume`` plays them again.
+    """
     total = sum(len(chunk.questions) for chunk in evaluation.chunks)
     scored = [score for scores in done.values() for score in scores]
     right, ended = sum(score.values["em"] for score in scored), len(scored)
@@ -153,10 +158,25 @@ def _play(
     task = bar.add_task("evaluate", total=total, completed=ended)
     advised = False
     begun = time.perf_counter()
+    waiting: list[tuple[Chunk, list[Episode]]] = []
+
+    def keep() -> None:
+        while waiting:
+            chunk, episodes = waiting.pop(0)
+            folder.append(chunk, episodes)
+            done[chunk.number] = [score_example(episode) for episode in episodes]
+
     for chunk, episodes in _played(evaluation, left, seconds, lambda n: bar.advance(task, n)):
-        folder.append(chunk, episodes)
-        done[chunk.number] = [score_example(episode) for episode in episodes]
-        right += sum(score.values["em"] for score in done[chunk.number])
+        waiting.append((chunk, episodes))
+        if not all(episode.retrieval_failed for episode in episodes):
+            keep()
+        elif (lost := sum(len(one) for _, one in waiting)) >= LOST:
+            raise ConnectionError(
+                f"a search failed in each of the last {lost} episodes, which are not kept; see "
+                "that the retriever works, and go on with igsearch evaluate --out "
+                f"{folder.path} --resume"
+            )
+        right += sum(episode.em or 0.0 for episode in episodes)
         ended += len(episodes)
         bar.update(task, completed=ended, note=f"em {right / ended:.3f}")
         passed, begun = time.perf_counter() - begun, time.perf_counter()
@@ -167,6 +187,7 @@ def _play(
                 f"{len(chunk.questions)} questions took {passed:.0f} s, which is what a kill may "
                 f"cost; --batch-size {size} would lose a minute"
             )
+    keep()
 
 
 def _played(

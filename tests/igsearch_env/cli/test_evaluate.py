@@ -670,6 +670,40 @@ def test_a_full_disk_is_told_with_the_file_and_nothing_is_lost(
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] > 0
 
 
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_retriever_that_is_lost_ends_the_run_and_resume_plays_again_what_it_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: int
+) -> None:
+    rows = [{"id": str(n), "question": f"number {n}?", "golden_answers": ["a"]} for n in range(32)]
+    found = {"document": {"id": "d", "contents": '"T"\na'}, "score": 1.0}
+    alive = True
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        numbers = [int(query.split()[1].rstrip("?")) for query in body["queries"]]
+        if alive or max(numbers) < 16:
+            return 200, {"result": [[found]] * len(numbers)}
+        return 200, b"<html>gone</html>"
+
+    server = LoopbackServer(answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    questions = write_rows(tmp_path / "questions.jsonl", rows)
+    ways = ("--questions", questions, "--index", server.url, "--batch-size", batch)
+    ways = (*ways, "--agent", "search_once", "--top-k", 1)
+    assert evaluate(*ways, "--out", tmp_path / "whole") == 0
+    alive = False
+    out = tmp_path / "out"
+    assert evaluate(*ways, "--out", out) != 0
+    said = capsys.readouterr().err
+    assert "which are not kept" in said
+    assert f"--out {out} --resume" in said
+    alive = True
+    assert evaluate("--out", out, "--resume") == 0
+    assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == 16
+    assert read_json(out / "results.json") == read_json(tmp_path / "whole" / "results.json")
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.mark.parametrize("broken", [0, 1, 2])
 def test_searches_that_failed_are_counted_and_never_pass_for_a_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int
