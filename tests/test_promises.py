@@ -169,6 +169,10 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "Such evidence never comes from the same question and never holds its answer": (POOL,),
     },
     "docs/guides/evaluation.md": {
+        "the evaluation ends, and `--resume` plays these episodes again": (
+            f"{LIBRARY}/cli/test_evaluate.py::"
+            "test_a_retriever_that_is_lost_ends_the_run_and_resume_plays_again_what_it_lost",
+        ),
         "A question that the server refuses": (
             f"{ENDPOINT}::test_another_refusal_fails_its_question_alone",
             f"{ENDPOINT}::test_a_question_that_something_before_the_server_blocks_fails_alone",
@@ -214,6 +218,21 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
             f"{CREDIT}/test_controls.py::test_each_newly_found_passage_pays_its_search",
         ),
     },
+    "docs/guides/models.md": {
+        "Training refuses another name than that of the grammar which a checkpoint was taught": (
+            f"{TRAINERS}/test_setup.py::test_a_checkpoints_own_grammar_is_taken_over",
+        ),
+        "is refused with what it rendered": (
+            "tests/agents/test_templates.py::test_what_cannot_be_told_is_refused_with_the_reason",
+        ),
+        "state spaces without a cache of transformers (Mamba 2) | refused": (
+            "tests/agents/test_model_kinds.py::test_a_model_with_a_memory_of_its_own_is_refused",
+        ),
+        "Logits that a model has beyond its tokenizer's vocabulary are never sampled.": (
+            "tests/agents/test_model_kinds.py::"
+            "test_ids_that_the_tokenizer_does_not_know_are_never_sampled",
+        ),
+    },
     "docs/guides/policy.md": {"Sampled tokens are never tokenised again.": (TRANSCRIPT,)},
     "docs/guides/real-model.md": {
         "vocabulary times tokens never exists whole": (
@@ -256,6 +275,10 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "they are left out of losses and gains, and counted": (LOCAL_FAILURE, METRIC_FAILURE),
     },
     "docs/guides/training.md": {
+        "What is not finite is never saved": (
+            f"{TRAINERS}/test_update.py::"
+            "test_an_update_that_goes_too_far_ends_the_run_and_is_never_saved",
+        ),
         "an unknown key is refused": (
             f"{TRAINERS}/test_config.py::test_what_does_not_fit_is_refused",
             "tests/scripts/test_options.py::"
@@ -300,6 +323,9 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "the last search of a rollout (not of each attempt) has no gain": (
             f"{CREDIT}/test_ig_options.py::test_the_last_search_may_have_no_gain",
         ),
+    },
+    "igsearch_env/credit/enabling.py": {
+        "E_t is never paid alone": (f"{CREDIT}/test_enabling.py::test_by_hand",),
     },
     "igsearch_env/credit/query_bonus.py": {
         "A rollout in which a search failed gets 0 everywhere.": (
