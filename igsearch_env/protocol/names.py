@@ -1,11 +1,11 @@
 """Protocols by name: presets, files of a grammar, and variants that a model's own template frames.
 
-========================  ========================================================================
-``refine``                a preset of :data:`~igsearch_env.protocol.tags.PROTOCOLS`
-``grammar.toml``          a file (or .json) with fields of a protocol
-``chat``, ``chat:NAME``   NAME (default ``refine``) in messages of the model's chat template
-``tools``, ``tools:NAME`` searches are calls of a function, as the model's chat template writes them
-========================  ========================================================================
+=========================  =======================================================================
+``refine``                 a preset of :data:`~igsearch_env.protocol.tags.PROTOCOLS`
+``grammar.toml``           a file (or .json) with fields of a protocol
+``chat``, ``chat:NAME``    NAME (default ``refine``) in messages of the model's chat template
+``tools``, ``tools:NAME``  searches are calls of a function, as the chat template writes them
+=========================  =======================================================================
 
 A variant needs the model's tokenizer; :func:`agents.chat.protocol_for` makes it.
 """

@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
 from scripts.benchmarks.kit import measure_apart, print_rows
@@ -35,13 +36,14 @@ if __name__ == "__main__":
     parse_early(_parser)
 
 import numpy as np
-from torch import Tensor
 
-from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from igsearch_env.files import write_json
 from igsearch_env.rollout import collect
 from trainers.config import TrainSettings, load_config
+
+if TYPE_CHECKING:
+    from agents.transformers_policy import TransformersPolicy
 
 GIB = 1 << 30
 AUTOCAST, ROUNDED = "policy.precision=bfloat16-autocast", "policy.precision=bfloat16"
@@ -131,6 +133,8 @@ def measure_update(
     beside them in a second update. The first has an episode only; what libraries set up once, half
     a GiB where oneDNN multiplies bfloat16, and the index are not in it.
     """
+    import torch
+
     from trainers.local.token_batch import episode_tokens
     from trainers.local.update import Updater
     from trainers.plan import plan
@@ -158,7 +162,7 @@ def measure_update(
     states = [v for one in updater.optimizer.state.values() for v in one.values()]
     weights = list(policy.model.parameters())
     lasting = [*weights, *(one.grad for one in weights), *states]
-    held = sum(one.nbytes for one in lasting if isinstance(one, Tensor))
+    held = sum(one.nbytes for one in lasting if isinstance(one, torch.Tensor))
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back
     before = _memory("VmRSS")

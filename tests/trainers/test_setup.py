@@ -210,7 +210,7 @@ def test_none_can_be_said_in_toml() -> None:
         ({"method": "ig_search", "alpha": "x"}, "credit.alpha must be float, got 'x'"),
         ({"method": "ig_search", "dead_zone": "x"}, "dead_zone must be float, got 'x'"),
         ({"method": "ig_search", "normalizer": "x"}, "credit.normalizer must be Literal.*'query'"),
-        ({"method": "ig_search", "clip": 0}, "clip must be positive"),
+        ({"method": "ig_search", "clip": 0}, "clip must be a finite number above 0"),
     ],
 )
 def test_credit_that_does_not_fit(settings: dict[str, object], message: str) -> None:

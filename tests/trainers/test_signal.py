@@ -34,7 +34,7 @@ def test_outcomes_alone_leave_every_bit_as_it_was(make_trainer: MakeTrainer) -> 
     before = weights(trainer)
     rows = [trainer.train_step() for _ in range(2)]
     assert same(before, weights(trainer))
-    assert all(row["outcome"] == row["grad_norm"] == row["loss"] == 0 for row in rows)
+    assert all(row["outcome"] == row["grad_norm"] == row["tokens_run"] == 0 for row in rows)
     assert all(row["all_fail"] == 1 and row["searches"] > 0 for row in rows)
 
 
@@ -52,20 +52,26 @@ class Recorder:
 
     def __init__(self, trainer: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.leaves: list[torch.Tensor] = []
-        self.batches: list[list[Episode]] = []
+        self.batches: list[list[list[int]]] = []
+        self.rows: list[tuple[Episode, list[int], int]] = []
         self.settled: list[Episode] = []
         self.advantages: list[NDArray[np.float64]] = []
-        real_log_probs, real_batch = policy_log_probs, TokenBatch.from_episodes
-        real_advantages = trainer.agent.advantages
+        real_log_probs, real_batch = policy_log_probs, TokenBatch.from_rows
+        real_advantages, real_row = trainer.agent.advantages, trainer.updater._row
 
         def log_probs(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             values, entropy = real_log_probs(*args)
             self.leaves.append(values.detach().requires_grad_())
             return self.leaves[-1], entropy
 
-        def batched(episodes: Sequence[Episode], *args: Any) -> TokenBatch:
-            self.batches.append(list(episodes))
-            return real_batch(episodes, *args)
+        def batched(rows: Sequence[tuple[list[int], list[bool]]], *args: Any) -> TokenBatch:
+            self.batches.append([ids for ids, _ in rows])
+            return real_batch(rows, *args)
+
+        def row(episode: Episode, advantages: NDArray[np.float64]) -> Any:
+            made = real_row(episode, advantages)
+            self.rows.append((episode, made.ids, sum(made.written)))
+            return made
 
         def advantages(episodes: Sequence[Episode], progress: float) -> list[NDArray[np.float64]]:
             self.settled = list(episodes)
@@ -73,16 +79,26 @@ class Recorder:
             return self.advantages
 
         monkeypatch.setattr("trainers.local.update.policy_log_probs", log_probs)
-        monkeypatch.setattr(TokenBatch, "from_episodes", batched)
+        monkeypatch.setattr(TokenBatch, "from_rows", batched)
+        monkeypatch.setattr(trainer.updater, "_row", row)
         monkeypatch.setattr(trainer.agent, "advantages", advantages)
 
     def gradients(self) -> list[tuple[Episode, list[float]]]:
-        """The gradient of the loss with respect to the log-probs of each episode's tokens."""
-        found = []
-        for leaf, episodes in zip(self.leaves, self.batches, strict=True):
+        """The gradient of the loss with respect to the log-probs of each episode's tokens.
+
+        Tokens that were not run have none, which is a gradient of 0.
+        """
+        run = {id(ids): count for _, ids, count in self.rows}
+        known: dict[int, list[float]] = {}
+        for leaf, batch in zip(self.leaves, self.batches, strict=True):
             assert leaf.grad is not None
-            parts = leaf.grad.split([episode.policy_tokens for episode in episodes])
-            found += [(e, part.tolist()) for e, part in zip(episodes, parts, strict=True)]
+            parts = leaf.grad.split([run[id(ids)] for ids in batch])
+            known |= {id(ids): part.tolist() for ids, part in zip(batch, parts, strict=True)}
+        found = []
+        for episode, ids, count in self.rows:
+            assert (id(ids) in known) == (count > 0)
+            part = known.get(id(ids), [])
+            found.append((episode, part + [0.0] * (episode.policy_tokens - len(part))))
         return found
 
 

@@ -452,7 +452,7 @@ def cut(file: Path) -> None:
         (corpus_of(), "is empty; a corpus needs at least one row"),
         (corpus_of({"id": 1}), "no column 'contents'"),
         (corpus_of(PASSAGE, PASSAGE), "the document id 'p' was used before"),
-        (corpus_of({"id": "p", "text": "!"}), "none of the 1 passages has a word"),
+        (corpus_of({"id": "p", "text": "!"}), "none of the 1 documents has a word"),
         (
             corpus_of(PASSAGE, k=2),
             "top_k must be at most 1, the number of documents of the corpus, got 2",

@@ -309,7 +309,7 @@ def test_more_than_may_wait_are_told_to_come_back(start: Callable[..., str]) -> 
 
 @pytest.mark.parametrize("name", ["max_queries", "max_characters", "max_k", "batch", "max_seconds"])
 def test_limits_are_at_least_one(name: str) -> None:
-    with pytest.raises(ValueError, match=f"limit {name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"limit {name} must be at least 1 and finite, got 0"):
         ServerLimits(**{name: 0})
 
 
