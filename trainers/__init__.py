@@ -4,7 +4,7 @@ A trainer for another framework needs little, for which it imports what is here 
 
 1. *Play*: :func:`trainers.steady.collect_steadily` plays a batch of episodes with any agent that
    has ``act(episodes)``, and stops a run whose retriever is lost. Where the framework's own engine
-   samples, one turn at a time, ``SearchQAEngine.play(episodes, turns)`` plays the turns instead.
+   samples, one turn at a time, ``SearchQAEngine.step(episodes, turns)`` plays the turns instead.
 2. *Settle*: :func:`igsearch_env.credit.settle_for` computes what the credit method reads (gains,
    beliefs) with a scorer over the weights that sampled, before they change.
 3. *Credit*: ``credit.at(progress)(episodes)`` gives one advantage per policy token.
