@@ -449,6 +449,8 @@ def _check_names(kind: Any, data: dict[str, Any], prefix: str) -> None:
             nearest = max(known, key=lambda one: _likeness(one, name))
             close = _likeness(nearest, name)[0] > 0.6
             hint = f"did you mean {nearest}?" if close else f"known are {', '.join(known)}"
+            if name == "ig":  # the section of this project beside OpenRLHF's own
+                hint = "these are settings of python -m scripts.train_openrlhf"
             raise ValueError(f"unknown setting {name}; {hint}")
 
 

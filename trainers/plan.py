@@ -155,9 +155,17 @@ def longest_turn(policy: PolicySettings) -> int:
 
 
 def memory_of(device: str) -> int:
-    """Bytes of a device's memory; for a CPU, of the machine."""
+    """Bytes of a device's memory; for a CPU, of the machine.
+
+    Raises:
+        ValueError: If the device cannot be asked.
+    """
     kind = torch.device(device)
-    if kind.type == "cuda":
+    if kind.type != "cpu":
+        if kind.type != "cuda" or not torch.cuda.is_available():
+            raise ValueError(
+                f"the memory of {device!r} is not known here; say how many GiB it has: --memory 80"
+            )
         return int(torch.cuda.get_device_properties(kind).total_memory)
     return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 

@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {name: given.pop(name) for name in ENVIRONMENT if name in given}
     folder = EvaluationFolder(out, resume=resume)
     before = folder.config()
+    if resume and not before and "questions" not in given:
+        raise ValueError(f"{out} holds no evaluation to go on with; leave out --resume")
     if imports is None:
         import_again(before.get("imports", ()), out)
     else:

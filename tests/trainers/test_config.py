@@ -66,6 +66,10 @@ def test_a_floor_is_a_word_or_a_number(text: str, expected: object) -> None:
         ("run.eval_evry=1", "did you mean run.eval_every"),
         ("run.steps=1", "unknown setting run.steps; did you mean optimization.steps"),
         ("optimizer.steps=1", "unknown setting optimizer; did you mean optimization"),
+        (
+            "ig.top_k=1",
+            "unknown setting ig; these are settings of python -m scripts.train_openrlhf",
+        ),
         ("steps=1", "unknown setting steps; did you mean optimization.steps"),
         ("run.zzzz=1", "unknown setting run.zzzz; known are world, world.seed, "),
         (

@@ -17,7 +17,14 @@ from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.cli.program import run
 from scripts.train import main
 from trainers.config import LoraSettings, TrainSettings, load_config
-from trainers.plan import GIB, cheapest_changes, longest_transcript, longest_turn, plan
+from trainers.plan import (
+    GIB,
+    cheapest_changes,
+    longest_transcript,
+    longest_turn,
+    memory_of,
+    plan,
+)
 from trainers.setup import make_policy
 
 Settings = Callable[..., list[str]]
@@ -214,3 +221,11 @@ def test_a_turn_is_as_long_as_the_checkpoint_says_unless_the_settings_do(
         assert make_policy(policy, "refine-bare").max_new_tokens == expected
     elsewhere = replace(config.policy, path="somebody/model", max_new_tokens=0)
     assert longest_turn(elsewhere) == CheckpointSettings().max_new_tokens
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_the_memory_of_a_device_that_is_not_here_has_to_be_said(device: str) -> None:
+    with pytest.raises(ValueError, match=f"the memory of '{device}' is not known here.* --memory"):
+        memory_of(device)
+    assert memory_of("cpu") > GIB

@@ -283,7 +283,11 @@ def test_a_chunk_that_is_there_twice_is_refused(
         assert "is there twice or holds other questions" in error_of(capsys, *run, "--resume")
 
 
-def test_resuming_where_nothing_is_left_or_nothing_was_done(tmp_path: Path) -> None:
+def test_resuming_where_nothing_is_left_or_nothing_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = error_of(capsys, "--out", tmp_path / "out", "--resume")
+    assert "out holds no evaluation to go on with; leave out --resume" in nothing
     run = (*WORLD, "--agent", "direct", "--limit", 5, "--out", tmp_path / "out", "--resume")
     assert evaluate(*run) == 0  # it starts where there is nothing to resume
     before = {name: (tmp_path / "out" / name).read_bytes() for name in FILES[1:]}
