@@ -227,7 +227,7 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
     """A row for each data set and the two averages, a column for each metric with a heading.
 
     Args:
-        results: What :func:`igsearch_env.evaluation.scores.report` returns.
+        results: What :func:`igsearch_env.evaluation.scores.all_averages` returns.
         title: Title of the table.
         scorer: Class of the scorer that the information gains come from, or None.
     """

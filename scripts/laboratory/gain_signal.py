@@ -47,7 +47,7 @@ from igsearch_env.answers import contains_answer
 from igsearch_env.cli.console import make_table, print_table
 from igsearch_env.completion import Completion
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
-from igsearch_env.credit.ig_search import found_anew
+from igsearch_env.credit.ig_search import IGSearch, found_anew
 from igsearch_env.credit.query_bonus import newly_found
 from igsearch_env.data.silver import with_silver
 from igsearch_env.episode import Episode, Question, Step
@@ -222,7 +222,7 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
     shifts = [TIPS().shifts(episode) for episode in episodes]
     found: dict[str, Values] = {
         "information gain": [[s.information_gain for s in e.searches] for e in episodes],
-        "probability": [[_probability(step) for step in e.searches] for e in episodes],
+        "probability": IGSearch(measure="probability").gains(episodes),
         "enabling": [[step.enabling for step in e.searches] for e in episodes],
         "belief shift": shifts,
         "less siblings": BeliefGroup().compared(episodes, shifts),
@@ -325,12 +325,6 @@ def auc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float | None:
     below = np.searchsorted(ordered, high, "left")
     equal = np.searchsorted(ordered, high, "right") - below
     return float(np.mean(below + equal / 2) / len(low))
-
-
-def _probability(step: Step) -> float | None:
-    if step.log_prob is None or step.baseline_log_probs is None:
-        return None
-    return float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
 
 
 def _merged(believed: Episode, gained: Episode, enabled: Episode) -> Episode:

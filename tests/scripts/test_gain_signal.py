@@ -44,7 +44,9 @@ def found(episode: Episode, *names: str, gains: tuple[float | None, ...]) -> Epi
     steps = list(episode.steps)
     for number, (name, gain) in enumerate(zip(names, gains, strict=True)):
         documents = (Document(name, name, TEXTS[name]),) if name else ()
-        steps[number] = replace(steps[number], documents=documents, information_gain=gain)
+        steps[number] = replace(
+            steps[number], documents=documents, information_gain=gain, baseline_log_probs=(-4.0,)
+        )
     return replace(episode, question=ASKED, steps=tuple(steps))
 
 
