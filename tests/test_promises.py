@@ -263,6 +263,10 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/serving.md": {
+        "is a further one refused, with 503": (
+            f"{LIBRARY}/retrieval/test_server_connections.py::"
+            "test_where_all_connections_work_a_further_one_is_sent_away",
+        ),
         "is an error, never a list of empty documents": (
             f"{LIBRARY}/retrieval/test_wire.py::"
             "test_another_shape_is_an_error_and_never_an_empty_document",

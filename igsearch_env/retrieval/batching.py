@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from igsearch_env.episode import Document
@@ -19,11 +19,18 @@ class Overloaded(Exception):
     """More queries wait than may; try again later."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Waiting:
+    """A request: its queries, and the documents of those that were searched already."""
+
     queries: Sequence[str]
     k: int
     answer: asyncio.Future[Found]
+    found: Found = field(default_factory=list)
+
+    def next(self, count: int) -> Sequence[str]:
+        """The next queries to search, ``count`` at most."""
+        return self.queries[len(self.found) : len(self.found) + count]
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,15 @@ class MicroBatcher:
     """Runs the searches of concurrent requests, one batch at a time, on a thread of its own.
 
     While a batch runs, what arrives waits; then all of it that fits makes the next one. So a lone
-    request waits for nobody, and batches grow with the load. Requests share a batch only if they
-    want the same number of documents: an approximate index may find others for another number. A
-    batch that fails is run again request by request, so that one of them cannot fail the others.
+    request waits for nobody, and batches grow with the load. A request with more queries than a
+    batch holds is searched in parts, and goes to the end of the queue after each: the others wait
+    for one batch of it, not for all. Requests share a batch only if they want the same number of
+    documents: an approximate index may find others for another number. A batch that fails is run
+    again request by request, so that one of them cannot fail the others.
 
     Args:
         retriever: Searches.
-        max_batch: Queries of one batch; 1 runs every request by itself. A request with more
-            queries is a batch of its own.
+        max_batch: Queries of one batch, at most; 1 runs every query by itself.
         max_waiting: Queries that may wait.
         observe: Called with the number of queries of each batch.
     """
@@ -70,7 +78,7 @@ class MicroBatcher:
     @property
     def waiting(self) -> int:
         """Queries that wait for the batch before theirs."""
-        return sum(len(one.queries) for one in self._waiting)
+        return sum(len(one.queries) - len(one.found) for one in self._waiting)
 
     async def search(self, queries: Sequence[str], k: int) -> Found:
         """Search, together with whoever else wants to.
@@ -93,47 +101,54 @@ class MicroBatcher:
     async def _run(self) -> None:
         while self._waiting:
             batch = self._take()
-            self._observe(sum(len(one.queries) for one in batch))
+            self._observe(sum(map(len, batch.values())))
             try:
                 await self._answer(batch)
             except Exception as error:
                 if len(batch) == 1:
-                    _refuse(batch[0], error)
+                    _refuse(next(iter(batch)), error)
                     continue
-                for one in batch:
+                for one, queries in batch.items():
                     try:
-                        await self._answer([one])
+                        await self._answer({one: queries})
                     except Exception as own_error:
                         _refuse(one, own_error)
         self._running = None
 
-    def _take(self) -> list[_Waiting]:
-        """The next batch: the oldest request, and those after it that it may run with."""
+    def _take(self) -> dict[_Waiting, Sequence[str]]:
+        """The next batch: queries of the oldest request, and of those that may run with it."""
         k = self._waiting[0].k
-        batch: list[_Waiting] = []
+        batch: dict[_Waiting, Sequence[str]] = {}
         rest: list[_Waiting] = []
         room = self._max_batch
         for one in self._waiting:
-            if one.k == k and (not batch or len(one.queries) <= room):
-                batch.append(one)
-                room -= len(one.queries)
+            queries = one.next(self._max_batch)
+            if one.k == k and len(queries) <= room:
+                batch[one] = queries
+                room -= len(queries)
             else:
                 rest.append(one)
         self._waiting = rest
         return batch
 
-    async def _answer(self, batch: list[_Waiting]) -> None:
-        queries = [query for one in batch for query in one.queries]
-        call = _Call(queries, batch[0].k, Future())
+    async def _answer(self, batch: dict[_Waiting, Sequence[str]]) -> None:
+        queries = [query for part in batch.values() for query in part]
+        k = next(iter(batch)).k
+        call = _Call(queries, k, Future())
         self._calls.put(call)
         found = await asyncio.wrap_future(call.found)
         if len(found) != len(queries):
             raise ValueError(f"the retriever found {len(found)} lists for {len(queries)} queries")
         start = 0
-        for one in batch:
-            if not one.answer.done():
-                one.answer.set_result(found[start : start + len(one.queries)])
-            start += len(one.queries)
+        for one, part in batch.items():
+            one.found += found[start : start + len(part)]
+            start += len(part)
+            if one.answer.done():  # given up
+                continue
+            if len(one.found) == len(one.queries):
+                one.answer.set_result(one.found)
+            else:
+                self._waiting.append(one)
 
 
 def _search_each(retriever: Retriever, calls: SimpleQueue[_Call | None]) -> None:

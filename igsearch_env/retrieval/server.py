@@ -13,10 +13,16 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
+from igsearch_env.retrieval.server_connection import LimitedConnection
 from igsearch_env.retrieval.server_gate import Gate
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.server_metrics import ServerMetrics
@@ -25,14 +31,18 @@ from igsearch_env.text import clean_text
 
 with extra("serve"):
     import uvicorn
-    from fastapi import FastAPI, HTTPException
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
-    from pydantic import BaseModel
+    from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 log = logging.getLogger(__name__)
 
 GRACE = 10
 """Seconds that requests on their way have once the server is asked to end."""
+
+OTHER_FILES = 64
+"""Descriptors that are kept for other files than connections."""
 
 
 class RetrieveRequest(BaseModel):
@@ -40,9 +50,9 @@ class RetrieveRequest(BaseModel):
 
     queries: list[str] | None = None
     query: str | None = None
-    topk: int | None = None
-    top_k: int | None = None
-    return_scores: bool = False
+    topk: StrictInt | None = Field(None, ge=1)
+    top_k: StrictInt | None = Field(None, ge=1)
+    return_scores: StrictBool = False
 
     @property
     def dialect(self) -> Dialect:
@@ -100,7 +110,7 @@ class RetrievalService:
         """Answer one request.
 
         Raises:
-            HTTPException: 422 if it cannot be answered, 503 if it cannot be yet, or not now, and
+            HTTPException: 400 if it cannot be answered, 503 if it cannot be yet, or not now, and
                 500 if the search failed.
         """
         if self._batcher is None:
@@ -122,20 +132,26 @@ class RetrievalService:
         """The queries, and how many documents for each: no more than there are."""
         limits = self.limits
         if (request.queries is None) == (request.query is None):
-            raise HTTPException(422, "expected either 'queries', a list, or 'query', a string")
+            raise HTTPException(400, "expected either 'queries', a list, or 'query', a string")
         queries = [request.query] if request.query is not None else request.queries or []
         if len(queries) > limits.max_queries:
             raise HTTPException(
-                422, f"got {len(queries)} queries; send at most {limits.max_queries}"
+                400, f"got {len(queries)} queries; send at most {limits.max_queries}"
             )
         longest = max(map(len, queries), default=0)
         if longest > limits.max_characters:
             raise HTTPException(
-                422, f"got a query of {longest} characters; send at most {limits.max_characters}"
+                400, f"got a query of {longest} characters; send at most {limits.max_characters}"
             )
         k = request.topk or request.top_k or self.top_k
         if not 1 <= k <= limits.max_k:
-            raise HTTPException(422, f"got topk = {k}; set it from 1 to {limits.max_k}")
+            raise HTTPException(400, f"got topk = {k}; set it from 1 to {limits.max_k}")
+        if len(queries) * k > limits.max_documents:
+            raise HTTPException(
+                400,
+                f"got {len(queries)} queries with topk = {k}; their product may be "
+                f"{limits.max_documents} at most: send fewer queries per request",
+            )
         queries = [clean_text(query) for query in queries]
         return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
 
@@ -169,10 +185,16 @@ def create_app(service: RetrievalService) -> FastAPI:
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(service.metrics.text())
 
-    limits = service.limits
-    app.add_middleware(
-        Gate, PATH, limits.max_bytes, limits.max_seconds, service.metrics.observe_request
-    )
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
+        # Without what was sent: it may be large, or a number that JSON cannot hold.
+        wrong = [
+            f"{'.'.join(map(str, one['loc'][1:])) or 'request'}: {one['msg']}"
+            for one in error.errors()[:5]
+        ]
+        return JSONResponse({"detail": "; ".join(wrong)}, 400)
+
+    app.add_middleware(Gate, PATH, service.limits.max_bytes, service.metrics.observe_request)
     return app
 
 
@@ -199,8 +221,11 @@ def serve(
     # Otherwise the body of an answer waits for the client to acknowledge its head, 40 ms and more:
     # asyncio does not recognise the connections of a listener that it did not open as TCP.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limits = replace(service.limits, max_connections=_room(service.limits.max_connections))
+    connection: Any = partial(LimitedConnection, limits, service.metrics.observe_request)
     config = uvicorn.Config(
         create_app(service),
+        http=connection,
         log_level="warning",
         timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE,
@@ -225,3 +250,17 @@ def serve(
     server.run(sockets=[listener])
     for failure in failures:
         raise failure
+
+
+def _room(connections: int) -> int:
+    """How many connections the process can hold, beside files that it needs."""
+    if find_spec("resource") is None:  # Windows
+        return connections
+    resource: Any = import_module("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = connections + OTHER_FILES
+    if soft != unlimited and soft < wanted:
+        soft = wanted if hard == unlimited else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return connections if soft == unlimited else max(1, min(connections, soft - OTHER_FILES))

@@ -1,4 +1,4 @@
-"""The gate of a web server: bodies of limited size that arrive in time, and requests counted."""
+"""The gate of a web server: bodies of limited size, and requests counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class Gate:
         app: The application behind the gate.
         path: Where requests with a body go; others are handed on as they are.
         max_bytes: Size of a body; a larger one is answered 413.
-        seconds: Time for a body to arrive; a later one is answered 408.
         observe: Called with status and seconds of each answer.
     """
 
@@ -29,13 +28,11 @@ class Gate:
         app: ASGIApp,
         path: str,
         max_bytes: int,
-        seconds: float,
         observe: Callable[[int, float], None],
     ) -> None:
         self._app = app
         self._path = path
         self._max_bytes = max_bytes
-        self._seconds = seconds
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,14 +60,12 @@ class Gate:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._seconds):
-                body = await self._read(receive)
-        except TimeoutError:
-            refusal = JSONResponse({"detail": f"no body within {self._seconds} s"}, 408)
-            await refusal(scope, receive, send)
-            return
+            body = await self._read(receive)
+        except ConnectionError:
+            return  # nobody waits for an answer
         if body is None:
-            refusal = JSONResponse({"detail": f"send at most {self._max_bytes} bytes"}, 413)
+            content = {"detail": f"send at most {self._max_bytes} bytes"}
+            refusal = JSONResponse(content, 413, {"connection": "close"})
             await refusal(scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": body}]
@@ -81,12 +76,18 @@ class Gate:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body, or None if it is too large."""
+        """The whole body, or None if it is too large.
+
+        Raises:
+            ConnectionError: If the other side has gone.
+        """
         body = bytearray()
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client has gone")
             body += message.get("body", b"")
             if len(body) > self._max_bytes:
                 return None
-            if not message.get("more_body", False):  # the end, or the other side has gone
+            if not message.get("more_body", False):
                 return bytes(body)

@@ -73,9 +73,9 @@ def test_what_arrives_meanwhile_is_one_batch() -> None:
     ]
 
 
-def test_a_batch_has_its_limit_and_a_larger_request_is_its_own() -> None:
+def test_a_batch_has_its_limit() -> None:
     calls, answers = play(3, [(["a", "b"], 1), (["c", "d"], 1), (["e"], 1), (list("vwxyz"), 1)])
-    assert [queries for queries, _ in calls] == [["a", "b", "e"], ["c", "d"], list("vwxyz")]
+    assert ["".join(queries) for queries, _ in calls] == ["abe", "cd", "vwx", "yz"]
     assert answers[3] == [about(query, 1) for query in "vwxyz"]
 
 
@@ -146,3 +146,25 @@ def test_a_request_that_was_given_up_disturbs_nobody() -> None:
 
     assert asyncio.run(scenario()) == [about("stays", 1)]
     batcher.close()
+
+
+def test_a_request_of_many_queries_takes_turns_with_the_others() -> None:
+    """Neither delays the other by more than a batch, and the answers come in order."""
+    long = [f"long {i}" for i in range(5)]
+    calls, answers = play(2, [(long, 1), (["a"], 1), (["b", "c"], 1), (["d"], 1)])
+    assert [queries for queries, _ in calls] == [
+        ["long 0", "long 1"],
+        ["a", "d"],
+        ["b", "c"],
+        ["long 2", "long 3"],
+        ["long 4"],
+    ]
+    assert answers[0] == [about(query, 1) for query in long]
+    assert answers[2] == [about("b", 1), about("c", 1)]
+
+
+def test_a_request_that_fails_in_a_later_part_fails_alone() -> None:
+    calls, answers = play(2, [(["x", "y", "poison"], 1), (["a", "b"], 1), (["c", "d"], 1)])
+    assert [queries for queries, _ in calls] == [["x", "y"], ["a", "b"], ["c", "d"], ["poison"]]
+    assert isinstance(answers[0], RetrievalError)
+    assert answers[1:] == [[about("a", 1), about("b", 1)], [about("c", 1), about("d", 1)]]
