@@ -147,9 +147,25 @@ def token_ends(token_ids: list[int], text: str, decode: Callable[[list[int]], st
     """
     ends: list[int] = []
     done = 0
+    # Decoding every prefix would take quadratic time. So decoding begins anew at tokens after which
+    # the text was complete (`start`, `begun` characters), and a little before them (`before`): a
+    # decoder may treat what opens a text in its own way.
+    before = start = begun = 0
+    opening = ""  # what the tokens from `before` to `start` say
     for count in range(1, len(token_ids) + 1):
-        prefix = decode(token_ids[:count])
-        while done < min(len(prefix), len(text)) and prefix[done] == text[done]:
+        decoded = decode(token_ids[before:count])
+        if not decoded.startswith(opening):
+            decoded, opening, before, start, begun = decode(token_ids[:count]), "", 0, 0, 0
+        said = decoded[len(opening) :]
+        while done < min(begun + len(said), len(text)) and said[done - begun] == text[done]:
             done += 1
         ends.append(done)
+        whole = done == begun + len(said) and said and said[-1] != "\ufffd"
+        if whole and count - start >= _WINDOW:
+            before, start, begun = start, count, done
+            opening = decode(token_ids[before:start])
     return ends
+
+
+_WINDOW = 16
+"""Tokens that are decoded again and again before decoding begins anew."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import ValuesView
 from typing import Any
+
+DEEPEST = 100
+"""Objects and lists inside one another in JSON that others wrote."""
 
 _STRANGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LINE_ENDS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
@@ -30,6 +35,29 @@ def clean_text(text: str) -> str:
         return text
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _CONTROLS.sub(" ", _LINE_ENDS.sub("\n", whole))
+
+
+def read_json(text: str | bytes) -> Any:
+    """JSON that a server or a stranger wrote.
+
+    Raises:
+        ValueError: If it is no JSON, or nested deeper than :data:`DEEPEST`: printing it, or writing
+            it again, would exceed Python's stack.
+    """
+    too_deep = f"the JSON is nested deeper than {DEEPEST} levels"
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [
+            value for values in inner if isinstance(values, list | ValuesView) for value in values
+        ]
+        if not level:
+            return value
+    raise ValueError(too_deep)
 
 
 def without_logins(data: Any) -> Any:

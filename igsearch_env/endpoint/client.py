@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from igsearch_env.endpoint.errors import (
     read_error,
 )
 from igsearch_env.extras import extra
-from igsearch_env.text import without_logins
+from igsearch_env.text import read_json, without_logins
 
 with extra("eval"):
     import httpx2
@@ -178,8 +177,8 @@ class Endpoint:
         if self._api_key:  # which some servers repeat in their errors
             text = text.replace(self._api_key, "***")
         try:
-            answer = json.loads(text)
-        except (ValueError, RecursionError):  # no JSON, or nested without end
+            answer = read_json(text)
+        except ValueError:
             answer = None
         status = response.status_code
         said = read_error(answer, text or "no reason") if status >= 400 else None

@@ -18,7 +18,7 @@ from igsearch_env.episode import Document
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, read_answer
-from igsearch_env.text import without_logins
+from igsearch_env.text import read_json, without_logins
 
 with extra("http"):
     import httpx2
@@ -235,11 +235,11 @@ def _read(
         refused = (0,) if about_query and queries == 1 else ()
         raise HTTPRetrievalError(message, "status", passing=passing, refused=refused)
     try:
-        return read_answer(dialect, response.json(), queries)
+        return read_answer(dialect, read_json(response.content), queries)
     except WireError as error:
         message = f"{url} does not speak {dialect}: {error}"
         raise HTTPRetrievalError(message, "dialect", passing=False) from error
-    except (ValueError, RecursionError) as error:  # no JSON, not even text, or absurdly nested
+    except ValueError as error:  # no JSON, not even text, or absurdly nested
         message = f"{url} answered no JSON: {response.content[:60]!r}"
         raise HTTPRetrievalError(message, "garbage") from error
 

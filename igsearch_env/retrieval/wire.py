@@ -149,8 +149,16 @@ def _document(item: object) -> Document:
     if name is None or name == "":
         name = hashlib.sha256(f"{title}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     score = item.get("score") if isinstance(item, Mapping) else None
-    known = isinstance(score, int | float) and math.isfinite(score)
-    return Document(str(name), title, text, float(score) if known and score is not None else None)
+    return Document(str(name), title, text, _score(score))
+
+
+def _score(score: object) -> float | None:
+    """A score as a finite number; None if it is none, or too large for one."""
+    try:
+        number = float(score) if isinstance(score, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _title_and_text(fields: Mapping[str, Any]) -> tuple[str, str]:
@@ -174,6 +182,7 @@ def _outline(value: object) -> str:
         return f"an object with the keys {sorted(map(str, value))[:8]}"
     if isinstance(value, list):
         inner = f" of {_outline(value[0])}" if value else ""
-        return f"a list{inner}"
-    text = repr(value)
+        text = f"a list{inner}"
+    else:
+        text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

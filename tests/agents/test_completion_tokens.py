@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import Completion
+from igsearch_env.completion import Completion, token_ends
 from igsearch_env.protocol.tags import PROTOCOLS, Search
+from tests.agents.test_tokenizer_families import FAMILIES, made
 
 # U+FFFD is left out: a cut character decodes to it, so it cannot be told from one.
 CHARACTERS = st.characters(codec="utf-8", exclude_characters="<>\ufffd")
@@ -86,3 +90,41 @@ def test_words_joined_by_blanks(wordlevel: PreTrainedTokenizerFast) -> None:
     assert isinstance(action, Search)
     tokens = completion.tokens_within(*action.span)
     assert wordlevel.convert_ids_to_tokens(ids[tokens]) == ["capital", "of", "peru"]
+
+
+def ends_prefix_by_prefix(
+    ids: list[int], text: str, decode: Callable[[list[int]], str]
+) -> list[int]:
+    """What ``token_ends`` says, by decoding every prefix."""
+    ends, done = [], 0
+    for count in range(1, len(ids) + 1):
+        prefix = decode(ids[:count])
+        while done < min(len(prefix), len(text)) and prefix[done] == text[done]:
+            done += 1
+        ends.append(done)
+    return ends
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_ends_are_those_of_every_prefix(bpe: PreTrainedTokenizerFast, family: str) -> None:
+    tokenizer = SegmentTokenizer(made(family, bpe))
+    draw = random.Random(family)
+    for length in range(1, 150, 3):
+        ids = [draw.randrange(tokenizer.known_ids) for _ in range(length)]  # broken characters too
+        text = tokenizer.decode(ids)
+        found = token_ends(ids, text, tokenizer.decode)
+        assert found == ends_prefix_by_prefix(ids, text, tokenizer.decode)
+
+
+def test_finding_the_ends_of_tokens_is_linear(bpe: PreTrainedTokenizerFast) -> None:
+    tokenizer, decoded = SegmentTokenizer(bpe), 0
+
+    def decode(ids: list[int]) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return tokenizer.decode(ids)
+
+    ids = list(bpe("the book of sand " * 500)["input_ids"])
+    Completion.from_tokens(ids, None, decode)
+    assert len(ids) > 1_000
+    assert decoded < 60 * len(ids)

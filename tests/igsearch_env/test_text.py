@@ -15,7 +15,7 @@ from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.wire import read_answer
-from igsearch_env.text import clean_text
+from igsearch_env.text import DEEPEST, clean_text, read_json
 from tests.igsearch_env.fakes import QUESTIONS
 
 STRANGE = "a\x00b\ud800c\u2028d\u0085e\x1bf\u2029g\x0ch"
@@ -105,3 +105,24 @@ def test_names_of_groups_are_clean() -> None:
     env.reset(seed=1, options={"group_id": STRANGE})
     assert env.step("<search> Lima </search>")[4]["action"] == "search"
     assert env.episode.group_id == CLEAN
+
+
+def nested(depth: int, opening: str, closing: str) -> str:
+    return opening * depth + "1" + closing * depth
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"document": ', "}")])
+def test_json_of_others_is_read_up_to_a_depth(opening: str, closing: str) -> None:
+    text = nested(DEEPEST, opening, closing)
+    assert json.dumps(read_json(text)) == text
+    for depth in (DEEPEST + 1, 980, 990, 995, 100_000):  # Python itself gives up at about 1,000
+        with pytest.raises(ValueError, match=f"nested deeper than {DEEPEST} levels"):
+            read_json(nested(depth, opening, closing))
+    with pytest.raises(ValueError, match="Expecting"):
+        read_json(opening)
+
+
+@pytest.mark.parametrize("score", [10**400, -(10**400), "1", None, [1], float("nan")])
+def test_a_score_that_is_no_number_is_left_out(score: object) -> None:
+    answer = {"result": [[{"contents": "Lima", "score": score}]]}
+    assert read_answer("search-r1", answer, 1)[0][0].score is None

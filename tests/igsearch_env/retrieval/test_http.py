@@ -81,6 +81,7 @@ FAULTS = {
     "half of the json": (send(respond(GOOD[: len(GOOD) // 2])), "garbage", 3),
     "not even text": (send(respond(b"\xff\xfe\x00")), "garbage", 3),
     "nested json": (send(respond(b"[" * 100_000)), "garbage", 3),
+    "json nested less": (send(respond(b"[" * 900 + b"]" * 900)), "garbage", 3),
     "not http": (send(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), "unreachable", 3),
     "cut off": (send(respond(GOOD, length=len(GOOD) + 10)), "unreachable", 3),
     "closed": (send(b""), "unreachable", 3),
