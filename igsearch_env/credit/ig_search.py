@@ -21,7 +21,7 @@ Gains = list[list[float | None]]
 @register_credit("ig_search")
 @dataclass(frozen=True)
 class IGSearch(QueryBonus):
-    """Advantage A_i + alpha * IG_t / |Q_t| on the tokens of query t, and A_i on all others.
+    """Advantage ``A_i + alpha * IG_t / |Q_t|`` on the tokens of query t, and A_i on all others.
 
     A_i is GRPO's advantage, IG_t the shaped information gain of search t (IG-Search, arXiv
     2604.15148). If every rollout of a group fails, or every one succeeds, A_i is 0 and the gains

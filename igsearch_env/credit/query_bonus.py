@@ -27,7 +27,7 @@ Signals = list[list[float]]
 
 @dataclass(frozen=True)
 class QueryBonus(CreditAssignment):
-    """Advantage A_i + alpha * S_t / |Q_t| on the tokens of query t, and A_i on all others.
+    """Advantage ``A_i + alpha * S_t / |Q_t|`` on the tokens of query t, and A_i on all others.
 
     A_i is GRPO's advantage of rollout i. A subclass writes :meth:`signals`, which gives the value
     of each search; S_t is that value, or its return-to-go. A rollout in which a search failed gets
@@ -37,11 +37,11 @@ class QueryBonus(CreditAssignment):
 
     Args:
         alpha: Weight of the signal. At 0 no search is scored.
-        normalizer: What a signal is divided by. ``"query"`` is |Q_t|, the number of query tokens
-            without the tags: the tokens of each search share the same total (IG-Search).
-            ``"batch_mean_query"`` is the mean |Q| of the batch, so that a token gets the same in a
-            short and in a long query; rollouts with a failed search and queries without tokens do
-            not count. ``"none"`` divides by 1.
+        normalizer: What a signal is divided by. ``"query"`` is ``|Q_t|``, the number of query
+            tokens without the tags: the tokens of each search share the same total (IG-Search).
+            ``"batch_mean_query"`` is the mean ``|Q|`` of the batch, so that a token gets the same
+            in a short and in a long query; rollouts with a failed search and queries without tokens
+            do not count. ``"none"`` divides by 1.
         gamma: Discount of the return-to-go: S_t is the sum of gamma^(k-t) times signal k over the
             searches k >= t, so that a search shares in what it made possible. 0 is IG-Search.
         baseline: What S_t is compared with: nothing (``"none"``), or the mean S_t of the group's
@@ -182,7 +182,7 @@ def newly_found(episode: Episode, ids: Iterable[str]) -> list[float]:
 
 
 def query_length(step: Step) -> int:
-    """|Q_t|: the number of tokens of a search's query, tags excluded."""
+    """``|Q_t|``: the number of tokens of a search's query, tags excluded."""
     return int(step.query_tokens.stop - step.query_tokens.start)
 
 

@@ -30,8 +30,10 @@ class BM25Retriever(HoldsDocuments):
     """Ranks documents by BM25 in Lucene's variant, over title and text.
 
     The score of a document d for the words q of a query, where tf counts q in d, df counts the
-    documents with q, N counts all documents, and the length |d| is in words:
-    sum over q of ln(1 + (N - df + 1/2) / (df + 1/2)) * tf / (tf + k1 * (1 - b + b * |d| / mean)).
+    documents with q, N counts all documents, and the length ``|d|`` is in words::
+
+        sum over q of idf * tf / (tf + k1 * (1 - b + b * |d| / mean)),
+        idf = ln(1 + (N - df + 1/2) / (df + 1/2))
 
     >>> documents = [Document("1", "Lima", "The capital of Peru."), Document("2", "Rome", "Italy")]
     >>> retriever = BM25Retriever.build(documents)
