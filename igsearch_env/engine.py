@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any
 
 from igsearch_env.answers import exact_match, f1_score
@@ -13,42 +12,14 @@ from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.outcome import Outcome, Score, score_outcomes
 from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.text import clean_text
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
-OutcomeFunction = Callable[[str | None, Question], float]
-"""Scores an answer to a question with a finite number; the answer is None where there was none."""
-
-Outcome = str | OutcomeFunction
-"""A name in :data:`OUTCOMES`, or a function."""
-
-OUTCOMES: dict[str, OutcomeFunction] = {
-    "em": lambda answer, question: exact_match(answer, question.golden_answers),
-    "f1": lambda answer, question: f1_score(answer, question.golden_answers),
-    "zero": lambda answer, question: 0.0,
-}
-"""Outcomes by the names that settings give them."""
-
 FALLBACK_ROUNDS = 5
 REFUSED = "the search engine does not take this query; write a shorter one"
-
-
-def register_outcome(name: str) -> Callable[[OutcomeFunction], OutcomeFunction]:
-    """Decorator that makes an outcome known by ``name``, for the settings of every program.
-
-    Raises:
-        ValueError: If the name is taken.
-    """
-
-    def register(outcome: OutcomeFunction) -> OutcomeFunction:
-        if name in OUTCOMES:
-            raise ValueError(f"an outcome named {name!r} exists already; choose another name")
-        OUTCOMES[name] = outcome
-        return outcome
-
-    return register
 
 
 @dataclass
@@ -66,7 +37,9 @@ class SearchQAEngine:
         num_counterfactuals: N, counterfactual contexts per search.
         information_gain_weight: Weight of the shaped gain in the reward.
         shaping: How a gain is shaped before it is paid.
-        outcome: How an answer is scored: ``"em"``, ``"f1"``, ``"zero"``, or by a function.
+        outcome: How an episode is scored (:mod:`igsearch_env.outcome`).
+        outcome_range: The least and the greatest outcome that is allowed; empty for any finite
+            number.
         shared_counterfactuals: Whether the rollouts of a group that make their search t in the same
             call draw alike: they share all evidence that each of them may be compared with, so that
             the choice of it cancels out of the comparison within the group. Documents found
@@ -84,6 +57,7 @@ class SearchQAEngine:
     information_gain_weight: float = 0.0
     shaping: Shaping = field(default_factory=Shaping)
     outcome: Outcome = "em"
+    outcome_range: Sequence[float] = ()
     shared_counterfactuals: bool = False
 
     def step(
@@ -113,7 +87,13 @@ class SearchQAEngine:
             self._remember(episode)
         if self.scorer is not None:
             after = self.information_gain.settle(after, self.scorer)
-        after = [self._score(old, new) for old, new in zip(episodes, after, strict=True)]
+        ended = [i for i, e in enumerate(after) if e.finished or e.steps[-1].reflection is not None]
+        scores = score_outcomes(self.outcome, [after[i] for i in ended], self.outcome_range)
+        scored = dict(zip(ended, scores, strict=True))
+        after = [
+            self._score(old, new, scored.get(row))
+            for row, (old, new) in enumerate(zip(episodes, after, strict=True))
+        ]
         return [(new, self._info(old, new)) for old, new in zip(episodes, after, strict=True)]
 
     def _search(
@@ -208,24 +188,19 @@ class SearchQAEngine:
             if episode.steps[index].action == "search":
                 self.pool.add(gain.evidence(episode, index))
 
-    def _score(self, before: Episode, after: Episode) -> Episode:
-        """Add the outcome where an attempt has ended, and the reward of this call."""
+    def _score(self, before: Episode, after: Episode, score: Score | None) -> Episode:
+        """Add the score of an attempt that has ended, and the reward of this call."""
         reward = 0.0
         fields: dict[str, Any] = {}
-        if after.finished or after.steps[-1].reflection is not None:
+        if score is not None:
             golds = after.question.golden_answers
             em, f1 = exact_match(after.answer, golds), f1_score(after.answer, golds)
-            scored = self.outcome if callable(self.outcome) else OUTCOMES[self.outcome]
-            outcome = float(scored(after.answer, after.question))
-            if not isfinite(outcome):
-                raise ValueError(
-                    f"the outcome of question {after.question.id!r} is {outcome}; an outcome "
-                    "function must return a finite number"
-                )
-            fields["attempt_outcomes"] = (*after.attempt_outcomes, outcome)
+            fields["attempt_outcomes"] = (*after.attempt_outcomes, score.total)
+            fields["outcome_parts"] = score.parts
+            fields["unscored"] = after.unscored or score.total is None
             if after.finished:
-                reward = outcome
-                fields |= {"outcome": outcome, "em": em, "f1": f1}
+                reward = score.total or 0.0
+                fields |= {"outcome": score.total, "em": em, "f1": f1}
         for _, gain in _newly_settled(before, after):
             reward += self.information_gain_weight * self.shaping(gain)
         if reward != after.steps[-1].reward:
@@ -257,10 +232,16 @@ class SearchQAEngine:
                 "log_prob": search.log_prob,
                 "baseline_log_probs": search.baseline_log_probs,
             }
-        if self.rules.max_attempts > 1 and len(after.attempt_outcomes) > len(
-            before.attempt_outcomes
-        ):
-            info |= {"attempt": step.attempt, "attempt_outcome": after.attempt_outcomes[-1]}
+        if len(after.attempt_outcomes) > len(before.attempt_outcomes):
+            scored = after.attempt_outcomes[-1]
+            if self.rules.max_attempts > 1:
+                info["attempt"] = step.attempt
+                if scored is not None:
+                    info["attempt_outcome"] = scored
+            if after.outcome_parts:
+                info["outcome_parts"] = after.outcome_parts
+            if scored is None:
+                info["unscored"] = True
         if after.finished:
             info |= {"em": after.em, "f1": after.f1, "information_gains": after.information_gains}
         if step.action == "answer":

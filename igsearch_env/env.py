@@ -32,8 +32,10 @@ class SearchQAEnv(gymnasium.Env[str, str]):
     ``"invalid"``), ``search_step``, ``query``, ``query_span`` (characters of the turn between the
     tags), ``documents``, ``retrieval_failed``; ``information_gain`` (nats per answer token) of the
     search ``information_gain_step``, with ``log_prob`` and ``baseline_log_probs``; on a call that
-    ends one of several attempts ``attempt`` (its number), ``attempt_outcome`` and ``answer``; and
-    on the last call ``answer``, ``em``, ``f1`` and ``information_gains``, one per search.
+    ends an attempt ``outcome_parts`` (where the outcome has components) and ``unscored`` (True
+    where it could not be had); on one that ends one of several attempts ``attempt`` (its number),
+    ``attempt_outcome`` and ``answer``; and on the last call ``answer``, ``em``, ``f1`` and
+    ``information_gains``, one per search.
 
     Args:
         questions: Questions, or the name or file of a set (see

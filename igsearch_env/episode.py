@@ -220,6 +220,28 @@ class Step:
         return self.action != "invalid"
 
 
+@dataclass(frozen=True, slots=True)
+class OutcomePart:
+    """One component of an outcome.
+
+    Args:
+        name: The component.
+        weight: Its weight.
+        value: What it measured; None where it does not apply to the question, or has failed.
+        failed: Whether it could not be measured, such as by a judge that gave no verdict.
+    """
+
+    name: str
+    weight: float
+    value: float | None
+    failed: bool = False
+
+    @property
+    def paid(self) -> float:
+        """What the part adds to the outcome."""
+        return 0.0 if self.value is None else self.weight * self.value
+
+
 @dataclass(frozen=True)
 class Episode:
     """A question and the steps taken so far to answer it.
@@ -229,11 +251,15 @@ class Episode:
         prompt: The first observation.
         steps: What has happened since.
         group_id: Rollouts of one question share it; statistics of GRPO run over it.
-        outcome: Score of the answer; None until the episode has ended. With several attempts it
-            is that of the last one, whatever the others were.
+        outcome: Score of the episode; None until it has ended, and where the score could not be
+            had (``unscored``). With several attempts it is that of the last one, whatever the
+            others were.
         answer: The answer of the last attempt that has ended, or None if it gave none.
-        attempt_outcomes: Score of the answer of each attempt that has ended, 0 or what the outcome
-            makes of it if it gave none.
+        attempt_outcomes: Score of each attempt that has ended; None where it could not be had.
+        outcome_parts: What the score of the last attempt that has ended is made of, where the
+            outcome has parts.
+        unscored: Whether the score of an attempt could not be had, such as from a judge that gave
+            no verdict.
         em: Exact match of the answer, 0.0 or 1.0; None until the episode has ended.
         f1: Token F1 of the answer; None until the episode has ended.
         prior_log_prob: Mean log-probability of the gold answer given the prompt alone, nats; None
@@ -248,7 +274,9 @@ class Episode:
     group_id: str = ""
     outcome: float | None = None
     answer: str | None = None
-    attempt_outcomes: tuple[float, ...] = ()
+    attempt_outcomes: tuple[float | None, ...] = ()
+    outcome_parts: tuple[OutcomePart, ...] = ()
+    unscored: bool = False
     em: float | None = None
     f1: float | None = None
     prior_log_prob: float | None = None
@@ -287,6 +315,14 @@ class Episode:
     def retrieval_failed(self) -> bool:
         """Whether any search of the episode failed."""
         return any(step.retrieval_failed for step in self.steps)
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the episode says nothing about the policy, so that nothing is learned from it.
+
+        A search failed, or its outcome could not be had.
+        """
+        return self.unscored or self.retrieval_failed
 
     @property
     def information_gains(self) -> tuple[float | None, ...]:

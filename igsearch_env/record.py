@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
+from igsearch_env.episode import Document, Episode, Evidence, OutcomePart, Question, Segment, Step
 
 
 def to_record(value: Any) -> Any:
@@ -49,6 +49,9 @@ def episode_from_record(record: Mapping[str, Any]) -> Episode:
                 "prompt": _segment(record["prompt"]),
                 "steps": tuple(_step(step) for step in record["steps"]),
                 "attempt_outcomes": tuple(record["attempt_outcomes"]),
+                "outcome_parts": tuple(
+                    OutcomePart(**part) for part in record.get("outcome_parts", ())
+                ),
             }
         )
     except (KeyError, TypeError) as error:

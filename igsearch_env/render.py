@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from igsearch_env.completion import StopReason
-from igsearch_env.episode import Document, Episode, Question, Step
+from igsearch_env.episode import Document, Episode, OutcomePart, Question, Step
 
 WIDTH = 100
 SHORTENED = 240  # characters of a document
@@ -40,7 +40,11 @@ def render_text(episode: Episode) -> str:
     lines = [_line("question", asked), _line("gold", " | ".join(question.golden_answers)), ""]
     for step in episode.steps:
         lines += [*_step(step, question), ""]
-    return "\n".join([*lines, _line("outcome", _outcome(episode))])
+    lines.append(_line("outcome", _outcome(episode)))
+    lines += [_line("", _part(part)) for part in episode.outcome_parts]
+    if episode.unscored:
+        lines.append(_line("", "the score could not be had, and nothing is learned from it"))
+    return "\n".join(lines)
 
 
 def is_gold(document: Document, question: Question) -> bool:
@@ -86,6 +90,12 @@ def _outcome(episode: Episode) -> str:
         return "no answer before the turns ran out"
     verdict = "right" if episode.em else "wrong"
     return f"{verdict}: {episode.answer} (EM {episode.em or 0:.0f}, F1 {episode.f1 or 0:.2f})"
+
+
+def _part(part: OutcomePart) -> str:
+    if part.value is None:
+        return f"{part.name}: {'failed' if part.failed else 'does not apply'}"
+    return f"{part.name}: {part.weight:g} x {part.value:.2f} = {part.paid:+.2f}"
 
 
 def _line(label: str, text: str) -> str:

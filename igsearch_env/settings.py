@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
-from math import inf
+from math import inf, isfinite
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import same_world, world_of_questions
-from igsearch_env.engine import OUTCOMES, Outcome, SearchQAEngine
+from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, InformationGain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.outcome import Outcome, check_outcome
 from igsearch_env.protocol.names import check_protocol, get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import Retriever
@@ -28,7 +29,6 @@ from igsearch_env.turn import TurnRules
 _WORDS = {
     "counterfactual": get_args(Counterfactual),
     "aliases": get_args(AliasOperator),
-    "outcome": OUTCOMES,
 }
 _COUNTS = {"max_searches": 1, "max_attempts": 1, "top_k": 1, "num_counterfactuals": 0}
 
@@ -63,8 +63,12 @@ class EnvironmentSettings:
             for that of a uniform guess, or ``"none"``.
         aliases: How the scores of several golden answers become one; see
             :func:`igsearch_env.information_gain`.
-        outcome: What is paid for an answer: ``"em"``, ``"f1"``, or ``"zero"`` to learn from
-            information gain alone, or a name given to :func:`igsearch_env.engine.register_outcome`.
+        outcome: What a finished episode is paid: the name of a component of
+            :data:`igsearch_env.outcome.COMPONENTS`, such as ``"em"``, ``"f1"`` or ``"zero"`` (to
+            learn from information gain alone), or a table of weights by name, such as
+            ``{em = 1.0, searches = -0.05}``; on a command line ``em=1,searches=-0.05``.
+        outcome_range: The least and the greatest outcome that is allowed: one out of this range
+            ends the run. Empty for any finite number.
         information_gain_weight: Weight of the shaped gain in the reward of the call in which it
             settles, for algorithms that do not look at ``info``.
         shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
@@ -91,7 +95,8 @@ class EnvironmentSettings:
     counterfactual: Counterfactual = "documents+refinement"
     floor: float | Literal["uniform", "none"] = "uniform"
     aliases: AliasOperator = "max"
-    outcome: str = "em"
+    outcome: str | dict[str, float] = "em"
+    outcome_range: tuple[float, ...] = ()
     information_gain_weight: float = 0.0
     shared_counterfactuals: bool = False
 
@@ -117,8 +122,10 @@ class EnvironmentSettings:
         for name, known in _WORDS.items():
             value = getattr(self, name)
             if value not in known:
-                own = "; names of your own need --import FILE" if name == "outcome" else ""
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{own}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_outcome(self.outcome)
+        object.__setattr__(self, "outcome_range", tuple(self.outcome_range))  # JSON has lists
+        _check_bounds(self.outcome_range)
         floor = self.floor
         if floor not in ("uniform", "none") and not (isinstance(floor, Real) and -inf < floor < 0):
             raise ValueError(
@@ -154,6 +161,15 @@ class EnvironmentSettings:
             self.counterfactual,
             floor=None if self.floor == "none" else self.floor,
             aliases=self.aliases,
+        )
+
+
+def _check_bounds(bounds: Sequence[float]) -> None:
+    numbers = all(isinstance(one, Real) and isfinite(one) for one in bounds)
+    if bounds and not (numbers and len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise ValueError(
+            "outcome_range must be two finite numbers, the least outcome and the greatest, or "
+            f"empty, got {list(bounds)}"
         )
 
 
@@ -212,8 +228,8 @@ def make_engine(
             for :meth:`igsearch_env.InformationGain.settle`.
         settings: The settings; None for the defaults of :class:`EnvironmentSettings`.
         protocol: The tag grammar, or the name of a preset.
-        outcome: ``"em"``, ``"f1"``, ``"zero"``, or a function of the answer (None if there is none)
-            and the question.
+        outcome: How an episode is scored: the name of a component, weights of components by name,
+            or a function of the finished episode (:mod:`igsearch_env.outcome`).
         information_gain: All settings of the gain, in place of those of the record.
         shaping: How a gain is shaped before it is paid.
         pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
@@ -231,7 +247,7 @@ def make_engine(
     if protocol is not None and not isinstance(protocol, TagProtocol):
         named["protocol"] = protocol
     if outcome is not None and not callable(outcome):
-        named["outcome"] = outcome
+        named["outcome"] = dict(outcome) if isinstance(outcome, Mapping) else outcome
     for name, value in (("questions", questions), ("retriever", retriever)):
         if value is not None:  # an object has no name, and says nothing of its world
             named[name] = value if isinstance(value, str) else ""
@@ -261,6 +277,7 @@ def make_engine(
         information_gain_weight=record.information_gain_weight,
         shaping=shaping or Shaping(),
         outcome=outcome if callable(outcome) else record.outcome,
+        outcome_range=record.outcome_range,
         shared_counterfactuals=record.shared_counterfactuals,
     )
 

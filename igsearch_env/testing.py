@@ -241,11 +241,12 @@ def check_credit(credit: CreditAssignment) -> None:
         value = getattr(credit, flag)
         _require(isinstance(value, bool), f"{flag} as True or False", value)
     batch, given = _rollouts(), _rollouts()
-    whole = [episode for episode in batch if not episode.retrieval_failed]
+    whole = [episode for episode in batch if not episode.left_out]
     batches = {
         "a ragged batch": batch,
         "a group of one": batch[:1],
         "a group in which every search failed": [e for e in batch if e.retrieval_failed],
+        "a group without outcomes": [e for e in batch if e.unscored],
         "rollouts without a search": [e for e in batch if not e.searches],
         "equal outcomes": [_with_outcome(episode, 0.0) for episode in whole],
         "searches without a gain": [_without_gains(episode) for episode in batch],
@@ -297,8 +298,12 @@ def _check_arrays(arrays: Any, episodes: Sequence[Episode], name: str) -> None:
         shape = (episode.policy_tokens,)
         _require(array.shape == shape, f"shape (policy tokens,) = {shape} for {name}", array.shape)
         _require(bool(np.isfinite(array).all()), f"finite advantages for {name}", array)
-        if episode.retrieval_failed:
-            _require(not array.any(), f"0 where a search failed, for {name}", array)
+        if episode.left_out:
+            what = "0 where a search failed or there is no outcome"
+            _require(not array.any(), f"{what}, for {name}", array)
+
+
+UNSCORED: dict[str, Any] = {"outcome": None, "attempt_outcomes": (None,), "unscored": True}
 
 
 def _rollouts() -> list[Episode]:
@@ -318,6 +323,7 @@ def _rollouts() -> list[Episode]:
         _rollout(tokyo, "c", 1.0, [search, wrong, other, answer], gains=[0.1, 2.0], attempts=2),
         _rollout(tokyo, "c", 0.0, [answer, search, wrong], gains=[0.2], attempts=2),
         _rollout(lima, "broken", 0.0, [search, wrong], failed=0),
+        replace(_rollout(lima, "a", 0.0, [search, answer], gains=[0.5]), **UNSCORED),
     ]
 
 

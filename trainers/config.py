@@ -548,6 +548,7 @@ _RULES = dacite.Config(
         float: _float,
         tuple[int, ...]: _tuple,
         tuple[str, ...]: _tuple,
+        tuple[float, ...]: _tuple,
         dict[str, Any]: _table,
     },
 )

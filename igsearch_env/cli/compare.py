@@ -70,7 +70,7 @@ def _table(results: Mapping[str, Any]) -> Table:
     cells = []
     for row in rows:
         metric = row["metric"]
-        if not METRICS[metric].heading:
+        if metric in METRICS and not METRICS[metric].heading:
             continue  # in results.json only
         if metric == "information_gain":
             metric = f"{metric} ({by})"

@@ -238,6 +238,8 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
     for name in micro:
         if name.startswith("pass_at_") and not name.endswith("_interval"):
             headings[name] = f"pass@{name.removeprefix('pass_at_')}"
+        if name.startswith("outcome_") and not name.endswith("_interval"):
+            headings[name] = name.removeprefix("outcome_")
     if scorer:  # gains of different scorers differ in size: a figure without its scorer says little
         headings["information_gain"] += f"\n{scorer}"
     headings = {name: heading for name, heading in headings.items() if name in micro}
@@ -255,7 +257,7 @@ def results_table(results: Mapping[str, Any], title: str, scorer: str | None) ->
 def _cell(row: Mapping[str, Any], name: str) -> str:
     if name not in row:
         return "-"
-    metric = METRICS.get(name)  # None for pass@k
+    metric = METRICS.get(name)  # None for pass@k and parts of the outcome
     value = f"{row[name]:.{3 if metric is None else metric.digits}f}"
     if metric is None or not metric.interval:
         return value

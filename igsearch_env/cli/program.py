@@ -77,9 +77,11 @@ def add_settings(parser: argparse._ActionsContainer, settings: type, *names: str
         if names and field.name not in names:
             continue
         kind: Any = types_[field.name]
-        if isinstance(kind, types.UnionType):  # X | None
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None, float | Literal
             parts = [part for part in typing.get_args(kind) if part is not types.NoneType]
-            kind = parts[0] if len(parts) == 1 else _number_or_word
+            tables = any(typing.get_origin(part) is dict for part in parts)
+            several = _word_or_table if tables else _number_or_word
+            kind = parts[0] if len(parts) == 1 else several
         options: dict[str, Any] = {"type": kind}
         if kind is bool:
             options = {"action": "store_true"}
@@ -106,6 +108,14 @@ def _number_or_word(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _word_or_table(text: str) -> str | dict[str, float]:
+    """A word, or numbers by name: ``em=1,searches=-0.05``."""
+    if "=" not in text:
+        return text
+    pairs = (pair.partition("=") for pair in text.split(","))
+    return {name.strip(): float(number) for name, _, number in pairs}
 
 
 def argument_docs(settings: type) -> dict[str, str]:

@@ -16,8 +16,8 @@ from igsearch_env.cli.program import Parser, add_import, folder, positive
 from igsearch_env.data.questions import load_question_set
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
-from igsearch_env.evaluation.metrics import gold_share
 from igsearch_env.files import write_json
+from igsearch_env.outcome import gold_share
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.text import without_logins

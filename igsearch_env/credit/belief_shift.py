@@ -139,7 +139,7 @@ class BeliefGroup(BeliefShift):
         places: dict[tuple[str, int], list[int]] = {}
         for index, (episode, row) in enumerate(zip(episodes, shifts, strict=True)):
             for number, value in enumerate(row):
-                if value is not None and not episode.retrieval_failed:
+                if value is not None and not episode.left_out:
                     places.setdefault((episode.group_id, number), []).append(index)
         result: Shifts = [[None] * len(row) for row in shifts]
         for (_, number), members in places.items():

@@ -11,21 +11,22 @@ from igsearch_env.episode import Episode
 
 
 def rollout_groups(episodes: Sequence[Episode]) -> dict[str, list[int]]:
-    """The indices of the episodes of each group; those in which a search failed are left out.
+    """The indices of the episodes of each group.
 
-    Their outcome says nothing about the policy.
+    Those in which a search failed, or whose outcome could not be had, are left out: they say
+    nothing about the policy.
 
     Raises:
         ValueError: If an episode has not ended.
     """
     groups: dict[str, list[int]] = {}
     for index, episode in enumerate(episodes):
-        if episode.outcome is None:
+        if episode.outcome is None and not episode.left_out:
             raise ValueError(
                 f"the episode of question {episode.question.id!r} has no outcome yet; "
                 "credit is assigned to finished episodes"
             )
-        if not episode.retrieval_failed:
+        if not episode.left_out:
             groups.setdefault(episode.group_id, []).append(index)
     return groups
 

@@ -34,7 +34,7 @@ class IGPermuted(IGSearch):
         places = [
             (row, number)
             for row, episode in enumerate(episodes)
-            if not episode.retrieval_failed
+            if not episode.left_out
             for number, gain in enumerate(gains[row])
             if gain is not None
         ]

@@ -126,12 +126,12 @@ class IGSearch(QueryBonus):
 
         for episode, row in zip(episodes, gains, strict=True):
             for number, gain in enumerate(row):
-                if gain is not None and not episode.retrieval_failed:
+                if gain is not None and not episode.left_out:
                     peers.setdefault(place(episode, number), []).append(gain)
         return [
             [
                 gain
-                if gain is None or episode.retrieval_failed
+                if gain is None or episode.left_out
                 else gain - float(np.mean(peers[place(episode, number)]))
                 for number, gain in enumerate(row)
             ]

@@ -64,4 +64,5 @@ class MRSearch(CreditAssignment):
 
 def _attempt_outcomes(episode: Episode) -> tuple[float, ...]:
     """The outcome of each attempt; the episode's own where there was only one."""
-    return episode.attempt_outcomes or (episode.outcome or 0.0,)
+    # None would be an outcome that could not be had; such episodes are in no group.
+    return tuple(one or 0.0 for one in episode.attempt_outcomes or (episode.outcome,))

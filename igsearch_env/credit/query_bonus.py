@@ -122,7 +122,7 @@ class QueryBonus(CreditAssignment):
         result = []
         for episode, returns in zip(episodes, self._returns(episodes), strict=True):
             tokens = np.zeros(episode.policy_tokens)
-            if not episode.retrieval_failed and episode.group_id in chosen:
+            if not episode.left_out and episode.group_id in chosen:
                 for step, value in zip(episode.searches, returns, strict=True):
                     length = query_length(step)
                     if not step.documents and step.information_gain is None:
@@ -187,6 +187,6 @@ def query_length(step: Step) -> int:
 
 
 def _mean_query_length(episodes: Sequence[Episode]) -> float:
-    kept = (episode for episode in episodes if not episode.retrieval_failed)
+    kept = (episode for episode in episodes if not episode.left_out)
     lengths = [query_length(step) for episode in kept for step in episode.searches]
     return float(np.mean([n for n in lengths if n] or [1]))

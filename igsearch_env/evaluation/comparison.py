@@ -71,14 +71,18 @@ def compare(before: FinishedEvaluation, after: FinishedEvaluation) -> dict[str, 
     groups: dict[str, list[str]] = {}
     for name in paired:
         groups.setdefault(before.asked[name]["dataset"], []).append(name)
+    parts_too = (name for run in (before, after) for row in run.scores.values() for name in row)
+    metrics = [
+        name for name in dict.fromkeys([*METRICS, *parts_too]) if not name.startswith("pass_at_")
+    ]
     rows = [
         {"dataset": dataset, "metric": metric, **_difference([pairs])}
         for dataset, names in groups.items()
-        for metric in METRICS
+        for metric in metrics
         if (pairs := _pairs(before, after, metric, names))
     ]
     micro, macro = {}, {}
-    for metric in METRICS:
+    for metric in metrics:
         parts = [
             pairs for names in groups.values() if (pairs := _pairs(before, after, metric, names))
         ]

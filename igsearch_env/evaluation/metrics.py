@@ -9,7 +9,8 @@ import numpy as np
 
 from igsearch_env.answers import cover_exact_match
 from igsearch_env.credit.query_bonus import query_length
-from igsearch_env.episode import Document, Episode, Question
+from igsearch_env.episode import Episode
+from igsearch_env.outcome import gold_share
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,6 @@ def gold_document_rate(episode: Episode) -> float | None:
     """Share of the question's gold documents that its searches found; None if they are unknown."""
     found = [document for step in episode.searches for document in step.documents]
     return gold_share(episode.question, found)
-
-
-def gold_share(question: Question, documents: Sequence[Document]) -> float | None:
-    """Share of a question's gold documents that are among some; None if they are unknown.
-
-    >>> question = Question("q", "?", ("Lima",), gold_titles=("Lima", "Peru"))
-    >>> gold_share(question, [Document("1", "Peru", "..."), Document("2", "Rome", "...")])
-    0.5
-    """
-    if question.gold_ids:
-        gold, seen = set(question.gold_ids), {document.id for document in documents}
-    else:
-        gold, seen = set(question.gold_titles), {document.title for document in documents}
-    return len(gold & seen) / len(gold) if gold else None
 
 
 def gain_gold_correlation(episodes: Sequence[Episode]) -> float | None:
@@ -140,8 +127,9 @@ def _all_success(episodes: Sequence[Episode]) -> float | None:
 
 def _group_outcomes(episodes: Sequence[Episode]) -> Iterable[list[float]]:
     groups: dict[str, list[float]] = {}
-    for episode in unbroken(episodes):
-        groups.setdefault(episode.group_id, []).append(episode.outcome or 0.0)
+    for episode in episodes:
+        if not episode.left_out:
+            groups.setdefault(episode.group_id, []).append(episode.outcome or 0.0)
     return groups.values()
 
 
@@ -207,6 +195,15 @@ METRICS: dict[str, Metric] = {
             "rollouts in which a search failed",
             batch=lambda es: _share([e.retrieval_failed for e in es]),
         ),
+        Metric(
+            "unscored_rollouts",
+            "rollouts whose outcome could not be had",
+            batch=lambda es: (
+                _share([e.unscored for e in es])
+                if any(e.unscored or e.outcome_parts for e in es)
+                else None
+            ),
+        ),
         Metric("all_fail", "groups without a success", batch=_all_fail),
         Metric("all_success", "groups of equal outcomes above 0", batch=_all_success),
         Metric(
@@ -234,18 +231,28 @@ def register_metric(metric: Metric) -> None:
 
 
 def episode_metrics(episode: Episode) -> dict[str, float]:
-    """The mean of each metric's numbers within an episode; one that is unknown is left out."""
+    """The mean of each metric's numbers within an episode; one that is unknown is left out.
+
+    The parts of the outcome stand beside the metrics (:func:`part_values`).
+    """
     found: dict[str, float] = {}
     for metric in METRICS.values():
         if metric.values is not None and (values := metric.values(episode)):
             found[metric.name] = float(np.mean(values))
-    return found
+    return found | part_values(episode)
+
+
+def part_values(episode: Episode) -> dict[str, float]:
+    """What each part of an episode's outcome measured, as ``outcome_NAME``, before its weight."""
+    parts = episode.outcome_parts
+    return {f"outcome_{part.name}": part.value for part in parts if part.value is not None}
 
 
 def batch_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Each metric over a batch of rollouts; one that is unknown is left out.
 
-    Rollouts in which a search failed are left out of the means.
+    Rollouts in which a search failed are left out of the means. The parts of the outcome stand
+    beside the metrics (:func:`part_values`).
     """
     whole = unbroken(episodes)
     found: dict[str, float] = {}
@@ -258,4 +265,7 @@ def batch_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             number = metric.batch(episodes)
         if number is not None:
             found[metric.name] = number
+    parts = [part_values(episode) for episode in whole]
+    for name in dict.fromkeys(name for values in parts for name in values):
+        found[name] = float(np.mean([values[name] for values in parts if name in values]))
     return found

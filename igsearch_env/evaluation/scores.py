@@ -28,7 +28,8 @@ class ExampleScore:
         dataset: Its data set; ``"unnamed"`` if it has none.
         failed: Whether a search failed; such an episode is left out of every average.
         yes_no: Whether every gold answer is yes or no, which a guess gets right half of the time.
-        values: Each known metric of :data:`igsearch_env.evaluation.metrics.METRICS` by name.
+        values: Each known metric of :data:`igsearch_env.evaluation.metrics.METRICS` by name, and
+            each part of the outcome.
     """
 
     question_id: str
@@ -136,9 +137,14 @@ def by_dataset(scores: Sequence[ExampleScore]) -> dict[str, list[ExampleScore]]:
     return groups
 
 
+def known_names(scores: Sequence[ExampleScore]) -> list[str]:
+    """The metrics, and then the parts of the outcome that some score has."""
+    return list(dict.fromkeys([*METRICS, *(name for score in scores for name in score.values)]))
+
+
 def _question(samples: Sequence[ExampleScore]) -> dict[str, float]:
     row: dict[str, float] = {}
-    for name in METRICS:
+    for name in known_names(samples):
         values = [one.values[name] for one in samples if name in one.values]
         if values:
             row[name] = float(np.mean(values))

@@ -177,6 +177,8 @@ def _rollout(one: Shown, group: int, table: dict[tuple[str, str, str], int]) -> 
         "em": episode.em,
         "f1": episode.f1,
         "outcome": episode.outcome,
+        "parts": [[one.name, one.weight, one.value, one.failed] for one in episode.outcome_parts],
+        "unscored": episode.unscored,
         "end": _end(episode),
         "metrics": _metrics(episode),
         "prompt": episode.prompt.text,

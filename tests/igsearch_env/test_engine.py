@@ -39,7 +39,7 @@ def play(engine: SearchQAEngine, turns: Sequence[str], question: Question = PERU
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_an_outcome_that_is_no_number_is_not_paid(number: float) -> None:
-    engine = engine_of(outcome=lambda answer, question: number)
+    engine = engine_of(outcome=lambda episode: number)
     with pytest.raises(ValueError, match=r"the outcome of question '.*' is (nan|-?inf)"):
         play(engine, ["<answer>Lima</answer>"])
 

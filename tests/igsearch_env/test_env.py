@@ -224,8 +224,8 @@ class TestReward:
         [
             ("em", 0.0),
             ("f1", 0.5),
-            (lambda answer, question: 0.25 * (answer == "in Lima it is"), 0.25),
-            (lambda answer, question: len(question.golden_answers), 1.0),
+            (lambda episode: 0.25 * (episode.answer == "in Lima it is"), 0.25),
+            (lambda episode: len(episode.question.golden_answers), 1.0),
         ],
     )
     def test_is_the_outcome(self, outcome: Any, expected: float) -> None:
@@ -240,8 +240,8 @@ class TestReward:
     def test_an_outcome_function_sees_a_missing_answer(self) -> None:
         seen: list[tuple[str | None, Question]] = []
 
-        def outcome(answer: str | None, question: Question) -> float:
-            seen.append((answer, question))
+        def outcome(episode: Episode) -> float:
+            seen.append((episode.answer, episode.question))
             return -1.0
 
         env = warm_env(outcome=outcome, max_searches=1)

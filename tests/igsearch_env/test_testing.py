@@ -284,7 +284,7 @@ def numbers(change: Callable[[Episode, NDArray[Any]], Any]) -> Callable[..., Any
 
 def regardless(episode: Episode, array: NDArray[Any]) -> NDArray[Any]:
     """Pays the searches of a rollout that were made before one failed."""
-    for step in episode.searches if episode.retrieval_failed else ():
+    for step in episode.searches if episode.left_out else ():
         array[step.query_tokens] += 0.0 if step.retrieval_failed else 1.0
     return array
 
@@ -292,7 +292,7 @@ def regardless(episode: Episode, array: NDArray[Any]) -> NDArray[Any]:
 def gains(episode: Episode, array: NDArray[Any]) -> NDArray[Any]:
     """Adds the first search's gain, though the method says that it does not use it."""
     known = [gain for gain in episode.information_gains if gain is not None]
-    return array + sum(known[:1]) * (not episode.retrieval_failed)
+    return array + sum(known[:1]) * (not episode.left_out)
 
 
 def keep(s: Wrong, episodes: Sequence[Episode], found: list[NDArray[Any]]) -> Any:
@@ -305,7 +305,7 @@ def keep(s: Wrong, episodes: Sequence[Episode], found: list[NDArray[Any]]) -> An
 def flicker(s: Wrong, episodes: Sequence[Episode], found: list[NDArray[Any]]) -> Any:
     s.kept = [s.kept[0], *s.kept]
     return [
-        array + (0.0 if e.retrieval_failed else len(s.kept))
+        array + (0.0 if e.left_out else len(s.kept))
         for e, array in zip(episodes, found, strict=True)
     ]
 
@@ -320,9 +320,9 @@ WRONG_CREDIT: dict[str, Callable[..., Any]] = {
     "one array per episode": lambda s, e, found: found[1:],
     "float arrays for": numbers(lambda e, a: a.tolist()),
     r"shape \(policy tokens,\)": numbers(lambda e, a: np.append(a, 0.0)),
-    "finite advantages": numbers(lambda e, a: a / 0.0 if not e.retrieval_failed else a),
+    "finite advantages": numbers(lambda e, a: a / 0.0 if not e.left_out else a),
     "0 where a search failed": numbers(lambda e, a: a + 1.0),
-    "0 where a search failed, for a ragged batch": numbers(regardless),
+    "0 where a search failed or there is no outcome, for a ragged batch": numbers(regardless),
     "episodes that are left as they were": spoil_episodes,
     "the same advantages a second time": flicker,
     "arrays that are new in each call": keep,

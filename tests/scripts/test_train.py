@@ -19,8 +19,8 @@ from agents.loading import POLICIES
 from igsearch_env.cli.program import run
 from igsearch_env.cli.view import main as view
 from igsearch_env.credit import CREDIT
-from igsearch_env.engine import OUTCOMES
 from igsearch_env.evaluation.metrics import METRICS
+from igsearch_env.outcome import COMPONENTS
 from igsearch_env.retrieval.open import RETRIEVERS
 from scripts.train import last_step, main
 
@@ -204,7 +204,7 @@ def test_a_retriever_a_policy_and_an_outcome_of_ones_own(
     file.write_text(
         "from agents.loading import load_policy, register_policy\n"
         "from igsearch_env import Document, register_retriever\n"
-        "from igsearch_env.engine import register_outcome\n"
+        "from igsearch_env.outcome import register_component\n"
         "class One:\n"
         "    def search(self, queries, k):\n"
         "        return [[Document('mine', 'A page', 'of mine')] for _ in queries]\n"
@@ -212,7 +212,7 @@ def test_a_retriever_a_policy_and_an_outcome_of_ones_own(
         "@register_policy('my-policy')\n"
         "def policy(protocol, **options):\n"
         f"    return load_policy({str(taught_policy)!r}, protocol, **options)\n"
-        "register_outcome('seven')(lambda answer, question: 7.0)\n"
+        "register_component('seven')(lambda episode: 7.0)\n"
     )
     settings = [
         *tiny_settings("optimization.steps=1"),
@@ -227,7 +227,7 @@ def test_a_retriever_a_policy_and_an_outcome_of_ones_own(
         played = (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text()
         assert "of mine" in played
     finally:
-        del OUTCOMES["seven"]
+        del COMPONENTS["seven"]
         POLICIES.clear()
         RETRIEVERS.pop("one-page", None)
         del sys.modules["igsearch_plugin_my_parts"]

@@ -55,6 +55,23 @@ def test_a_floor_is_a_word_or_a_number(text: str, expected: object) -> None:
     assert type(floor) is type(expected)
 
 
+def test_an_outcome_is_a_word_or_a_table_of_weights(tmp_path: Path) -> None:
+    assert load_config(None, ["environment.outcome=f1"]).environment.outcome == "f1"
+    path = tmp_path / "run.toml"
+    path.write_text(
+        "[environment]\noutcome_range = [-1, 2]\n[environment.outcome]\nem = 1\nsearches = -0.05\n"
+    )
+    environment = load_config(path).environment
+    assert environment.outcome == {"em": 1.0, "searches": -0.05}
+    assert environment.outcome_range == (-1.0, 2.0)
+    config = load_config(None, ["environment.outcome={em = 1, format = 0.2}"])
+    assert config.environment.outcome == {"em": 1.0, "format": 0.2}
+    with pytest.raises(ValueError, match="outcome must be one of em, f1"):
+        load_config(None, ["environment.outcome={emm = 1}"])
+    with pytest.raises(ValueError, match=r"environment\.outcome must be"):
+        load_config(None, ["environment.outcome={em = 'much'}"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -89,7 +106,7 @@ def test_a_floor_is_a_word_or_a_number(text: str, expected: object) -> None:
         ('world.hops="12"', r"world.hops must be tuple\[int, ...\], got '12'"),
         ("world.hops=[1, 2.5]", r"world.hops must be tuple\[int, ...\], got \(1, 2.5\)"),
         ("policy.path=3", "policy.path must be str, got 3"),
-        ("environment.outcome=bleu", "outcome must be one of em, f1, zero, got 'bleu'"),
+        ("environment.outcome=bleu", "outcome must be one of em, f1, .* got 'bleu'"),
         ("environment.floor=low", "environment.floor must be Union.*'uniform', 'none'.*got 'low'"),
         ("environment.floor=true", "environment.floor must be .*got True"),
         ("world=3", "world must be a section, got 3"),

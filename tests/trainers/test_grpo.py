@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
-from igsearch_env.engine import OUTCOMES
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import METRICS, Metric, register_metric
+from igsearch_env.outcome import COMPONENTS, Component
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.rollout import collect
 from trainers.config import load_config
@@ -62,9 +63,9 @@ def rows(trainer: GRPOTrainer) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in log]
 
 
-def even(answer: str | None, question: Question) -> float:
+def even(episode: Episode) -> float:
     """An outcome that a policy without a clue reaches now and then."""
-    return float(len(answer or "") % 2)
+    return float(len(episode.answer or "") % 2)
 
 
 class Killed(BaseException):
@@ -104,7 +105,7 @@ def always_search(trainer: GRPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_resumed_run_ends_alike(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setitem(OUTCOMES, "zero", even)
+    monkeypatch.setitem(COMPONENTS, "zero", Component(even))
     settings = (*RUNS[name], "optimization.steps=4", "run.checkpoint_every=2")
     whole = make_trainer(*settings, name="whole")
     last = whole.run()
@@ -118,6 +119,34 @@ def test_a_resumed_run_ends_alike(
     assert [row["step"] for row in rows(cut)] == [1, 2, 3, 4]
     assert {**again, "seconds": None} == {**last, "seconds": None}
     assert not equal(weights(whole), weights(make_trainer(*settings, name="fresh")))
+
+
+def test_components_are_paid_logged_and_the_same_as_a_word_where_they_say_the_same(
+    make_trainer: MakeTrainer,
+) -> None:
+    word = make_trainer("optimization.steps=2", name="word")
+    table = make_trainer("optimization.steps=2", "environment.outcome={em = 1}", name="table")
+    word.run()
+    table.run()
+    assert equal(weights(word), weights(table))
+    logged = [{k: v for k, v in row.items() if k != "outcome_em"} for row in rows(table)]
+    assert [{**row, "unscored_rollouts": 0.0} for row in rows(word)] == logged
+
+    outcome = "environment.outcome={em = 1, searches = -0.05, format = 0.2}"
+    settings = ("optimization.steps=2", outcome, "environment.outcome_range=[-1, 2]")
+    paid = make_trainer(*settings, name="paid")
+    paid.run()
+    for row in rows(paid):
+        parts = {name: row[f"outcome_{name}"] for name in ("em", "searches", "format")}
+        assert parts["em"] == row["em"]
+        assert parts["searches"] == row["searches"] > 0
+        total = parts["em"] - 0.05 * parts["searches"] + 0.2 * parts["format"]
+        assert row["outcome"] == pytest.approx(total)
+    saved = CheckpointSettings.load(paid.out / "policy").trained_in
+    assert saved.outcome == {"em": 1.0, "searches": -0.05, "format": 0.2}
+    assert saved.outcome_range == (-1.0, 2.0)
+    again = make_trainer(*settings, "run.eval_limit=7", name="paid", resume=True)
+    assert again.step == 2
 
 
 def test_every_part_of_a_checkpoint_matters(make_trainer: MakeTrainer, tmp_path: Path) -> None:

@@ -172,11 +172,16 @@ def test_gradients_of_updates_do_not_pile_up(
     assert difference(found[0], found[1]) < 1e-3
 
 
+def unscored(episode: Episode) -> Episode:
+    return replace(episode, outcome=None, attempt_outcomes=(None,), unscored=True)
+
+
+@pytest.mark.parametrize("spoil", [failed, unscored])
 def test_a_failed_search_takes_its_episode_out_of_the_loss(
-    make_policy: MakePolicy, sampled: list[Episode]
+    make_policy: MakePolicy, sampled: list[Episode], spoil: Callable[[Episode], Episode]
 ) -> None:
     advantages = noise(sampled)
-    broken = [failed(e) if row in (1, 4) else e for row, e in enumerate(sampled)]
+    broken = [spoil(e) if row in (1, 4) else e for row, e in enumerate(sampled)]
     kept = [row for row in range(len(sampled)) if row not in (1, 4)]
     found = []
     for episodes, used in ((broken, range(len(sampled))), (sampled, kept), (sampled, None)):

@@ -116,7 +116,7 @@ class Updater:
         usable = [
             (episode, advantage)
             for episode, advantage in zip(episodes, advantages, strict=True)
-            if not episode.retrieval_failed and episode.policy_tokens
+            if not episode.left_out and episode.policy_tokens
         ]
         groups: dict[str, bool] = {}  # whether there is an advantage in it
         for episode, advantage in usable:

@@ -170,8 +170,8 @@ def _response(episode: Episode, tokenizer: SegmentTokenizer, logged: bool) -> di
     end = ranges[-1][1] if ranges else len(ids)
     return {
         "label": episode,
-        "reward": episode.outcome,
-        "scores": episode.outcome,
+        "reward": episode.outcome or 0.0,  # 0 where it could not be had; nothing is learned from it
+        "scores": episode.outcome or 0.0,
         "observation_tokens": ids[:end],
         "action_ranges": ranges,
         "rollout_log_probs": log_probs[:end] if logged else None,

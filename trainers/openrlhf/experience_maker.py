@@ -193,7 +193,7 @@ def write_advantages(
                 f"a rollout of question {episode.question.id!r} has {len(values)} policy tokens, "
                 f"but its experience has {len(columns)}; was it cut at data.max_len?"
             )
-        if skip or episode.retrieval_failed:
+        if skip or episode.left_out:
             experience.action_mask[row, columns[1:]] = 0
             if experience.base_action_log_probs is not None:
                 kept = (row, columns[:1])

@@ -75,7 +75,7 @@ def prompts(questions: Sequence[Question]) -> Dataset:
 
 
 def reward(paid: Sequence[float | None], **others: Any) -> list[float | None]:
-    """TRL's reward function: what the environment paid; None where a search failed.
+    """TRL's reward function: what the environment paid; None where nothing is to be learned.
 
     TRL leaves completions without a reward out of a group's mean.
     """
@@ -223,7 +223,7 @@ def completion(
 ) -> dict[str, Any]:
     """An episode as TRL sees it: all that follows the prompt is one completion.
 
-    Of an episode in which a search failed, no token counts.
+    Of an episode in which a search failed, or whose outcome could not be had, no token counts.
 
     Args:
         episode: A finished episode.
@@ -233,7 +233,7 @@ def completion(
     ids, written = episode_tokens(episode, tokenizer)
     start = len(tokenizer.encode_context((episode.prompt,)))
     log_probs = iter([value for step in episode.steps for value in step.log_probs or ()])
-    counts = not (episode.retrieval_failed or (only_whole and episode.truncated))
+    counts = not (episode.left_out or (only_whole and episode.truncated))
     if len(ids) <= start:  # the prompt left no room for a turn, and TRL wants a token
         ids, written = [*ids[:start], tokenizer.tokenizer.eos_token_id or 0], [False] * (start + 1)
     return {
@@ -241,7 +241,7 @@ def completion(
         "completion_ids": ids[start:],
         "logprobs": [next(log_probs) if mine else 0.0 for mine in written[start:]],
         "env_mask": [int(mine and counts) for mine in written[start:]],
-        "paid": None if episode.retrieval_failed else sum(step.reward for step in episode.steps),
+        "paid": None if episode.left_out else sum(step.reward for step in episode.steps),
     }
 
 

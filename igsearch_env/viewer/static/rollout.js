@@ -51,9 +51,18 @@ function outcome(rollout, group) {
     el("span", { class: `answer ${rollout.verdict}` }, verdictMark(rollout), said),
     el("span", {}, "gold ", el("b", {}, rollout.golds.join(" | "))),
     rollout.f1 === null ? null : el("span", {}, `F1 ${rollout.f1.toFixed(2)}`),
+    ...parts(rollout).map((part) => el("span", { class: "part" }, part)),
     ...facts(rollout).map((fact) => el("span", {}, fact)),
     group.length < 2 ? null : el("a", { class: "to-group", href: `#/group/${rollout.group}` },
       `Compare the ${group.length} rollouts of its group →`));
+}
+
+/** The components of the outcome, each with its weight. */
+function parts(rollout) {
+  const shown = rollout.parts.map(([name, weight, value, failed]) => value === null
+    ? `${name} ${failed ? "failed" : "does not apply"}`
+    : `${name} ${plain(weight)} × ${plain(value)}`);
+  return rollout.unscored ? [...shown, "the score could not be had"] : shown;
 }
 
 /** One bar for each search. */

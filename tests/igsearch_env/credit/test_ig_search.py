@@ -252,7 +252,7 @@ class TestWithTheEnvironment:
         assert len(IGSearch()([played(turns)])) == 1
         assert len(GRPO()([paid])) == 1
 
-    @pytest.mark.parametrize("outcome", ["em", "f1", lambda answer, question: -0.3])
+    @pytest.mark.parametrize("outcome", ["em", "f1", lambda episode: -0.3])
     def test_any_outcome_paid_alone_is_accepted(self, outcome: Any) -> None:
         episode = played(["<search>Peru</search>", "<answer>in Lima</answer>"], outcome=outcome)
         assert len(IGSearch()([episode])) == 1
