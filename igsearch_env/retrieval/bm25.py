@@ -15,7 +15,8 @@ from igsearch_env.retrieval.bm25s_alone import bm25s
 from igsearch_env.retrieval.document_file import DocumentFile, HoldsDocuments
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
-    read_manifest,
+    IndexFiles,
+    check_unreplaced,
     replacing_directory,
     write_manifest,
 )
@@ -46,10 +47,10 @@ class BM25Retriever(HoldsDocuments):
         index: Any,
         documents: tuple[Document, ...] | DocumentFile,
         title_weight: int,
-        loaded_from: Path | None = None,
+        files: IndexFiles | None = None,
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
-        super().__init__(documents, loaded_from)
+        super().__init__(documents, files)
         self._index = index
         self.k1: float = index.k1
         self.b: float = index.b
@@ -98,10 +99,11 @@ class BM25Retriever(HoldsDocuments):
 
         Raises:
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
-            CorruptIndexError: If a document on disk is damaged.
+            CorruptIndexError: If a document on disk is damaged, or a file was overwritten.
         """
         check_search(queries, k, len(self))
-        return [self._search(query, k) for query in queries]
+        with self._unchanged_files():
+            return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> list[Document]:
         word_ids = self._index.get_tokens_ids(query_words(query))
@@ -136,14 +138,15 @@ class BM25Retriever(HoldsDocuments):
         Args:
             path: The folder.
             mmap: Map the files into memory and read documents as they are found, which makes
-                loading fast; only the sizes of the files are checked then. Otherwise read
-                everything at once and check the hashes.
+                loading fast; of files above 16 MiB only the sizes are checked then. Otherwise
+                read everything at once and check the hashes.
 
         Raises:
             CorruptIndexError: If a file is missing, damaged, or does not fit the others.
         """
         folder = Path(path)
-        manifest = read_manifest(folder, FORMAT, VERSION, check_hashes=not mmap)
+        files = IndexFiles(folder, FORMAT, VERSION, check_hashes=not mmap)
+        manifest = files.manifest
         parameters = manifest.get("parameters")
         rule = parameters.get("word_rule") if isinstance(parameters, dict) else None
         if rule != WORD_RULE:
@@ -167,9 +170,9 @@ class BM25Retriever(HoldsDocuments):
             raise CorruptIndexError(f"cannot read {folder} ({error}); build it again") from error
         if not fits:
             raise CorruptIndexError(f"the files in {folder} do not fit together; build it again")
-        if not mmap:
-            return cls(index, tuple(documents), title_weight)
-        return cls(index, documents, title_weight, loaded_from=folder.resolve())
+        kept = documents if mmap else tuple(documents)
+        files.check_same()
+        return cls(index, kept, title_weight, files if mmap else None)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -182,9 +185,14 @@ class BM25Retriever(HoldsDocuments):
         }
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self._loaded_from is not None:  # another process maps the same files
-            return (type(self).load, (self._loaded_from,))
+        if self._files is not None:  # another process maps the same files
+            return _reload, (type(self), self._files.folder, self._files.manifest)
         return (type(self), (self._index, self._documents, self.title_weight))
+
+
+def _reload(kind: type[BM25Retriever], folder: Path, manifest: dict[str, Any]) -> BM25Retriever:
+    check_unreplaced(folder, manifest)
+    return kind.load(folder)
 
 
 def _best(scores: NDArray[np.float32], k: int) -> list[int]:

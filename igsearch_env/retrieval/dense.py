@@ -15,7 +15,8 @@ from igsearch_env.retrieval.document_file import DocumentFile, HoldsDocuments
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder, Vectors, same_probe
 from igsearch_env.retrieval.index_directory import (
     CorruptIndexError,
-    read_manifest,
+    IndexFiles,
+    check_unreplaced,
     replacing_directory,
     write_manifest,
 )
@@ -43,11 +44,11 @@ class DenseRetriever(HoldsDocuments):
         documents: tuple[Document, ...] | DocumentFile,
         encoder: SentenceEncoder,
         parameters: dict[str, Any],
-        loaded_from: Path | None = None,
+        files: IndexFiles | None = None,
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
         set_search(index, parameters["search"])
-        super().__init__(documents, loaded_from)
+        super().__init__(documents, files)
         self._index = index
         self.encoder = encoder
         self.parameters = parameters
@@ -96,13 +97,15 @@ class DenseRetriever(HoldsDocuments):
 
         Raises:
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
-            CorruptIndexError: If a document on disk is damaged.
+            CorruptIndexError: If a document on disk is damaged, or a file was overwritten.
         """
         check_search(queries, k, len(self))
         if not queries:
             return []
-        scores, numbers = self._index.search(self.encoder.encode_queries(queries), k)
-        return [self._found(*row) for row in zip(scores, numbers, strict=True)]
+        vectors = self.encoder.encode_queries(queries)
+        with self._unchanged_files():
+            scores, numbers = self._index.search(vectors, k)
+            return [self._found(*row) for row in zip(scores, numbers, strict=True)]
 
     def _found(self, scores: Any, numbers: Any) -> list[Document]:
         found = []
@@ -148,8 +151,9 @@ class DenseRetriever(HoldsDocuments):
 
         Args:
             path: The folder.
-            mmap: Map vectors and documents into memory, which makes loading fast; only the sizes of
-                the files are checked then. Otherwise read everything and check the hashes.
+            mmap: Map vectors and documents into memory, which makes loading fast; of files above
+                16 MiB only the sizes are checked then. Otherwise read everything and check the
+                hashes.
             model: Where the encoder is now, if it has moved since.
             search: How thoroughly to search, if otherwise than when it was built.
             device: Where the encoder runs; None for a GPU if there is one.
@@ -162,7 +166,8 @@ class DenseRetriever(HoldsDocuments):
             ValueError: If the encoder is not the one that the index was built with.
         """
         folder = Path(path)
-        manifest = read_manifest(folder, FORMAT, VERSION, check_hashes=not mmap)
+        files = IndexFiles(folder, FORMAT, VERSION, check_hashes=not mmap)
+        manifest = files.manifest
         parameters = manifest.get("parameters", {})
         try:
             config = EncoderSettings(*(parameters[n] for n in ("model", "preset", "max_length")))
@@ -181,14 +186,17 @@ class DenseRetriever(HoldsDocuments):
         encoder = SentenceEncoder(config, device, precision=precision)
         _check_encoder(encoder, parameters, index.d, folder)
         kept = documents if mmap else tuple(documents)
-        return cls(index, kept, encoder, parameters, folder.resolve())
+        files.check_same()
+        if not mmap:
+            files.close()  # all is read: what is written into them no longer matters
+        return cls(index, kept, encoder, parameters, files)
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self._loaded_from is None:
+        if self._files is None:
             raise TypeError("only a dense retriever that was loaded can be pickled; save it first")
         encoder, search = self.encoder, self.parameters["search"]
-        what = (type(self), self._loaded_from, encoder.config.model, search, encoder.precision)
-        return _reload, what
+        place = self._files.folder, self._files.manifest
+        return _reload, (type(self), *place, encoder.config.model, search, encoder.precision)
 
 
 def dense_parameters(encoder: SentenceEncoder, factory: str, search: str | None) -> dict[str, Any]:
@@ -198,8 +206,14 @@ def dense_parameters(encoder: SentenceEncoder, factory: str, search: str | None)
 
 
 def _reload(
-    kind: type[DenseRetriever], folder: Path, model: str, search: str, precision: str
+    kind: type[DenseRetriever],
+    folder: Path,
+    manifest: dict[str, Any],
+    model: str,
+    search: str,
+    precision: str,
 ) -> DenseRetriever:
+    check_unreplaced(folder, manifest)
     return kind.load(folder, model=model, search=search, precision=precision)
 
 

@@ -6,13 +6,14 @@ import hashlib
 import json
 import mmap
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from igsearch_env.episode import Document
-from igsearch_env.retrieval.index_directory import MANIFEST, CorruptIndexError, parse_manifest
+from igsearch_env.retrieval.index_directory import MANIFEST, CorruptIndexError, IndexFiles
 
 DOCUMENTS = "documents.jsonl"
 OFFSETS = "documents.offsets.npy"
@@ -102,14 +103,14 @@ class HoldsDocuments:
 
     Args:
         documents: The documents in the order of the corpus.
-        loaded_from: Folder of the saved index whose files are mapped, if there is one.
+        files: The files of the saved index that they were loaded from, if there is one.
     """
 
     def __init__(
-        self, documents: tuple[Document, ...] | DocumentFile, loaded_from: Path | None
+        self, documents: tuple[Document, ...] | DocumentFile, files: IndexFiles | None
     ) -> None:
         self._documents = documents
-        self._loaded_from = loaded_from
+        self._files = files
 
     @property
     def documents(self) -> Iterable[Document]:
@@ -119,9 +120,14 @@ class HoldsDocuments:
     @property
     def corpus_sha256(self) -> str:
         """A hash of the documents, the same for every index of the same corpus."""
-        if self._loaded_from is None:
+        if self._files is None:
             return DocumentFile.sha256(self._documents)
-        return recorded_corpus_sha256(self._loaded_from)
+        described = self._files.manifest["files"].get(DOCUMENTS, {})
+        if "sha256" not in described:
+            raise CorruptIndexError(
+                f"{self._files.folder / MANIFEST} has no hash of {DOCUMENTS}; build the index again"
+            )
+        return str(described["sha256"])
 
     def __len__(self) -> int:
         """Number of documents in the corpus."""
@@ -130,20 +136,21 @@ class HoldsDocuments:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
+    @contextmanager
+    def _unchanged_files(self) -> Iterator[None]:
+        """Search under this, so that no result comes from a file that is overwritten meanwhile.
 
-def recorded_corpus_sha256(folder: Path) -> str:
-    """The hash of the documents that the manifest of an index holds.
-
-    Raises:
-        CorruptIndexError: If it holds none.
-    """
-    files = parse_manifest(folder).get("files")
-    described = files.get(DOCUMENTS) if isinstance(files, dict) else None
-    if not isinstance(described, dict) or "sha256" not in described:
-        raise CorruptIndexError(
-            f"{folder / MANIFEST} has no hash of {DOCUMENTS}; build the index again"
-        )
-    return str(described["sha256"])
+        Raises:
+            CorruptIndexError: If a file was.
+        """
+        if self._files is None:
+            yield
+            return
+        self._files.check()  # before: what was cut off must not be read
+        try:
+            yield
+        finally:
+            self._files.check()
 
 
 def _line(doc: Document) -> bytes:

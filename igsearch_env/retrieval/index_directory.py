@@ -1,4 +1,11 @@
-"""Folders that hold an index: written whole or not at all, and checked when they are read."""
+"""Folders that hold an index: written whole or not at all, and checked when they are read.
+
+The manifest holds the size, the SHA-256 and a CRC-32 for each MiB of every file, and a hash of
+itself. Files of up to :data:`CHECKED_BYTES` are compared with their CRCs whenever an index is
+opened; larger ones when all is read (``mmap=False``) and by ``igsearch check FOLDER``. While an
+index is in use, its files are watched, since a file that is overwritten in place would give other
+results, and one that is cut would kill the process that has it mapped.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,8 @@ import json
 import os
 import shutil
 import uuid
+import weakref
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +24,11 @@ from typing import Any
 from igsearch_env.files import names_file
 
 MANIFEST = "manifest.json"
+BLOCK = 1 << 20
+"""Bytes that share a checksum."""
+CHECKED_BYTES = 16 << 20
+"""Size of the largest file whose content is checked whenever its index is opened."""
+_SEAL = "manifest_sha256"
 
 
 class CorruptIndexError(ValueError):
@@ -105,12 +119,109 @@ def write_manifest(folder: Path, form: str, version: int, content: dict[str, Any
         version: Version of the format.
         content: What else to write down, as JSON.
     """
-    files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-        for file in sorted(folder.iterdir())
-    }
-    manifest = {"format": form, "version": version, **content, "files": files}
+    files = {file.name: _sums(file) for file in sorted(folder.iterdir())}
+    manifest = seal({"format": form, "version": version, **content, "files": files})
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def seal(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the hash of its content, so that a damaged one is noticed."""
+    content = {name: value for name, value in manifest.items() if name != _SEAL}
+    text = json.dumps(content, sort_keys=True)
+    return content | {_SEAL: hashlib.sha256(text.encode("ascii")).hexdigest()}
+
+
+class IndexFiles:
+    """The files of an index that is in use.
+
+    Args:
+        folder: The folder.
+        form: Name of the format that is expected.
+        version: Version of the format that is expected.
+        check_hashes: See :func:`read_manifest`.
+
+    Attributes:
+        folder: The folder, without links.
+        manifest: Its manifest.
+
+    Raises:
+        CorruptIndexError: If the manifest or a file is missing, damaged or not as expected.
+    """
+
+    def __init__(self, folder: Path, form: str, version: int, check_hashes: bool) -> None:
+        self.folder = folder.resolve()
+        self.manifest = read_manifest(folder, form, version, check_hashes)
+        self._opened: dict[Path, int] = {}
+        self.close = weakref.finalize(self, _close_all, self._opened)
+        try:
+            for name in self.manifest["files"]:
+                self._opened[folder / name] = os.open(folder / name, os.O_RDONLY)
+        except OSError as error:
+            raise CorruptIndexError(f"cannot open {error.filename}: {error.strerror}") from error
+        self._found = {file: _state(os.fstat(number)) for file, number in self._opened.items()}
+
+    def check_same(self) -> None:
+        """Make sure that the files in the folder are still these: what was read belongs together.
+
+        Raises:
+            CorruptIndexError: If another index has taken their place.
+        """
+        try:
+            now = parse_manifest(self.folder)
+            same = now == self.manifest and all(
+                os.path.samestat(os.stat(file), os.fstat(number))
+                for file, number in self._opened.items()
+            )
+        except (OSError, CorruptIndexError):
+            same = False
+        if not same:
+            raise CorruptIndexError(
+                f"the index in {self.folder} was replaced while it was being opened; open it again"
+            )
+        self.check()
+
+    def check(self) -> None:
+        """Make sure that nothing has written into the files; a replaced folder is no matter.
+
+        Raises:
+            CorruptIndexError: If something has.
+        """
+        for file, number in self._opened.items():
+            if _state(os.fstat(number)) != self._found[file]:
+                raise CorruptIndexError(
+                    f"{file} was overwritten while its index is in use; build the index again with "
+                    "igsearch index, which puts a new folder in its place, and start again"
+                )
+
+
+def _close_all(opened: dict[Path, int]) -> None:
+    while opened:
+        os.close(opened.popitem()[1])
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
+
+
+def damaged_files(folder: Path) -> list[str]:
+    """What is wrong with the files of an index; every byte of them is read.
+
+    Args:
+        folder: The folder of an index of any format.
+
+    Returns:
+        A sentence for each file that is missing or damaged, with the bytes that are damaged.
+
+    Raises:
+        CorruptIndexError: If there is no manifest, or it is damaged.
+    """
+    found = []
+    for name, expected in _described(folder, parse_manifest(folder)).items():
+        try:
+            _check_file(folder / name, expected, check_hash=True)
+        except CorruptIndexError as error:
+            found.append(str(error))
+    return found
 
 
 def read_manifest(folder: Path, form: str, version: int, check_hashes: bool) -> dict[str, Any]:
@@ -120,7 +231,8 @@ def read_manifest(folder: Path, form: str, version: int, check_hashes: bool) -> 
         folder: The folder.
         form: Name of the format that is expected.
         version: Version of the format that is expected.
-        check_hashes: Whether to read every file and compare its hash, not its size alone.
+        check_hashes: Whether to read every file and compare its hash; otherwise sizes are compared,
+            and the content of files of up to :data:`CHECKED_BYTES`.
 
     Raises:
         CorruptIndexError: If the manifest or a file is missing, damaged or not as expected.
@@ -131,14 +243,20 @@ def read_manifest(folder: Path, form: str, version: int, check_hashes: bool) -> 
             f"{folder} holds a {manifest.get('format')!r} index of version "
             f"{manifest.get('version')!r}, expected {form!r} of version {version}; build it again"
         )
+    for name, expected in _described(folder, manifest).items():
+        _check_file(folder / name, expected, check_hashes)
+    return manifest
+
+
+def _described(folder: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a manifest says of each file."""
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise CorruptIndexError(f"{folder / MANIFEST} lists no files; build the index again")
     for name, expected in files.items():
-        if not isinstance(expected, dict):
+        if not isinstance(expected, dict) or Path(name).name != name:
             raise CorruptIndexError(f"{folder / MANIFEST} does not describe {name}; build it again")
-        _check_file(folder / name, expected, check_hashes)
-    return manifest
+    return files
 
 
 def _check_file(file: Path, expected: dict[str, Any], check_hash: bool) -> None:
@@ -149,17 +267,35 @@ def _check_file(file: Path, expected: dict[str, Any], check_hash: bool) -> None:
         raise CorruptIndexError(
             f"{file} has {size} bytes, expected {expected.get('bytes')}; build the index again"
         )
-    if check_hash and file_sha256(file) != expected.get("sha256"):
+    if not check_hash and size > CHECKED_BYTES:
+        return
+    found = _sums(file)
+    crcs, wanted = found["crc32"], expected.get("crc32", found["crc32"])
+    damaged = [place for place in range(0, len(crcs), 8) if crcs[place:][:8] != wanted[place:][:8]]
+    if damaged or found["sha256"] != expected.get("sha256"):
+        blocks = ", ".join(f"{place // 8 * BLOCK:,}" for place in damaged[:5])
+        where = f"; damaged: the MiB from byte {blocks}" if damaged else ""
         raise CorruptIndexError(
-            f"the content of {file} does not match its hash; build the index again"
+            f"the content of {file} does not match its hash{where}; build the index again"
         )
+
+
+def _sums(file: Path) -> dict[str, Any]:
+    """Size and checksums of a file: ``crc32`` has 8 digits for each block."""
+    size, digest, crcs = 0, hashlib.sha256(), []
+    with file.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            size += len(block)
+            digest.update(block)
+            crcs.append(f"{zlib.crc32(block):08x}")
+    return {"bytes": size, "sha256": digest.hexdigest(), "crc32": "".join(crcs)}
 
 
 def parse_manifest(folder: Path) -> dict[str, Any]:
     """Read a manifest as it stands, without a look at the files.
 
     Raises:
-        CorruptIndexError: If there is none, or it is no JSON object.
+        CorruptIndexError: If there is none, it is no JSON object, or its content was changed.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -172,7 +308,22 @@ def parse_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(manifest, dict):
         raise CorruptIndexError(f"{file} does not hold a JSON object; build the index again")
+    if manifest.get(_SEAL, wanted := seal(manifest)[_SEAL]) != wanted:
+        raise CorruptIndexError(f"{file} was changed since it was written; build the index again")
     return manifest
+
+
+def check_unreplaced(folder: Path, manifest: dict[str, Any]) -> None:
+    """Make sure that a folder still holds the index of this manifest.
+
+    Raises:
+        CorruptIndexError: If it holds another one.
+    """
+    if parse_manifest(folder) != manifest:
+        raise CorruptIndexError(
+            f"another process uses the index that was in {folder} before it was replaced; start "
+            "both again"
+        )
 
 
 def _claims_to_be_index(folder: Path) -> bool:

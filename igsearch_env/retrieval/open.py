@@ -20,6 +20,7 @@ from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.index_directory import (
     MANIFEST,
     CorruptIndexError,
+    damaged_files,
     parse_manifest,
     read_manifest,
     replacing_directory,
@@ -86,8 +87,9 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
             - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
             - the folder of a saved index: BM25, dense, or a fusion of others;
             - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
-        mmap: Of a saved index: map the files into memory, which makes loading fast; only their
-            sizes are checked then. Otherwise read everything and check the hashes.
+        mmap: Of a saved index: map the files into memory, which makes loading fast; of files
+            above 16 MiB only the sizes are checked then. Otherwise read everything and check the
+            hashes.
         **dense_options: ``model``, ``search``, ``device`` and ``precision`` of
             :meth:`DenseRetriever.load`, for an index that is dense or has a dense part.
 
@@ -204,13 +206,12 @@ def save_fusion(
 
 def _load_fusion(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> FusionRetriever:
     manifest = read_manifest(folder, FUSION_FORMAT, FUSION_VERSION, check_hashes=True)
+    parts = _parts(folder)
     try:
-        recorded = json.loads((folder / PARTS).read_text(encoding="utf-8"))
-        parts = [(folder / part["folder"], part["manifest_sha256"]) for part in recorded]
         constant, depth = (manifest["parameters"][name] for name in ("constant", "depth"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CorruptIndexError(
-            f"the parts of {folder} are not described ({error!r}); build it again"
+            f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
         ) from error
     for part, sha256 in parts:
         if _manifest_sha256(part) != sha256:
@@ -225,6 +226,35 @@ def _load_fusion(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> Fus
         for part, _ in parts
     ]
     return FusionRetriever(retrievers, constant, depth)
+
+
+def _parts(folder: Path) -> list[tuple[Path, str]]:
+    """The indexes that a fusion is made of, each with the hash of its manifest."""
+    try:
+        recorded = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        return [(folder / part["folder"], part["manifest_sha256"]) for part in recorded]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptIndexError(
+            f"the parts of {folder} are not described ({error!r}); build it again"
+        ) from error
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a saved index, and with its parts if it is a fusion; reads every byte.
+
+    Returns:
+        A sentence for each file that is missing or damaged.
+
+    Raises:
+        CorruptIndexError: If a manifest is missing or damaged.
+    """
+    found = damaged_files(folder)
+    if _format(folder) == FUSION_FORMAT and not found:
+        for part, sha256 in _parts(folder):
+            found += damage(part)
+            if _manifest_sha256(part) != sha256:
+                found.append(f"{part} is another index than the one that {folder} was built from")
+    return found
 
 
 def _format(folder: Path) -> Any:

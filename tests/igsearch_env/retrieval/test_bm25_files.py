@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory
+from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory, seal
 from igsearch_env.words import WORD_RULE
 
 VOCABULARY = ["lima", "peru", "the", "river", "of", "kōbe", "1990", "film", "x"]
@@ -149,7 +150,7 @@ def test_files_of_another_index_do_not_fit(saved: Path, tmp_path: Path, name: st
     manifest = json.loads((saved / "manifest.json").read_text())
     other = json.loads((tmp_path / "other" / "manifest.json").read_text())
     manifest["files"][name] = other["files"][name]
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(CorruptIndexError, match=r"do(es)? not fit"):
         BM25Retriever.load(saved)
 
@@ -171,7 +172,7 @@ def test_a_manifest_that_says_otherwise(
     saved: Path, change: dict[str, object], message: str
 ) -> None:
     file = saved / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    file.write_text(json.dumps(seal(json.loads(file.read_text()) | change)))
     with pytest.raises(CorruptIndexError, match=message):
         BM25Retriever.load(saved)
 
@@ -188,7 +189,9 @@ def test_a_folder_without_a_sound_manifest(saved: Path, tmp_path: Path) -> None:
 def test_a_damaged_passage_is_an_error_when_it_is_read(saved: Path) -> None:
     loaded = BM25Retriever.load(saved)
     file = saved / "documents.jsonl"
-    file.write_bytes(b"[" * file.stat().st_size)
+    before = file.stat()
+    file.write_bytes(b"[" * before.st_size)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a failing disk would
     with pytest.raises(CorruptIndexError, match=r"document \d+ of .* is damaged"):
         loaded.search(["lima"], 1)
 
@@ -201,9 +204,9 @@ def test_every_index_of_a_corpus_has_its_hash(
     indexes.append(BM25Retriever.build(load_corpus(saved / "documents.jsonl"), k1=1.2))
     assert len({index.corpus_sha256 for index in indexes}) == 1
     assert BM25Retriever.build(documents[::-1]).corpus_sha256 != retriever.corpus_sha256
-    loaded = BM25Retriever.load(saved)
     manifest = json.loads((saved / "manifest.json").read_text())
-    del manifest["files"]["documents.jsonl"]["sha256"]
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["files"]["documents.jsonl"]
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    loaded = BM25Retriever.load(saved)
     with pytest.raises(CorruptIndexError, match=r"no hash of documents\.jsonl"):
         _ = loaded.corpus_sha256

@@ -14,7 +14,7 @@ import pytest
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import SentenceEncoder
-from igsearch_env.retrieval.index_directory import CorruptIndexError
+from igsearch_env.retrieval.index_directory import CorruptIndexError, seal, write_manifest
 from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
 from igsearch_env.testing import check_retriever
 
@@ -176,7 +176,7 @@ def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) ->
         DenseRetriever.load(saved, model=other_model)
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["parameters"]["model"] = "/moved/away"
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(ValueError, match="cannot load '/moved/away' as an encoder"):
         DenseRetriever.load(saved)
     assert DenseRetriever.load(saved, model=minilm).search(QUERIES, 1)
@@ -197,7 +197,7 @@ def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) ->
 def test_other_parameters_are_refused(saved: Path, change: dict[str, object], message: str) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["parameters"] |= change
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(ValueError, match=message):
         DenseRetriever.load(saved)
 
@@ -272,7 +272,7 @@ def test_files_of_another_corpus_do_not_fit(
     for name in names:
         shutil.copy(tmp_path / "other" / name, saved / name)
         manifest["files"][name] = other["files"][name]
-    (saved / "manifest.json").write_text(json.dumps(manifest))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(CorruptIndexError, match="do not fit together"):
         DenseRetriever.load(saved)
 
@@ -280,6 +280,10 @@ def test_files_of_another_corpus_do_not_fit(
 def test_an_unreadable_index_is_named(saved: Path) -> None:
     file = saved / "vectors.faiss"
     file.write_bytes(b"x" * file.stat().st_size)
+    manifest = json.loads((saved / "manifest.json").read_text())
+    (saved / "manifest.json").unlink()
+    parts = (manifest.pop(name) for name in ("format", "version"))
+    write_manifest(saved, *parts, manifest)
     with pytest.raises(CorruptIndexError, match=r"cannot read .*vectors\.faiss"):
         DenseRetriever.load(saved)
 

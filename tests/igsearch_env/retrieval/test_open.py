@@ -16,7 +16,7 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
-from igsearch_env.retrieval.index_directory import CorruptIndexError
+from igsearch_env.retrieval.index_directory import CorruptIndexError, seal
 from igsearch_env.retrieval.open import open_retriever, save_fusion
 
 QUERIES = ["Where was the poet born?", "capital"]
@@ -93,7 +93,9 @@ def test_unknown_formats_and_options(indexes: Path, tmp_path: Path) -> None:
     with pytest.raises(CorruptIndexError, match=r"is not an index: it has no manifest\.json"):
         open_retriever(tmp_path / "nowhere")
     manifest = json.loads((indexes / "bm25" / "manifest.json").read_text())
-    (indexes / "bm25" / "manifest.json").write_text(json.dumps(manifest | {"format": "splade"}))
+    (indexes / "bm25" / "manifest.json").write_text(
+        json.dumps(seal(manifest | {"format": "splade"}))
+    )
     with pytest.raises(CorruptIndexError, match="of the unknown format 'splade'"):
         open_retriever(indexes / "bm25")
 
