@@ -42,7 +42,12 @@ class SegmentTokenizer:
         self.tokenizer = tokenizer
         self._guarded = GuardedTokenizer(tokenizer)
         self._encode = lru_cache(cache_size)(self._encode_text)
+        self._ends = lru_cache(cache_size)(self._token_ends)
         self._encode_pair = lru_cache(cache_size)(self._encode_opening_and_answer)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SegmentTokenizer:
+        """Itself: Gymnasium copies an environment's arguments at each look at its spec."""
+        return self
 
     def __len__(self) -> int:
         """Number of tokens that the tokenizer knows, added ones included."""
@@ -128,6 +133,10 @@ class SegmentTokenizer:
         pairs = [self.encode_scored(c, a) for c, a in zip(contexts, answers, strict=True)]
         return pairs, max((len(ids) for ids, _ in pairs), default=0)
 
+    def token_ends(self, text: str) -> list[int]:
+        """Where each token of an untrusted text ends: the number of characters up to it."""
+        return list(self._ends(text))
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included, nothing cleaned up."""
         return self.decode_batch([ids])[0]
@@ -175,6 +184,9 @@ class SegmentTokenizer:
 
     def _encode_text(self, text: str, trusted: Spans, starts: bool) -> tuple[int, ...]:
         return self._guarded.tokenise(text, trusted, starts)[0]
+
+    def _token_ends(self, text: str) -> tuple[int, ...]:
+        return tuple(end for _, end in self._guarded.tokenise(text, ())[1])
 
     def _encode_opening_and_answer(
         self, opening: str, answer: str, starts: bool

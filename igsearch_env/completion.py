@@ -138,6 +138,35 @@ class Completion(str):
         ids, ends = self.token_ids[:count], self.token_ends[:count]
         return Completion(self[:stop], ids, log_probs, ends, self.stop_reason)
 
+    def pieces(self, ends: Sequence[int]) -> list[Completion]:
+        """Parts that join to it, each up to a place in the text and the token that reaches it.
+
+        A token that straddles a place belongs to the part before it.
+
+        Args:
+            ends: Rising places in the text; the last part reaches to the end of the text.
+        """
+        bounds = [*ends[:-1], len(self)]
+        if self.token_ids is None or self.token_ends is None:
+            texts = (self[a:b] for a, b in pairwise([0, *bounds]))
+            return [Completion(text, stop_reason=self.stop_reason) for text in texts]
+        parts: list[Completion] = []
+        first = start = 0
+        for end in bounds[:-1]:
+            whole = self.head(end)
+            parts.append(self._part(first, len(whole.token_ids or ()), start))
+            first, start = len(whole.token_ids or ()), len(whole)
+        return [*parts, self._part(first, len(self.token_ids), start)]
+
+    def _part(self, first: int, last: int, start: int) -> Completion:
+        """The tokens ``[first, last)``, of which the first begins at the character ``start``."""
+        assert self.token_ids is not None  # or there would be no tokens
+        assert self.token_ends is not None
+        ends = [end - start for end in self.token_ends[first:last]]
+        log_probs = None if self.log_probs is None else self.log_probs[first:last]
+        text = self[start : start + (ends[-1] if ends else 0)]
+        return Completion(text, self.token_ids[first:last], log_probs, ends, self.stop_reason)
+
 
 def token_ends(token_ids: list[int], text: str, decode: Callable[[list[int]], str]) -> list[int]:
     """For each token, the number of characters of ``text`` that are complete once it is decoded.

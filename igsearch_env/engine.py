@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igsearch_env.answers import exact_match, f1_score
+from igsearch_env.budgets import Room
 from igsearch_env.episode import NO_REFINEMENT, Document, Episode, Evidence, Question, changed
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.pool import EvidencePool
@@ -19,6 +20,7 @@ from igsearch_env.text import clean_text
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 FALLBACK_ROUNDS = 5
+OF_A_SEARCH = ("search_step", "query", "query_span", "documents", "retrieval_failed")
 REFUSED = "the search engine does not take this query; write a shorter one"
 
 
@@ -74,17 +76,16 @@ class SearchQAEngine:
         """
         rules = self.rules
         turns = [rules.read(e, a) for e, a in zip(episodes, actions, strict=True)]
-        results = self._search(episodes, turns)
-        for row, result in enumerate(results):
-            if result is not None and result.refused:
-                turns[row] = turns[row].without_action(REFUSED)
-                results[row] = None
+        results = self._call(episodes, turns)
+        for (row, place), result in results.items():
+            if result.refused:
+                turns[row] = turns[row].refuse(place, result.refused)
         after = [
-            turn.extend(episode, rules, result)
-            for turn, episode, result in zip(turns, episodes, results, strict=True)
+            turn.extend(episode, rules, *(results.get((row, n)) for n in range(len(turn.actions))))
+            for row, (turn, episode) in enumerate(zip(turns, episodes, strict=True))
         ]
-        for episode in after:
-            self._remember(episode)
+        for before, episode in zip(episodes, after, strict=True):
+            self._remember(episode, len(before.steps))
         if self.scorer is not None:
             after = self.information_gain.settle(after, self.scorer)
         ended = [i for i, e in enumerate(after) if e.finished or e.steps[-1].reflection is not None]
@@ -96,26 +97,73 @@ class SearchQAEngine:
         ]
         return [(new, self._info(old, new)) for old, new in zip(episodes, after, strict=True)]
 
-    def _search(
+    def _call(
         self, episodes: Sequence[Episode], turns: Sequence[Turn]
-    ) -> list[SearchResult | None]:
-        """Run every search of the step in one call, and draw what it is compared with."""
-        results: list[SearchResult | None] = [None] * len(turns)
-        rows = [i for i, turn in enumerate(turns) if isinstance(turn.parsed, Search)]
-        queries = [t.parsed.query for t in turns if isinstance(t.parsed, Search)]
-        for row, result in zip(rows, self._retrieve(queries), strict=True):
-            if result.documents:  # what found nothing has no gain, and is compared with nothing
-                drawn = self._draw(episodes[row], result.documents)
-                result = replace(result, counterfactuals=tuple(drawn))
-            results[row] = result
-        self._fill_up(episodes, results)
+    ) -> dict[tuple[int, int], SearchResult]:
+        """Carry out the calls of the step, all searches at once, and draw counterfactuals.
+
+        Returns:
+            The result of each call, by its row and its place in the turn.
+        """
+        places = [
+            (row, place)
+            for row, turn in enumerate(turns)
+            for place, action in enumerate(turn.actions)
+            if isinstance(action, Search)
+        ]
+        queries = [
+            action.query for turn in turns for action in turn.actions if isinstance(action, Search)
+        ]
+        results = dict(zip(places, self._retrieve(queries), strict=True))
+        rooms = {
+            place: self.rules.room(episodes[place[0]], turns[place[0]], snippets=True)
+            for place in places
+        }
+        for place in places:
+            results[place] = self._fit(results[place], rooms[place])
+        compared = {place: self._found_so_far(results, place) for place in places}
+        for place in places:
+            documents, anew = compared[place]
+            if anew:  # what found nothing new has no gain, and is compared with nothing
+                drawn = self._draw(episodes[place[0]], documents, place[1])
+                results[place] = self._with_counterfactuals(results[place], drawn, rooms[place])
+        self._fill_up(episodes, results, compared, rooms)
         return results
 
-    def _draw(self, episode: Episode, documents: Sequence[Document]) -> list[Evidence]:
+    def _found_so_far(
+        self, results: Mapping[tuple[int, int], SearchResult], place: tuple[int, int]
+    ) -> tuple[tuple[Document, ...], bool]:
+        """The documents of a call and of earlier ones of its turn, and whether it has new ones."""
+        row, number = place
+        earlier = [
+            d for n in range(number) if (row, n) in results for d in results[row, n].documents
+        ]
+        known = {document.id for document in earlier}
+        documents = results[place].documents
+        anew = any(document.id not in known for document in documents)
+        return (*documents, *earlier), anew
+
+    def _fit(self, result: SearchResult, room: Room | None) -> SearchResult:
+        """The result as far as there is room for it."""
+        if room is None or not result.documents:
+            return result
+        documents, cut = room.fit(result.documents, self.rules.counter)
+        return replace(result, documents=documents, cut=cut)
+
+    def _with_counterfactuals(
+        self, result: SearchResult, drawn: Sequence[Evidence], room: Room | None
+    ) -> SearchResult:
+        """The result with further counterfactual evidence, which is cut like its own documents."""
+        if room is not None:
+            counter = self.rules.counter
+            drawn = [replace(one, documents=room.fit(one.documents, counter)[0]) for one in drawn]
+        return replace(result, counterfactuals=(*result.counterfactuals, *drawn))
+
+    def _draw(self, episode: Episode, documents: Sequence[Document], call: int) -> list[Evidence]:
         """Evidence for the next search of an episode to be compared with."""
         shared = None
         if self.shared_counterfactuals:
-            shared = self.pool.shared_rng(episode.group_id, len(episode.searches))
+            shared = self.pool.shared_rng(episode.group_id, len(episode.searches) + call)
         return self.pool.draw(episode.question, documents, self.num_counterfactuals, shared)
 
     def _retrieve(self, queries: list[str]) -> list[SearchResult]:
@@ -135,22 +183,28 @@ class SearchQAEngine:
                 "queries; it must return one list per query"
             )
         return [
-            SearchResult(refused=place in refused, failed=place not in refused)
+            SearchResult(refused=REFUSED if place in refused else "", failed=place not in refused)
             if documents is None
             else SearchResult(tuple(documents))
             for place, documents in enumerate(found)
         ]
 
-    def _fill_up(self, episodes: Sequence[Episode], results: list[SearchResult | None]) -> None:
+    def _fill_up(
+        self,
+        episodes: Sequence[Episode],
+        results: dict[tuple[int, int], SearchResult],
+        compared: Mapping[tuple[int, int], tuple[Sequence[Document], bool]],
+        rooms: Mapping[tuple[int, int], Room | None],
+    ) -> None:
         """Where the pool was short, add documents found for the text of another question."""
+        due = [place for place, (_, anew) in compared.items() if anew]
         for _ in range(FALLBACK_ROUNDS):
-            # A row is in the list once for each counterfactual that it lacks, so that one search
-            # serves the whole step, however much each of its rows lacks.
+            # A call is in the list once for each counterfactual that it lacks, so that one search
+            # serves the whole step, however much each of its calls lacks.
             missing = [
-                row
-                for row, result in enumerate(results)
-                if result is not None and result.documents
-                for _ in range(self.num_counterfactuals - len(result.counterfactuals))
+                place
+                for place in due
+                for _ in range(self.num_counterfactuals - len(results[place].counterfactuals))
             ]
             if not missing:
                 return
@@ -160,30 +214,29 @@ class SearchQAEngine:
             # A retriever that has just failed on all of them is not asked again.
             if all(other.failed or other.refused for other in found):
                 break
-            for row, question, other in zip(missing, asked, found, strict=True):
-                result = results[row]
-                if result is None or not other.documents:
+            for place, question, other in zip(missing, asked, found, strict=True):
+                if not other.documents:
                     continue
                 evidence = Evidence(other.documents, NO_REFINEMENT, question.id, question.text)
-                # The same question may have been picked twice for a row. What is not allowed (the
+                more = self._with_counterfactuals(results[place], [evidence], rooms[place])
+                # The same question may have been picked twice for a call. What is not allowed (the
                 # answer is in it, or a document that was really found) is tried again next round.
-                if evidence in result.counterfactuals:
+                if more.counterfactuals[-1] in results[place].counterfactuals:
                     continue
-                if self.pool.allows(evidence, episodes[row].question, result.documents):
+                if self.pool.allows(evidence, episodes[place[0]].question, compared[place][0]):
                     self.pool.counts["fallback"] += 1
-                    counterfactuals = (*result.counterfactuals, evidence)
-                    results[row] = replace(result, counterfactuals=counterfactuals)
-        lacking = (r for r in results if r is not None and r.documents)
-        short = (self.num_counterfactuals - len(r.counterfactuals) for r in lacking)
-        self.pool.counts["short"] += sum(short)
+                    results[place] = more
+        self.pool.counts["short"] += sum(
+            self.num_counterfactuals - len(results[place].counterfactuals) for place in due
+        )
 
-    def _remember(self, episode: Episode) -> None:
-        """Put the evidence that this turn completed into the pool."""
+    def _remember(self, episode: Episode, first: int) -> None:
+        """Put the evidence that the turn from step ``first`` on completed into the pool."""
         gain = self.information_gain
-        last = len(episode.steps) - 1
-        complete = [last] if gain.counterfactual == "documents" or episode.truncated else []
-        if gain.counterfactual == "documents+refinement" and last > 0:
-            complete.insert(0, last - 1)
+        complete = list(range(first, len(episode.steps)))
+        if gain.counterfactual == "documents+refinement":
+            ended = complete if episode.truncated else []
+            complete = [*(episode.turn_of(first - 1) if first else ()), *ended]
         for index in complete:
             if episode.steps[index].action == "search":
                 self.pool.add(gain.evidence(episode, index))
@@ -211,27 +264,28 @@ class SearchQAEngine:
     def _info(self, before: Episode, after: Episode) -> dict[str, Any]:
         """The info of this call; a key without a value is left out."""
         step = after.steps[-1]
+        first = len(before.steps)
         info: dict[str, Any] = {"action": step.action}
-        if step.action == "search":
-            info |= {
-                "search_step": step.search_step,
-                "query": step.query,
-                "query_span": step.query_span,
-                "documents": step.documents,
-                "retrieval_failed": step.retrieval_failed,
-            }
+        searches = [one for one in after.steps[first:] if one.action == "search"]
+        info |= self._of_searches(
+            {name: getattr(one, name) for name in OF_A_SEARCH} for one in searches
+        )
         settled = _newly_settled(before, after)
         if self.information_gain.counterfactual == "documents+refinement":
             # A gain that truncation settles stands in information_gains alone.
-            settled = [(t, gain) for t, gain in settled if t != step.search_step]
-        for t, gain in settled:
-            search = after.searches[t]
-            info |= {
+            settled = [(t, gain) for t, gain in settled if t < len(before.searches)]
+        info |= self._of_searches(
+            {
                 "information_gain": gain,
                 "information_gain_step": t,
-                "log_prob": search.log_prob,
-                "baseline_log_probs": search.baseline_log_probs,
+                "log_prob": after.searches[t].log_prob,
+                "baseline_log_probs": after.searches[t].baseline_log_probs,
             }
+            for t, gain in settled
+        )
+        cut = dict.fromkeys(budget for one in after.steps[first:] for budget in one.cut)
+        if cut:
+            info["cut"] = tuple(cut)
         if len(after.attempt_outcomes) > len(before.attempt_outcomes):
             scored = after.attempt_outcomes[-1]
             if self.rules.max_attempts > 1:
@@ -244,9 +298,18 @@ class SearchQAEngine:
                 info["unscored"] = True
         if after.finished:
             info |= {"em": after.em, "f1": after.f1, "information_gains": after.information_gains}
+        if after.ended_by in ("tokens", "seconds"):
+            info["ended_by"] = after.ended_by
         if step.action == "answer":
             info["answer"] = after.answer
         return info
+
+    def _of_searches(self, rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """Values of the searches of a turn by key: of one search, or tuples of all of them."""
+        columns = list(rows)
+        if self.rules.protocol.max_calls == 1:
+            return columns[0] if columns else {}
+        return {name: tuple(row[name] for row in columns) for name in (columns or [{}])[0]}
 
 
 def _newly_settled(before: Episode, after: Episode) -> list[tuple[int, float]]:

@@ -15,7 +15,8 @@ from igsearch_env.completion import StopReason
 from igsearch_env.text import clean_text
 
 Source = Literal["policy", "document", "system"]
-Action = Literal["search", "answer", "invalid"]
+Action = Literal["search", "tool", "answer", "invalid"]
+EndedBy = Literal["turns", "tokens", "seconds"]
 
 
 def _clean(value: object, *names: str) -> None:
@@ -35,15 +36,17 @@ class Document:
         title: Title of the page that the document comes from; may be empty.
         text: The document without its title.
         score: The retriever's score for the query that found it, if it gave one.
+        whole: The text before it was cut for a budget; None where ``text`` is all of it.
     """
 
     id: str
     title: str
     text: str
     score: float | None = None
+    whole: str | None = None
 
     def __post_init__(self) -> None:
-        _clean(self, "id", "title", "text")
+        _clean(self, "id", "title", "text", "whole")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,14 @@ class Evidence:
 class Step:
     """One turn of the policy, and what the environment answered.
 
+    Where a grammar allows several calls a turn, a turn with n calls is n steps. Each of them has
+    the part of the turn's text up to the end of its call, its own query, documents and gain. The
+    policy writes the whole turn before it sees any of the observations.
+
     Args:
-        action: What the turn was parsed as.
-        turn: The policy's text as kept (nothing after the first complete action), with its ids.
+        action: What the turn was parsed as. A call that finds documents is a ``"search"``,
+            whichever tool was called; a call of another tool is a ``"tool"``.
+        turn: The policy's text as kept (nothing after the last action), with its ids.
         observation: What the environment wrote back, or None after an answer.
         refinement: The leading refinement block of this turn (empty text if none): what the policy
             made of the documents of the search before.
@@ -171,10 +179,13 @@ class Step:
             :data:`igsearch_env.completion.StopReason`. An invalid turn that ends at ``"length"``
             was cut off, not malformed.
         search_step: Number of this search in the episode from 0, or None if this is no search.
-        query: The query, stripped; empty if this is no search.
-        query_span: Characters ``[start, end)`` of the turn between the two search tags.
+        tool: Name of the tool that was called; empty for the search engine, and for no call.
+        query: The query, or a tool's arguments, stripped; empty if this is no call.
+        query_span: Characters ``[start, end)`` of the turn between the two search tags, or those
+            of the arguments.
         documents: What the search returned.
         retrieval_failed: True if the retriever gave up on this search.
+        cut: Budgets that ``documents`` were cut for (:mod:`igsearch_env.budgets`).
         counterfactuals: Evidence of other questions, drawn when the search ran, shape (N,).
         information_gain: IG of this search in nats per answer token; None until settled.
         log_prob: Mean log-probability of the gold answer given the real documents, nats.
@@ -182,6 +193,7 @@ class Step:
         enabling: How much the documents raised the log-prob of the next query, in nats per token;
             None until it is computed, and where no search follows.
         reward: What the environment paid for this call.
+        call: Number of the call in its turn, from 0.
         attempt: Number of the attempt at the question that the step belongs to, from 0.
         reflection: What the environment wrote to open the next attempt, after the last step of
             one; None after any other step.
@@ -196,16 +208,19 @@ class Step:
     log_probs: tuple[float, ...] | None = None
     stop_reason: StopReason | None = None
     search_step: int | None = None
+    tool: str = ""
     query: str = ""
     query_span: tuple[int, int] | None = None
     documents: tuple[Document, ...] = ()
     retrieval_failed: bool = False
+    cut: tuple[str, ...] = ()
     counterfactuals: tuple[Evidence, ...] = ()
     information_gain: float | None = None
     log_prob: float | None = None
     baseline_log_probs: tuple[float, ...] | None = None
     enabling: float | None = None
     reward: float = 0.0
+    call: int = 0
     attempt: int = 0
     reflection: Segment | None = None
 
@@ -265,7 +280,11 @@ class Episode:
         prior_log_prob: Mean log-probability of the gold answer given the prompt alone, nats; None
             unless a credit method asked for it.
         terminated: True once an answer was given.
-        truncated: True once the turns ran out without one.
+        truncated: True once the turns, or another budget, ran out without one.
+        ended_by: The budget that ran out: ``"turns"``, ``"tokens"`` or ``"seconds"``; empty if
+            none did.
+        tokens: Tokens of the transcript, where a budget limits them; 0 where they are not counted.
+        began: What the clock showed at the reset, in seconds, where a budget limits them.
     """
 
     question: Question
@@ -282,6 +301,9 @@ class Episode:
     prior_log_prob: float | None = None
     terminated: bool = False
     truncated: bool = False
+    ended_by: EndedBy | Literal[""] = ""
+    tokens: int = 0
+    began: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -292,6 +314,22 @@ class Episode:
     def transcript(self) -> Context:
         """Everything that was said, in order."""
         return (self.prompt, *_segments(self.steps))
+
+    def turn_of(self, index: int) -> range:
+        """The steps of the turn that step ``index`` belongs to; a single one, unless it has calls.
+
+        Raises:
+            IndexError: If there is no such step.
+        """
+        first, end = index - self.steps[index].call, index + 1
+        while end < len(self.steps) and self.steps[end].call:
+            end += 1
+        return range(first, end)
+
+    def context_before(self, index: int) -> Context:
+        """What the policy saw when it wrote the turn of step ``index``, or writes it next."""
+        first = self.turn_of(index).start if index < len(self.steps) else index
+        return (self.prompt, *_segments(self.steps[:first]))
 
     @property
     def attempt(self) -> int:
@@ -350,6 +388,12 @@ def changed(record: Record, **fields: Any) -> Record:
 
 
 def _segments(steps: Sequence[Step]) -> Iterator[Segment]:
+    """What was said, turn by turn: all parts of the turn, then what was answered to each."""
+    replies: list[Segment] = []
     for step in steps:
+        if not step.call:
+            yield from replies
+            replies = []
         yield step.turn
-        yield from step.replies
+        replies += step.replies
+    yield from replies

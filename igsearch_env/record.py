@@ -84,6 +84,7 @@ def _step(record: Mapping[str, Any]) -> Step:
             "log_probs": _tuple(record["log_probs"]),
             "query_span": _tuple(record["query_span"]),
             "documents": _documents(record["documents"]),
+            "cut": tuple(record.get("cut", ())),
             "counterfactuals": tuple(evidence_from_record(e) for e in record["counterfactuals"]),
             "baseline_log_probs": _tuple(record["baseline_log_probs"]),
             "reflection": _optional_segment(record["reflection"]),

@@ -67,6 +67,8 @@ def _step(step: Step, question: Question) -> Iterator[str]:
             yield _line("found *" if is_gold(document, question) else "found", shown)
         if not step.documents:
             yield _line("found", "")
+        if step.cut:
+            yield _line("cut", f"to the budget of tokens per {', '.join(step.cut)}")
     elif step.observation is not None:
         if step.stop_reason in CUT:
             yield _line("cut", CUT[step.stop_reason])
@@ -87,7 +89,7 @@ def _outcome(episode: Episode) -> str:
     if not episode.finished:
         return "not finished"
     if episode.answer is None:
-        return "no answer before the turns ran out"
+        return f"no answer before the {episode.ended_by or 'turns'} ran out"
     verdict = "right" if episode.em else "wrong"
     return f"{verdict}: {episode.answer} (EM {episode.em or 0:.0f}, F1 {episode.f1 or 0:.2f})"
 

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from igsearch_env.budgets import Budgets, TokenCounter, WordCounter
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import same_world, world_of_questions
 from igsearch_env.engine import SearchQAEngine
@@ -73,6 +74,14 @@ class EnvironmentSettings:
             settles, for algorithms that do not look at ``info``.
         shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
             that they make in the same step of a vector environment.
+        document_tokens: Most tokens of a document that the policy sees. Budgets are explained in
+            :class:`igsearch_env.budgets.Budgets`.
+        observation_tokens: Most tokens of the documents of one observation.
+        episode_tokens: Most tokens of a transcript before its last turn.
+        max_turns: Most turns of an attempt (default: 2 * max_searches + 1).
+        max_seconds: Seconds after which the next turn is the last one.
+        snippet_tokens: Most tokens of a document among the results of a search; the tool
+            ``get_document`` gives all of it.
 
     Raises:
         ValueError: If a number is out of range, a word is unknown, or the questions are about
@@ -99,6 +108,12 @@ class EnvironmentSettings:
     outcome_range: tuple[float, ...] = ()
     information_gain_weight: float = 0.0
     shared_counterfactuals: bool = False
+    document_tokens: int | None = None
+    observation_tokens: int | None = None
+    episode_tokens: int | None = None
+    max_turns: int | None = None
+    max_seconds: float | None = None
+    snippet_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("questions", "retriever"):
@@ -133,6 +148,19 @@ class EnvironmentSettings:
             )
         check_protocol(self.protocol)
         check_worlds(self.questions, self.retriever)
+        _ = self.budgets  # which are checked when they are made
+
+    @property
+    def budgets(self) -> Budgets:
+        """The limits of an episode."""
+        return Budgets(
+            document_tokens=self.document_tokens,
+            observation_tokens=self.observation_tokens,
+            episode_tokens=self.episode_tokens,
+            turns=self.max_turns,
+            seconds=self.max_seconds,
+            snippet_tokens=self.snippet_tokens,
+        )
 
     @property
     def searched(self) -> str:
@@ -217,6 +245,7 @@ def make_engine(
     information_gain: InformationGain | None = None,
     shaping: Shaping | None = None,
     pool: EvidencePool | None = None,
+    tokenizer: TokenCounter | None = None,
     **changes: Any,
 ) -> SearchQAEngine:
     """Build the engine of an environment; :class:`igsearch_env.SearchQAEnv` has the same arguments.
@@ -233,6 +262,7 @@ def make_engine(
         information_gain: All settings of the gain, in place of those of the record.
         shaping: How a gain is shaped before it is paid.
         pool: Where counterfactual evidence is kept; share one between environments to mix theirs.
+        tokenizer: Counts the tokens that budgets limit; words are counted by default.
         **changes: Further fields of :class:`EnvironmentSettings`, in place of those of the record.
 
     Raises:
@@ -269,7 +299,13 @@ def make_engine(
         questions=_questions(questions, record),
         retriever=_retriever(retriever, record),
         scorer=_scorer(scorer),
-        rules=TurnRules(grammar, record.max_searches, record.max_attempts),
+        rules=TurnRules(
+            grammar,
+            record.max_searches,
+            record.max_attempts,
+            record.budgets,
+            WordCounter() if tokenizer is None else tokenizer,
+        ),
         information_gain=gain,
         pool=EvidencePool() if pool is None else pool,
         top_k=record.top_k,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
+from igsearch_env.budgets import Budgets, Room, TokenCounter, WordCounter, room_for
 from igsearch_env.completion import Completion
 from igsearch_env.episode import (
     NO_REFINEMENT,
     Document,
+    EndedBy,
     Episode,
     Evidence,
     Question,
@@ -16,7 +21,15 @@ from igsearch_env.episode import (
     Step,
     changed,
 )
-from igsearch_env.protocol.tags import Answer, Invalid, Search, TagProtocol
+from igsearch_env.protocol.tags import (
+    Action,
+    Answer,
+    Invalid,
+    Place,
+    Search,
+    TagProtocol,
+    ToolUse,
+)
 from igsearch_env.text import clean_text
 
 
@@ -29,6 +42,9 @@ class TurnRules:
         max_searches: Searches per attempt; a further one is an invalid turn.
         max_attempts: Attempts at the question. After each but the last the protocol's reflection
             asks for another one, whether the answer was right or not.
+        budgets: Further limits.
+        counter: Counts the tokens that budgets limit.
+        clock: Gives the time in seconds, for a budget of seconds.
 
     Raises:
         ValueError: If ``max_searches`` or ``max_attempts`` is less than 1.
@@ -37,6 +53,9 @@ class TurnRules:
     protocol: TagProtocol
     max_searches: int = 5
     max_attempts: int = 1
+    budgets: Budgets = field(default_factory=Budgets)
+    counter: TokenCounter = field(default_factory=WordCounter, compare=False)
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("max_searches", "max_attempts"):
@@ -45,16 +64,26 @@ class TurnRules:
 
     @property
     def max_turns(self) -> int:
-        """Turns after which an attempt without an answer has ended: 2 * max_searches + 1."""
-        return 2 * self.max_searches + 1
+        """Turns after which an attempt without an answer has ended.
+
+        That is 2 * max_searches + 1, unless there is a budget.
+        """
+        return self.budgets.turns or 2 * self.max_searches + 1
 
     def begin(self, question: Question, group_id: str = "") -> Episode:
         """A new episode; rollouts of one question share its id as the group by default."""
         prompt = self.protocol.render_prompt(question.text)
-        return Episode(question, prompt, group_id=group_id or question.id)
+        began = None if self.budgets.seconds is None else self.clock()
+        return Episode(
+            question,
+            prompt,
+            group_id=group_id or question.id,
+            tokens=self.count(prompt),
+            began=began,
+        )
 
     def read(self, episode: Episode, action: str) -> Turn:
-        """Read one turn: its first complete action, what is kept of it, and its refinement.
+        """Read one turn: its actions, what is kept of it, and its refinement.
 
         Raises:
             TypeError: If the action is not a string.
@@ -71,13 +100,62 @@ class TurnRules:
         completion = action if isinstance(action, Completion) else Completion(action)
         if completion.token_ids is None:  # text that was never sampled may hold anything
             completion = Completion(clean_text(completion), stop_reason=completion.stop_reason)
-        parsed = self.protocol.parse(completion)
-        if parsed.end is not None:
-            completion = completion.head(parsed.end)
-        searches = [step for step in episode.searches if step.attempt == episode.attempt]
-        if isinstance(parsed, Search) and len(searches) >= self.max_searches:
-            parsed = Invalid("no searches left")
-        return Turn(parsed, completion, self._refinement(completion))
+        parsed = self.protocol.parse_turn(completion)
+        end = self.protocol.turn_end(completion, parsed[-1])
+        if end is not None:
+            completion = completion.head(end)
+        spent = self._spent(episode)
+        left = self.max_searches
+        left -= sum(step.attempt == episode.attempt for step in episode.searches)
+        actions: list[Action] = []
+        for one in parsed:
+            if isinstance(one, Search | ToolUse) and spent:
+                one = Invalid(f"no {spent} left", one.end)
+            elif isinstance(one, Search) and left < 1:
+                one = Invalid("no searches left", one.end)
+            left -= isinstance(one, Search)
+            actions.append(one)
+        turn = Turn(tuple(actions), completion, self._refinement(completion), spent)
+        if not spent and self.left(episode, turn) < 1:  # nothing could be shown of a result
+            actions = [_without(one, "no tokens left") for one in actions]
+        return replace(turn, actions=tuple(actions))
+
+    def left(self, episode: Episode, turn: Turn) -> float:
+        """Tokens that are left of the episode's budget after a turn."""
+        if self.budgets.episode_tokens is None:
+            return inf
+        written = self.count(_segment(turn.completion))
+        return self.budgets.episode_tokens - episode.tokens - written
+
+    def room(self, episode: Episode, turn: Turn, *, snippets: bool) -> Room | None:
+        """What the result of one call of a turn may hold; None if nothing limits it.
+
+        Args:
+            episode: The episode before the turn.
+            turn: The turn.
+            snippets: Whether the call is a search, whose documents may be shown in part.
+        """
+        if not self.budgets.cuts:
+            return None
+        calls = sum(isinstance(one, Search | ToolUse) for one in turn.actions)
+        return room_for(self.budgets, self.left(episode, turn), calls, snippets=snippets)
+
+    def count(self, segment: Segment) -> int:
+        """Tokens of a segment; 0 where no budget limits those of an episode."""
+        if self.budgets.episode_tokens is None:
+            return 0
+        if segment.token_ids is not None:
+            return len(segment.token_ids)
+        return len(self.counter.token_ends(segment.text))
+
+    def _spent(self, episode: Episode) -> EndedBy | None:
+        """The budget that had run out when the policy wrote its next turn, if any."""
+        tokens, seconds = self.budgets.episode_tokens, self.budgets.seconds
+        if tokens is not None and episode.tokens >= tokens:
+            return "tokens"
+        if seconds is not None and episode.began is not None:
+            return "seconds" if self.clock() - episode.began >= seconds else None
+        return None
 
     def _refinement(self, completion: Completion) -> Segment:
         """The leading refinement; as text alone where its last token reaches beyond its tag."""
@@ -90,103 +168,159 @@ class TurnRules:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search brought.
+    """What a search, or a call of another tool, brought.
 
     Args:
         documents: What was found, best first; empty if nothing was.
-        failed: Whether the retriever gave up on it.
-        refused: Whether the retriever does not take this query, and would not take it again.
+        text: What a tool returned that finds no documents.
+        failed: Whether the retriever or the tool gave up on it.
+        refused: Why it cannot be carried out, now or later; empty if it can.
+        cut: The budgets that it was cut for.
         counterfactuals: Evidence of other questions that it is compared with.
     """
 
     documents: tuple[Document, ...] = ()
+    text: str | None = None
     failed: bool = False
-    refused: bool = False
+    refused: str = ""
+    cut: tuple[str, ...] = ()
     counterfactuals: tuple[Evidence, ...] = ()
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn as read: the action, the text that is kept, and its leading refinement."""
+    """One turn as read.
 
-    parsed: Search | Answer | Invalid
+    Args:
+        actions: What it asks for: an answer, one or more calls, or what is invalid.
+        completion: The text that is kept.
+        refinement: Its leading refinement.
+        spent: The budget that had run out before it; no turn follows.
+    """
+
+    actions: tuple[Action, ...]
     completion: Completion
     refinement: Segment
+    spent: EndedBy | None = None
 
-    def without_action(self, reason: str) -> Turn:
-        """The same turn, its action taken for invalid."""
-        end = None if isinstance(self.parsed, Invalid) else self.parsed.end
-        return replace(self, parsed=Invalid(reason, end))
+    @property
+    def parsed(self) -> Action:
+        """The first action: the only one, unless the turn holds several calls."""
+        return self.actions[0]
 
-    def extend(self, episode: Episode, rules: TurnRules, found: SearchResult | None) -> Episode:
+    def refuse(self, place: int, reason: str) -> Turn:
+        """The same turn, one of its actions taken for invalid."""
+        actions = list(self.actions)
+        actions[place] = _without(actions[place], reason)
+        return replace(self, actions=tuple(actions))
+
+    def extend(self, episode: Episode, rules: TurnRules, *results: SearchResult | None) -> Episode:
         """The episode with this turn and the environment's reaction added.
 
         Args:
             episode: The episode before the turn.
             rules: The rules in force.
-            found: What the search brought; None if the turn is no search.
+            *results: What each action brought; None for what is no call.
         """
-        parsed, protocol = self.parsed, rules.protocol
         attempt = episode.attempt
-        turns = 1 + sum(step.attempt == attempt for step in episode.steps)
-        answered = isinstance(parsed, Answer)
-        ended = answered or turns >= rules.max_turns
-        again = ended and attempt + 1 < rules.max_attempts
-        start, said = episode.policy_tokens, str(self.completion)
-        if isinstance(parsed, Answer):
-            reaction: dict[str, Any] = {"action": "answer", "observation": None}
-        elif isinstance(parsed, Invalid):
-            correction = protocol.render_correction(parsed.reason, said)
-            reaction = {"action": "invalid", "observation": correction}
-        else:
-            if found is None:
-                raise ValueError("a search turn needs the result of its search")
-            reaction = self._search(parsed, episode, protocol, found)
-        step = Step(
-            turn=_segment(self.completion),
-            policy_tokens=slice(start, start + len(self.completion.token_ids or ())),
-            refinement=self.refinement,
-            log_probs=self.completion.log_probs,
-            stop_reason=self.completion.stop_reason,
-            attempt=attempt,
+        turns = 1 + sum(step.attempt == attempt and not step.call for step in episode.steps)
+        answer = next((one.text for one in self.actions if isinstance(one, Answer)), None)
+        ended_by: EndedBy | None = self.spent or ("turns" if turns >= rules.max_turns else None)
+        ended = answer is not None or ended_by is not None
+        again = ended and self.spent is None and attempt + 1 < rules.max_attempts
+        steps = self._steps(episode, rules, results)
+        if again:
             # After an observation the next turn has been opened: it is closed without a word.
-            reflection=protocol.render_reflection(
-                episode.question.text, "" if reaction["observation"] else said
-            )
-            if again
-            else None,
-            **{"query_tokens": slice(start, start)} | reaction,
-        )
-        answer = parsed.text if isinstance(parsed, Answer) else None
+            said = "" if steps[-1].observation else str(self.completion)
+            reflection = rules.protocol.render_reflection(episode.question.text, said)
+            steps[-1] = changed(steps[-1], reflection=reflection)
+        truncated = ended and answer is None and not again
+        tokens = sum(rules.count(part) for step in steps for part in (step.turn, *step.replies))
         return changed(
             episode,
-            steps=(*episode.steps, step),
+            steps=(*episode.steps, *steps),
             answer=answer if ended else episode.answer,
-            terminated=answered and not again,
-            truncated=ended and not answered and not again,
+            terminated=answer is not None and not again,
+            truncated=truncated,
+            ended_by=ended_by or "" if truncated else "",
+            tokens=episode.tokens + tokens,
         )
 
-    def _search(
-        self, parsed: Search, episode: Episode, protocol: TagProtocol, found: SearchResult
+    def _steps(
+        self, episode: Episode, rules: TurnRules, results: Sequence[SearchResult | None]
+    ) -> list[Step]:
+        """One step for each action."""
+        parts = [self.completion]
+        if len(self.actions) > 1:
+            parts = self.completion.pieces([one.end or 0 for one in self.actions])
+        steps: list[Step] = []
+        start = at = 0  # tokens and characters of the turn before this part
+        for number, (action, part, result) in enumerate(
+            zip(self.actions, parts, results, strict=True)
+        ):
+            first = episode.policy_tokens + start
+            count = len(part.token_ids or ())
+            reaction = self._reaction(action, (number, len(self.actions)), rules, result)
+            if isinstance(action, Search | ToolUse):
+                query = self.completion.tokens_within(*action.span)
+                reaction |= {
+                    "query_tokens": slice(
+                        episode.policy_tokens + query.start, episode.policy_tokens + query.stop
+                    ),
+                    "query_span": (max(0, action.span[0] - at), action.span[1] - at),
+                }
+            if reaction["action"] == "search":
+                found = sum(step.action == "search" for step in steps)
+                reaction["search_step"] = len(episode.searches) + found
+            steps.append(
+                Step(
+                    turn=_segment(part),
+                    policy_tokens=slice(first, first + count),
+                    refinement=NO_REFINEMENT if number else self.refinement,
+                    log_probs=part.log_probs,
+                    stop_reason=self.completion.stop_reason,
+                    call=number,
+                    attempt=episode.attempt,
+                    **{"query_tokens": slice(first, first)} | reaction,
+                )
+            )
+            start, at = start + count, at + len(part)
+        return steps
+
+    def _reaction(
+        self, action: Action, place: Place, rules: TurnRules, result: SearchResult | None
     ) -> dict[str, Any]:
-        """The fields of a step that searches."""
-        query = self.completion.tokens_within(*parsed.span)
-        start = episode.policy_tokens
-        if found.failed:
-            observation = protocol.render_failure(self.completion)
+        """What a step says of an action and of the environment's reaction to it."""
+        protocol, said = rules.protocol, str(self.completion)
+        if isinstance(action, Answer):
+            return {"action": "answer", "observation": None}
+        if isinstance(action, Invalid):
+            correction = protocol.render_correction(action.reason, said, place)
+            return {"action": "invalid", "observation": correction}
+        if result is None:
+            raise ValueError("a search turn needs the result of its search")
+        tool = action.tool if isinstance(action, ToolUse) else ""
+        if result.failed:
+            observation = protocol.render_failure(said, place, tool)
+        elif result.text is not None:
+            observation = protocol.render_result(result.text, said, place)
         else:
-            observation = protocol.render_documents(found.documents, self.completion)
+            observation = protocol.render_documents(result.documents, said, place)
         return {
-            "action": "search",
+            "action": "tool" if result.text is not None else "search",
+            "tool": tool,
             "observation": observation,
-            "query_tokens": slice(start + query.start, start + query.stop),
-            "search_step": len(episode.searches),
-            "query": parsed.query,
-            "query_span": parsed.span,
-            "documents": found.documents,
-            "retrieval_failed": found.failed,
-            "counterfactuals": found.counterfactuals,
+            "query": action.text if isinstance(action, ToolUse) else action.query,
+            "documents": result.documents,
+            "retrieval_failed": result.failed,
+            "cut": result.cut,
+            "counterfactuals": result.counterfactuals,
         }
+
+
+def _without(action: Action, reason: str) -> Action:
+    """An action taken for invalid; an answer, and what is invalid already, stay as they are."""
+    return Invalid(reason, action.end) if isinstance(action, Search | ToolUse) else action
 
 
 def _segment(completion: Completion) -> Segment:

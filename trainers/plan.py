@@ -143,8 +143,14 @@ def longest_transcript(config: TrainSettings, document_tokens: int) -> int:
     question = 30
     prompt = len(protocol.prompt) // CHARACTERS_PER_TOKEN + question
     turn = longest_turn(config.policy)
-    attempt = prompt + e.max_searches * (turn + e.top_k * document_tokens) + turn
-    return e.max_attempts * attempt
+    shown = min(e.document_tokens or document_tokens, e.snippet_tokens or document_tokens)
+    observation = e.top_k * min(document_tokens, shown)
+    if e.observation_tokens is not None:
+        observation = min(observation, e.observation_tokens)
+    attempt = prompt + e.max_searches * (turn + observation) + turn
+    longest = e.max_attempts * attempt
+    # Only the tags of the last observation and the last turn may come on top of the budget.
+    return longest if e.episode_tokens is None else min(longest, e.episode_tokens + 2 * turn)
 
 
 def longest_turn(policy: PolicySettings) -> int:

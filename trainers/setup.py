@@ -13,6 +13,7 @@ from agents.grpo_agent import GRPOAgent
 from agents.loading import checkpoint_folder, load_policy, taught_protocol
 from agents.lora import add_adapters
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.budgets import TokenCounter
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.silver import with_silver
 from igsearch_env.data.world import World
@@ -117,11 +118,14 @@ def make_policy(
     return policy
 
 
-def with_protocol(engine: SearchQAEngine, protocol: TagProtocol) -> SearchQAEngine:
-    """The engine with another grammar."""
+def with_protocol(
+    engine: SearchQAEngine, protocol: TagProtocol, tokenizer: TokenCounter | None = None
+) -> SearchQAEngine:
+    """The engine with another grammar, and with a tokenizer that counts for its budgets."""
+    counter = engine.rules.counter if tokenizer is None else tokenizer
     return replace(
         engine,
-        rules=replace(engine.rules, protocol=protocol),
+        rules=replace(engine.rules, protocol=protocol, counter=counter),
         information_gain=replace(engine.information_gain, protocol=protocol),
     )
 

@@ -129,9 +129,21 @@ class GiGPOCode(GiGPO):
 
 
 def _anchor_states(episode: Episode) -> list[str]:
-    """What each step started from: the question, then the latest observation."""
-    seen = ("".join(reply.text for reply in step.replies) for step in episode.steps[:-1])
-    return [episode.question.text, *seen][: len(episode.steps)]
+    """What each step started from: the question, then the latest observation.
+
+    A further call of a turn starts from what its turn started from and the calls before it.
+    """
+    states: list[str] = []
+    seen = episode.question.text
+    for index, step in enumerate(episode.steps):
+        if not step.call:
+            turn = [episode.steps[i] for i in episode.turn_of(index - 1)] if index else []
+            replies = [reply.text for earlier in turn for reply in earlier.replies]
+            seen = "".join(replies) if index else seen
+        else:
+            seen += episode.steps[index - 1].turn.text
+        states.append(seen)
+    return states
 
 
 def cluster_texts(texts: Sequence[str], similarity: float) -> list[int]:

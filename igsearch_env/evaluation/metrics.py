@@ -115,6 +115,11 @@ def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
 
+def _some(flags: Sequence[bool]) -> float | None:
+    """Share of flags that are set; None where none is, since there may be no budget at all."""
+    return _share(flags) if any(flags) else None
+
+
 def _all_fail(episodes: Sequence[Episode]) -> float | None:
     """Share of groups without an outcome above 0."""
     return _share([max(outcomes) <= 0 for outcomes in _group_outcomes(episodes)])
@@ -203,6 +208,16 @@ METRICS: dict[str, Metric] = {
                 if any(e.unscored or e.outcome_parts for e in es)
                 else None
             ),
+        ),
+        Metric(
+            "cut_observations",
+            "results that were cut to a budget of tokens",
+            batch=lambda es: _some([bool(s.cut) for e in es for s in e.steps if s.documents]),
+        ),
+        Metric(
+            "out_of_budget",
+            "rollouts that ran out of tokens or seconds",
+            batch=lambda es: _some([e.ended_by in ("tokens", "seconds") for e in es]),
         ),
         Metric("all_fail", "groups without a success", batch=_all_fail),
         Metric("all_success", "groups of equal outcomes above 0", batch=_all_success),

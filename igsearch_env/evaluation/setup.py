@@ -17,6 +17,7 @@ from typing import Any
 from igsearch_env.agent import AGENTS, Agent
 from igsearch_env.answers import ANSWER_RULE
 from igsearch_env.baselines import SCRIPTED, make_scripted
+from igsearch_env.budgets import TokenCounter
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
 from igsearch_env.data.benchmarks import BENCHMARKS
 from igsearch_env.data.corpus import load_corpus, read_corpus
@@ -63,6 +64,7 @@ class Player:
         workers: Chunks that are played at once.
         refused: What an endpoint said of each question that it refused.
         stop: Ends what is under way.
+        tokenizer: Counts the tokens that budgets limit, where it is at hand.
     """
 
     agent_of: Callable[[Chunk], Agent]
@@ -74,6 +76,7 @@ class Player:
     workers: int = 1
     refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
     stop: Callable[[], None] = lambda: None
+    tokenizer: TokenCounter | None = None
 
 
 @dataclass(frozen=True)
@@ -136,13 +139,14 @@ def make_evaluation(
         player.scorer if config.information_gain else None,
         settings=rules,
         protocol=player.protocol,
+        tokenizer=player.tokenizer,
         num_counterfactuals=rules.num_counterfactuals if config.information_gain else 0,
     )
     inputs = {
         "questions_sha256": _sha256(questions),
         "questions": [_set_record(one) for one in sets],
         "model": player.model,
-        **{name: value for name, value in to_record(rules).items() if name not in NAMES},
+        **{name: value for name, value in to_record(rules).items() if _says(name, value)},
         "answer_rule": ANSWER_RULE,
         "protocol": protocol_record(player.protocol),
         "prompt_sha256": hashlib.sha256(player.protocol.prompt.encode()).hexdigest(),
@@ -152,6 +156,11 @@ def make_evaluation(
     size, samples = player.chunk_size, config.samples
     chunks = make_chunks(questions, seed=config.seed, size=size, samples=samples)
     return Evaluation(engine, player, chunks, inputs)
+
+
+def _says(name: str, value: Any) -> bool:
+    """Whether a rule is written down: without those that are not set, old folders still resume."""
+    return name not in NAMES and (value is not None or name == "protocol")
 
 
 def _check_ids(sets: Sequence[QuestionSet]) -> None:
@@ -330,6 +339,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         batch_size,
         policy.trained_in,
         policy.scorer(),
+        tokenizer=policy.tokenizer,
     )
 
 
@@ -384,6 +394,7 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
         workers=config.concurrency,
         refused=refusals.reasons,
         stop=endpoint.close,
+        tokenizer=tokenizer,
     )
 
 

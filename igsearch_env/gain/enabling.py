@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from igsearch_env.episode import Context, Episode, Segment
+from igsearch_env.episode import Context, Episode, Segment, Step
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.scorer import AnswerScorer
 
@@ -35,7 +35,7 @@ def settle_enabling(
     places = [
         (number, index)
         for number, episode in enumerate(episodes)
-        for index in range(len(episode.steps) - 1)
+        for index in range(len(episode.steps))
         if _enables(episode, index)
     ]
     jobs = [_job(information_gain, episodes[number], index) for number, index in places]
@@ -52,12 +52,19 @@ def settle_enabling(
     ]
 
 
+def _following(episode: Episode, index: int) -> Step | None:
+    """The first step of the turn after that of step ``index``."""
+    place = episode.turn_of(index).stop
+    return episode.steps[place] if place < len(episode.steps) else None
+
+
 def _enables(episode: Episode, index: int) -> bool:
-    step, following = episode.steps[index : index + 2]
+    step, following = episode.steps[index], _following(episode, index)
     searched = step.documents and step.counterfactuals and not step.retrieval_failed
     return bool(
         searched
         and step.enabling is None
+        and following is not None
         and following.action == "search"
         and following.attempt == step.attempt
         and following.query
@@ -68,20 +75,16 @@ def _job(
     information_gain: InformationGain, episode: Episode, index: int
 ) -> tuple[list[Context], tuple[str, ...]]:
     """The contexts of the next query, the real one first, and the query as it was written."""
-    step, following = episode.steps[index : index + 2]
+    step, following = episode.steps[index], _following(episode, index)
+    assert following is not None  # see _enables
     assert following.query_span is not None  # searches have one
     start, end = following.query_span
     text = following.turn.text
-    before: list[Segment] = [episode.prompt]
-    for earlier in episode.steps[:index]:
-        before += (earlier.turn, *earlier.replies)
-    before.append(step.turn)
     found = [step.documents, *(other.documents for other in step.counterfactuals)]
-    render = information_gain.protocol.render_documents
     # A scored context ends with what opens the answer, as system text: here all that stands before
     # the query in its turn.
     opening = Segment(text[:start], "system")
     contexts: list[Context] = [
-        (*before, render(documents, step.turn.text), opening) for documents in found
+        (*information_gain.until_reply(episode, index, documents), opening) for documents in found
     ]
     return contexts, (text[start:end],)

@@ -17,7 +17,16 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from igsearch_env.episode import NO_REFINEMENT, Context, Episode, Evidence, Segment, Step, changed
+from igsearch_env.episode import (
+    NO_REFINEMENT,
+    Context,
+    Document,
+    Episode,
+    Evidence,
+    Segment,
+    Step,
+    changed,
+)
 from igsearch_env.gain.scorer import AnswerScorer, BoundedScorer
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 
@@ -299,35 +308,54 @@ class InformationGain:
         # and the words "nothing was found", not what the query was worth.
         if step.action != "search" or not step.documents or not step.counterfactuals:
             return False
-        known = episode.finished or index + 1 < len(episode.steps)
+        known = episode.finished or episode.turn_of(index).stop < len(episode.steps)
         return step.information_gain is None and (known or self.counterfactual == "documents")
 
     def contexts(self, episode: Episode, index: int) -> list[Context]:
         """The real context of search step ``index`` and its N counterfactual ones, in that order.
 
-        Each ends with the answer's opening tag.
+        Each ends with the answer's opening tag. Of several calls in a turn each is scored as if
+        the turn had ended with it. Documents that earlier calls of the turn found, too, stand in
+        all contexts, so that what two queries find counts once, for the first of them.
         """
         step = episode.steps[index]
-        before: list[Segment] = [episode.prompt]
-        for earlier in episode.steps[:index]:
-            before += (earlier.turn, *earlier.replies)
-        before.append(step.turn)
+        earlier = _found_earlier(episode, index)
         evidence = [(step.documents, self.refinement(episode, index))]
-        evidence += [(other.documents, other.refinement) for other in step.counterfactuals]
+        evidence += [
+            (_swapped(step.documents, other.documents, earlier), other.refinement)
+            for other in step.counterfactuals
+        ]
         if not all(refinement.text for _, refinement in evidence):
             # Where one context has no refinement none has: only their content is to differ.
             evidence = [(documents, NO_REFINEMENT) for documents, _ in evidence]
         opening = Segment(self.protocol.answer_opening, "system")
-        said = step.turn.text
         return [
-            (*before, self.protocol.render_documents(documents, said), *_shown(refined), opening)
+            (*self.until_reply(episode, index, documents), *_shown(refined), opening)
             for documents, refined in evidence
         ]
 
+    def until_reply(
+        self, episode: Episode, index: int, documents: Sequence[Document]
+    ) -> tuple[Segment, ...]:
+        """The context of search step ``index`` up to the end of these documents in its reply."""
+        turn = episode.turn_of(index)
+        calls = episode.steps[turn.start : index + 1]
+        said = "".join(step.turn.text for step in calls)
+        *earlier, _ = calls
+        return (
+            *episode.context_before(index),
+            *(step.turn for step in calls),
+            *(step.observation for step in earlier if step.observation is not None),
+            self.protocol.render_documents(documents, said, (len(earlier), len(calls))),
+        )
+
     def refinement(self, episode: Episode, index: int) -> Segment:
-        """What the policy wrote about the documents of step ``index``, where that is scored."""
+        """What the policy wrote about the documents of step ``index``, where that is scored.
+
+        What it wrote after a turn of several calls belongs to the last of them.
+        """
         following = episode.steps[index + 1 : index + 2]
-        if self.counterfactual == "documents" or not following:
+        if self.counterfactual == "documents" or not following or following[0].call:
             return NO_REFINEMENT
         same = following[0].attempt == episode.steps[index].attempt
         return following[0].refinement if same else NO_REFINEMENT
@@ -337,6 +365,23 @@ class InformationGain:
         question = episode.question
         documents = episode.steps[index].documents
         return Evidence(documents, self.refinement(episode, index), question.id, question.text)
+
+
+def _found_earlier(episode: Episode, index: int) -> set[str]:
+    """Ids of the documents that earlier calls of the same turn found."""
+    earlier = episode.steps[episode.turn_of(index).start : index]
+    return {document.id for step in earlier for document in step.documents}
+
+
+def _swapped(
+    documents: Sequence[Document], others: Sequence[Document], kept: set[str]
+) -> tuple[Document, ...]:
+    """Other documents in place of these, apart from those whose ids are to be kept."""
+    if not any(document.id in kept for document in documents):
+        return tuple(others)
+    left = iter(others)
+    swapped = (document if document.id in kept else next(left, None) for document in documents)
+    return tuple(document for document in swapped if document is not None)
 
 
 def _check_needs_gain(rows: Sequence[Sequence[bool]], episodes: Sequence[Episode]) -> None:

@@ -6,9 +6,10 @@ A protocol is data. The presets in :data:`PROTOCOLS` differ in their tags and pr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from igsearch_env.episode import Document, Segment
 
@@ -18,6 +19,25 @@ class Search:
     """A search. ``span`` holds the characters between the tags, ``end`` the end of the action."""
 
     query: str
+    span: tuple[int, int]
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A call of another tool than the search engine.
+
+    Args:
+        tool: Its name.
+        arguments: Its arguments by name, or the text of its only one.
+        text: The arguments as the policy wrote them, stripped.
+        span: Characters of the turn that hold them.
+        end: End of the action.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any] | str
+    text: str
     span: tuple[int, int]
     end: int
 
@@ -40,6 +60,14 @@ class Invalid:
 
     reason: str
     end: int | None = None
+
+
+Action = Search | ToolUse | Answer | Invalid
+
+Place = tuple[int, int]
+"""The number of a call in its turn, from 0, and how many calls the turn has."""
+
+ALONE: Place = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +113,8 @@ class TagProtocol:
         refine: Tag around what the policy extracts from documents, or None if there is none.
         think: Tag around free reasoning, or ``[THINK]`` for a pair of brackets; None if there is
             none. No action is read inside it, nor after it as long as it is not closed.
-        document: Template of one document; may hold ``{rank}``, ``{title}`` and ``{text}``.
+        document: Template of one document; may hold ``{rank}``, ``{id}``, ``{title}`` and
+            ``{text}``.
         documents_block: Template of an observation after a search; holds ``{documents}``, and
             ``{tag}`` for the name of the tag around them.
         no_documents: Stands for the documents when a search found none.
@@ -94,6 +123,8 @@ class TagProtocol:
             below may hold a complete action: small models copy what they read, and a copied example
             would be carried out.
         failure: Observation after a search that the retriever gave up on.
+        tool_failure: Observation after a call of a tool that broke or ran out of time; may hold
+            ``{tool}``.
         reflection: Template of what opens another attempt; may hold ``{question}``, and
             ``{search}`` and ``{answer}`` for the names of the tags.
         answer_before: What is written between a refinement and the answer's opening tag when
@@ -104,6 +135,12 @@ class TagProtocol:
         thought_end: What closes the thought that a chat template opens for the policy; empty where
             turns do not start inside a thought.
         markers: Control tokens of the template, which documents and questions must not hold.
+        max_calls: Most calls in one turn. Above 1 a turn does not end with its first call but with
+            its last one, where the policy ends the turn itself, and every call is answered.
+        between: What stands between the answers to two calls of a turn.
+        tools: Names of the tools that may be called beside the search engine
+            (:mod:`igsearch_env.tools`). In a tag grammar the name is the tag around the one
+            argument.
 
     >>> protocol = PROTOCOLS["refine"]
     >>> protocol.parse("<think> first </think> <search> capital of Peru </search>")
@@ -127,6 +164,7 @@ class TagProtocol:
         "or an answer inside the {answer} tags.\n"
     )
     failure: str = "\nThe search engine did not respond.\n"
+    tool_failure: str = "\nThe tool {tool} did not respond.\n"
     reflection: str = (
         "\nGo over what you did: which searches missed, what was assumed, and whether the answer "
         "is borne out by the passages. Then try once more, searching again where it helps, and "
@@ -138,11 +176,20 @@ class TagProtocol:
     frame: Frame = NO_FRAME
     thought_end: str = ""
     markers: tuple[str, ...] = ()
+    max_calls: int = 1
+    between: str = ""
+    tools: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.frame, Frame):  # as JSON and TOML have it
             object.__setattr__(self, "frame", Frame(**self.frame))
         object.__setattr__(self, "markers", tuple(self.markers))
+        object.__setattr__(self, "tools", tuple(self.tools))
+        if type(self.max_calls) is not int or self.max_calls < 1:
+            raise ValueError(
+                f"protocol {self.name!r}: max_calls must be a whole number of at least 1, got "
+                f"{self.max_calls!r}"
+            )
         if "{question}" not in self.prompt:
             raise ValueError(
                 f"protocol {self.name!r}: the prompt must hold '{{question}}', got {self.prompt!r}"
@@ -169,18 +216,23 @@ class TagProtocol:
                     f"copy and have carried out, got {text!r}; describe the tags in words"
                 )
         try:
-            self.document.format(rank=1, title="", text="")
+            self.document.format(rank=1, id="", title="", text="")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
-                f"protocol {self.name!r}: document may hold {{rank}}, {{title}} and {{text}} and "
-                f"no other braces, got {self.document!r}"
+                f"protocol {self.name!r}: document may hold {{rank}}, {{id}}, {{title}} and "
+                f"{{text}} and no other braces, got {self.document!r}"
             ) from error
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The names of all tags in use."""
         optional = (tag for tag in (self.refine, self.think) if tag is not None)
-        return (self.search, self.answer, self.documents, *optional)
+        return (self.search, self.answer, self.documents, *optional, *self._tool_tags)
+
+    @property
+    def _tool_tags(self) -> tuple[str, ...]:
+        """Tags that call a tool."""
+        return self.tools
 
     @cached_property
     def _tags(self) -> str:
@@ -197,11 +249,14 @@ class TagProtocol:
     @property
     def actions(self) -> tuple[tuple[str, str], ...]:
         """What opens and what closes each action that ends with a string of its own."""
-        return tuple((f"<{tag}>", f"</{tag}>") for tag in (self.search, self.answer))
+        tags = (self.search, self.answer, *self._tool_tags)
+        return tuple((f"<{tag}>", f"</{tag}>") for tag in tags)
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn: what closes an action."""
+        """The strings that end a turn: what closes an action, of which several calls end none."""
+        if self.max_calls > 1:
+            return (f"</{self.answer}>",)
         return tuple(closing for _, closing in self.actions)
 
     @property
@@ -211,7 +266,7 @@ class TagProtocol:
 
     @cached_property
     def _action(self) -> re.Pattern[str]:
-        actions = f"{re.escape(self.search)}|{re.escape(self.answer)}"
+        actions = "|".join(map(re.escape, (self.search, self.answer, *self._tool_tags)))
         # NUL stands for the text of thoughts, see spoken.
         return re.compile(rf"<({actions})>((?:(?!</?(?:{self._tags})>)[^\0])*)</\1>")
 
@@ -247,39 +302,53 @@ class TagProtocol:
         return hidden[len(opening) :] if self.thought_end else hidden
 
     def ended(self, turn: str) -> bool:
-        """Whether one of the stop strings stands in the turn, outside of thoughts."""
-        if not any(stop in turn for stop in self.stop):
-            return False
-        spoken = self.spoken(turn)
-        return any(stop in spoken for stop in self.stop)
+        """Whether one of the stop strings stands in the turn, outside of thoughts.
+
+        Where a turn may hold several calls, it also ends with the last one that is allowed.
+        """
+        if any(stop in turn for stop in self.stop):
+            spoken = self.spoken(turn)
+            if any(stop in spoken for stop in self.stop):
+                return True
+        return self.max_calls > 1 and len(self.parse_turn(turn)) == self.max_calls
 
     def render_prompt(self, question: str) -> Segment:
         """The first observation for a question."""
         return Segment(self.prompt.replace("{question}", self.escape(question)), "system")
 
-    def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
+    def render_documents(
+        self, documents: Sequence[Document], turn: str = "", place: Place = ALONE
+    ) -> Segment:
         """The observation after a search.
 
         Args:
             documents: What was found.
             turn: The policy's turn; a frame depends on how it ends.
+            place: Which of the turn's calls it was.
         """
         lines = (
-            self.document.format(rank=rank, title=doc.title, text=doc.text)
+            self.document.format(rank=rank, id=doc.id, title=doc.title, text=doc.text)
             for rank, doc in enumerate(documents, start=1)
         )
-        body = self.escape("\n".join(lines)) or self.no_documents
+        return self._result(self.escape("\n".join(lines)) or self.no_documents, turn, place)
+
+    def render_result(self, text: str, turn: str = "", place: Place = ALONE) -> Segment:
+        """The observation after a call of a tool: what it returned, which is untrusted text."""
+        return self._result(self.escape(text), turn, place)
+
+    def _result(self, body: str, turn: str, place: Place) -> Segment:
         block = self.documents_block.replace("{tag}", self.documents)
-        return self._framed(Segment(block.replace("{documents}", body), "document"), turn)
+        return self._framed(Segment(block.replace("{documents}", body), "document"), turn, place)
 
-    def render_correction(self, reason: str, turn: str = "") -> Segment:
-        """The observation after a turn that could not be carried out."""
+    def render_correction(self, reason: str, turn: str = "", place: Place = ALONE) -> Segment:
+        """The observation after a turn, or a call of it, that could not be carried out."""
         text = self._with_tag_names(self.correction.replace("{reason}", reason))
-        return self._framed(Segment(text, "system"), turn)
+        return self._framed(Segment(text, "system"), turn, place)
 
-    def render_failure(self, turn: str = "") -> Segment:
-        """The observation after a search that the retriever gave up on."""
-        return self._framed(Segment(self.failure, "system"), turn)
+    def render_failure(self, turn: str = "", place: Place = ALONE, tool: str = "") -> Segment:
+        """The observation after a search that the retriever gave up on, or a tool that broke."""
+        text = self.tool_failure.replace("{tool}", tool) if tool else self.failure
+        return self._framed(Segment(text, "system"), turn, place)
 
     def render_reflection(self, question: str, turn: str = "") -> Segment:
         """What opens another attempt at a question."""
@@ -291,14 +360,28 @@ class TagProtocol:
     def _with_tag_names(self, text: str) -> str:
         return text.replace("{search}", self.search).replace("{answer}", self.answer)
 
-    def _framed(self, said: Segment, turn: str, frame: Frame | None = None) -> Segment:
-        """What is said, in a frame (that of the protocol, unless another is given)."""
+    def _framed(
+        self,
+        said: Segment,
+        turn: str,
+        place: Place = ALONE,
+        frame: Frame | None = None,
+        between: str | None = None,
+    ) -> Segment:
+        """What is said, in a frame (that of the protocol, unless another is given).
+
+        The answers to the calls of a turn share one frame, which the first of them opens and the
+        last one closes.
+        """
         frame = self.frame if frame is None else frame
-        if frame == NO_FRAME:
+        between = self.between if between is None else between
+        number, calls = place
+        if frame == NO_FRAME and not (number and between):
             return said
         written = frame.end and turn.rstrip().endswith(frame.end.strip())
-        before = Segment(frame.before if written else frame.end + frame.before, "system")
-        after = Segment(frame.after, "system")
+        opening = frame.before if written else frame.end + frame.before
+        before = Segment(between if number else opening, "system")
+        after = Segment(frame.after if number + 1 == calls else "", "system")
         text = before.text + said.text + after.text
         if said.source == "system":
             return Segment(text, "system")
@@ -313,21 +396,55 @@ class TagProtocol:
         text = f"<{self.answer}>{self.answer_lead}{self.escape(answer)} </{self.answer}>"
         return self.thought_end + text
 
-    def parse(self, turn: str) -> Search | Answer | Invalid:
+    def parse(self, turn: str) -> Action:
         """Read the first complete action of a turn; whatever follows it does not count."""
-        match = self._action.search(self.spoken(turn))
+        return self._next(self.spoken(turn), 0) or Invalid("no complete action")
+
+    def parse_turn(self, turn: str) -> tuple[Action, ...]:
+        """Read all actions of a turn that count: an answer, or up to ``max_calls`` calls.
+
+        Calls that cannot be carried out are among them as invalid actions. After a call an answer
+        does not count: it was written before the result was seen.
+        """
+        spoken = self.spoken(turn)
+        found: list[Action] = []
+        while len(found) < self.max_calls:
+            action = self._next(spoken, (found[-1].end or 0) if found else 0)
+            if action is None or (found and isinstance(action, Answer)):
+                break
+            found.append(action)
+            if isinstance(action, Answer):
+                break
+        return tuple(found) or (Invalid("no complete action"),)
+
+    def turn_end(self, turn: str, last: Action) -> int | None:
+        """How far a turn is kept: to the end of its last action; None for all of it.
+
+        Where several calls are allowed, what ends the turn in a chat template is kept, too: it was
+        the policy's choice not to write another call.
+        """
+        if last.end is None or self.max_calls == 1 or isinstance(last, Answer):
+            return last.end
+        marks = "|".join(map(re.escape, self.turn_ends))
+        closed = re.compile(rf"\s*(?:{marks})").match(turn, last.end) if marks else None
+        return closed.end() if closed else last.end
+
+    def _next(self, spoken: str, start: int) -> Action | None:
+        """The first complete action from a place on in what :meth:`spoken` returned."""
+        match = self._action.search(spoken, start)
         if match is None:
-            return Invalid("no complete action")
-        text = match.group(2).strip()
-        if match.group(1) == self.search:
-            if not text:
-                return Invalid("empty query", match.end())
-            return Search(text, match.span(2), match.end())
-        return (
-            Answer(text, match.span(2), match.end())
-            if text
-            else Invalid("empty answer", match.end())
-        )
+            return None
+        tag, text = match.group(1), match.group(2).strip()
+        if tag == self.answer:
+            kind: Action = Answer(text, match.span(2), match.end())
+        elif tag == self.search:
+            kind = Search(text, match.span(2), match.end())
+        else:
+            kind = ToolUse(tag, text, text, match.span(2), match.end())
+        if text:
+            return kind
+        names = {self.answer: "answer", self.search: "query"}
+        return Invalid(f"empty {names.get(tag, tag)}", match.end())
 
     def refinement_end(self, turn: str) -> int:
         """Where the leading refinement block of a turn ends; 0 if there is none.

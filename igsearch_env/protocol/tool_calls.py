@@ -5,12 +5,22 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from igsearch_env.episode import Document, Segment
-from igsearch_env.protocol.tags import NO_FRAME, Answer, Frame, Invalid, Search, TagProtocol
+from igsearch_env.episode import Segment
+from igsearch_env.protocol.tags import (
+    ALONE,
+    Action,
+    Answer,
+    Frame,
+    Invalid,
+    Place,
+    Search,
+    TagProtocol,
+    ToolUse,
+)
 
 NO_ID = "000000000"
 """Stands for the id of a call where the policy wrote none."""
@@ -36,6 +46,9 @@ class Call(NamedTuple):
 
 Read = tuple[str, tuple[int, int]] | str
 """A query and where it stands in what was read, or why there is none."""
+
+Arguments = tuple[str, Mapping[str, Any]] | None
+"""The name of a function and its arguments; None where they cannot be read."""
 
 
 def _no_call(function: str) -> str:
@@ -77,6 +90,48 @@ def _read_named_json(body: str, function: str, argument: str) -> Read:
         return _no_call(function)
     start, end = _literal(body[found.end() :], argument, query)
     return query, (found.end() + start, found.end() + end)
+
+
+def _json_arguments(body: str) -> Arguments:
+    try:
+        data = json.loads(body)
+        call = data[0] if isinstance(data, list) else data
+        name = call["name"]
+        given = call["arguments"] if "arguments" in call else call["parameters"]
+        given = json.loads(given) if isinstance(given, str) else given
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return (name, given) if isinstance(name, str) and isinstance(given, dict) else None
+
+
+def _named_json_arguments(body: str) -> Arguments:
+    found = re.match(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\w*)?\s*\[ARGS\]", body)
+    try:
+        given = json.loads(body[found.end() :]) if found else None
+    except (ValueError, RecursionError):
+        return None
+    return (found[1], given) if found and isinstance(given, dict) else None
+
+
+def _marked_arguments(name: str, argument: str) -> Callable[[str], Arguments]:
+    """A reader of calls whose arguments stand between marks; their values are text."""
+
+    def read(body: str) -> Arguments:
+        function = re.match(name, body)
+        if function is None:
+            return None
+        found = re.finditer(argument, body[function.end() :], re.DOTALL)
+        return function[1], {one[1].strip(): one[2].strip() for one in found}
+
+    return read
+
+
+def _python_arguments(body: str) -> Arguments:
+    try:
+        (call,) = ast.parse(body.strip(), mode="eval").body.elts  # type: ignore[attr-defined]
+        return call.func.id, {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def _reader(pattern: str, value: Callable[[str], Any] = str) -> Callable[[str, str, str], Read]:
@@ -125,17 +180,19 @@ class CallFormat:
         opening: What opens a call; empty where the JSON of the call stands alone.
         closing: What closes it; empty where it ends with its JSON.
         read: Reads what stands between them: text, name of the function, name of its argument.
+        arguments: Reads what stands between them as the call of any function.
         quote: Writes a query into a call.
     """
 
     opening: str
     closing: str
     read: Callable[[str, str, str], Read]
+    arguments: Callable[[str], Arguments]
     quote: Callable[[str], str] = _in_json
 
-    def find(self, text: str, function: str, argument: str) -> Call | None:
-        """The first complete call in a text."""
-        extent = self._extent(text)
+    def find(self, text: str, function: str, argument: str, at: int = 0) -> Call | None:
+        """The first complete call in a text, from a place on."""
+        extent = self._extent(text, at)
         if extent is None:
             return None
         start, first, last, end = extent
@@ -146,21 +203,30 @@ class CallFormat:
         problem = "" if query.strip() else "empty query"
         return Call(start, end, query.strip(), (first + before, first + after), problem)
 
-    def _extent(self, text: str) -> tuple[int, int, int, int] | None:
+    def find_any(self, text: str, at: int = 0) -> tuple[Arguments, Call] | None:
+        """The first complete call of any function, from a place on."""
+        extent = self._extent(text, at)
+        if extent is None:
+            return None
+        start, first, last, end = extent
+        body = text[first:last]
+        return self.arguments(body), Call(start, end, body.strip(), (first, last))
+
+    def _extent(self, text: str, at: int) -> tuple[int, int, int, int] | None:
         """Where the call starts, its inside starts and ends, and the call ends."""
         if self.closing:
-            last = text.find(self.closing)
-            start = text.rfind(self.opening, 0, max(0, last))
+            last = text.find(self.closing, at)
+            start = text.rfind(self.opening, at, max(0, last))
             if last < 0 or start < 0:
                 return None
             return start, start + len(self.opening), last, last + len(self.closing)
         if self.opening:
-            start = text.find(self.opening)
+            start = text.find(self.opening, at)
             first = start + len(self.opening)
-            at = re.compile(r"[^\[{]*(?:\[(?:CALL_ID|ARGS)\][^\[{]*)*").match(text, first)
-            end = _json_end(text, at.end()) if start >= 0 and at is not None else None
+            name = re.compile(r"[^\[{]*(?:\[(?:CALL_ID|ARGS)\][^\[{]*)*").match(text, first)
+            end = _json_end(text, name.end()) if start >= 0 and name is not None else None
             return None if end is None else (start, first, end, end)
-        for brace in re.finditer(r"\{", text):
+        for brace in re.compile(r"\{").finditer(text, at):
             end = _json_end(text, brace.start())
             if end is not None and '"name"' in text[brace.start() : end]:
                 return brace.start(), brace.start(), end, end
@@ -169,7 +235,7 @@ class CallFormat:
 
 CALL_FORMATS: dict[str, CallFormat] = {
     # Qwen2.5, Qwen3, Hermes
-    "json": CallFormat("<tool_call>", "</tool_call>", _read_json),
+    "json": CallFormat("<tool_call>", "</tool_call>", _read_json, _json_arguments),
     # Qwen3-Coder, Qwen3.5, Nemotron 3
     "xml": CallFormat(
         "<tool_call>",
@@ -177,6 +243,9 @@ CALL_FORMATS: dict[str, CallFormat] = {
         _reader(
             r"\s*<function=FUNCTION>\s*<parameter=ARGUMENT>\s*(?P<query>.*?)\s*</parameter>\s*"
             r"</function>\s*"
+        ),
+        _marked_arguments(
+            r"\s*<function=([^>\s]+)>", r"<parameter=([^>]+)>\s*(.*?)\s*</parameter>"
         ),
         str,
     ),
@@ -187,6 +256,10 @@ CALL_FORMATS: dict[str, CallFormat] = {
         _reader(
             r"\s*FUNCTION\s*<arg_key>\s*ARGUMENT\s*</arg_key>\s*<arg_value>\s*(?P<query>.*?)\s*"
             r"</arg_value>\s*"
+        ),
+        _marked_arguments(
+            r"\s*(\S+?)\s*(?=<arg_key>|\Z)",
+            r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>",
         ),
         str,
     ),
@@ -199,14 +272,15 @@ CALL_FORMATS: dict[str, CallFormat] = {
             r"(?P<query>(?:(?!(?P=quote))[^\\\n]|\\.)*)(?P=quote)\s*\)\s*\]\s*",
             _of_python,
         ),
+        _python_arguments,
         _in_python,
     ),
     # Mistral, from 2025 on: [TOOL_CALLS]search[ARGS]{"query": ...}
-    "mistral-args": CallFormat("[TOOL_CALLS]", "", _read_named_json),
+    "mistral-args": CallFormat("[TOOL_CALLS]", "", _read_named_json, _named_json_arguments),
     # Mistral before: [TOOL_CALLS] [{"name": ..., "arguments": ..., "id": ...}]
-    "mistral": CallFormat("[TOOL_CALLS]", "", _read_json),
+    "mistral": CallFormat("[TOOL_CALLS]", "", _read_json, _json_arguments),
     # Llama 3: {"name": ..., "parameters": ...}, with nothing around it
-    "bare": CallFormat("", "", _read_json),
+    "bare": CallFormat("", "", _read_json, _json_arguments),
 }
 """How chat templates write calls, by name. :func:`agents.chat.tool_protocol` takes the first that
 reads the call which a template renders."""
@@ -233,6 +307,8 @@ class ToolCallProtocol(TagProtocol):
             documents, and may hold ``{id}``, the id of the call.
         json_reply: Whether a tool's reply is written as the inside of a JSON string.
 
+    ``between`` may hold ``{previous}`` and ``{id}``, the ids of the two calls.
+
     >>> protocol = ToolCallProtocol(name="tool-calls", prompt="{question}")
     >>> call = protocol.write_search("capital of Peru")
     >>> call
@@ -250,6 +326,7 @@ class ToolCallProtocol(TagProtocol):
         "answer inside the {answer} tags."
     )
     failure: str = "The search engine did not respond."
+    tool_failure: str = "The tool {tool} did not respond."
     answer_before: str = ""
     function: str = "search"
     argument: str = "query"
@@ -269,12 +346,21 @@ class ToolCallProtocol(TagProtocol):
                 f"protocol {self.name!r}: format must be one of {', '.join(CALL_FORMATS)}, got "
                 f"{self.format!r}"
             )
+        if self.max_calls > 1 and self.format == "mistral":
+            raise ValueError(
+                f"protocol {self.name!r}: the format 'mistral' writes the calls of a turn as one "
+                "list, of which the first one is read; set max_calls = 1"
+            )
         found = self.parse(self.write_search("a query"))
         if not isinstance(found, Search) or found.query != "a query":
             raise ValueError(
                 f"protocol {self.name!r}: a call like {self.call!r} cannot be read in the format "
                 f"{self.format!r} ({found})"
             )
+
+    @property
+    def _tool_tags(self) -> tuple[str, ...]:
+        return ()  # tools are functions here, too
 
     @property
     def actions(self) -> tuple[tuple[str, str], ...]:
@@ -289,29 +375,48 @@ class ToolCallProtocol(TagProtocol):
         ends = (self.reply.end.strip(),) if self.reply.end else ()
         return (*super().turn_ends, *ends)
 
-    def render_documents(self, documents: Sequence[Document], turn: str = "") -> Segment:
-        """The observation after a search: the tool's reply with, untrusted, the documents in it."""
-        body = super().render_documents(documents)
-        body = body.parts[1] if body.parts else body
-        return self._replied(Segment(body.text.strip(), "document"), turn)
-
-    def render_failure(self, turn: str = "") -> Segment:
+    def render_failure(self, turn: str = "", place: Place = ALONE, tool: str = "") -> Segment:
         """The observation after a search that the retriever gave up on: the tool's reply, too."""
-        return self._replied(Segment(self.failure, "system"), turn)
+        text = self.tool_failure.replace("{tool}", tool) if tool else self.failure
+        return self._replied(Segment(text, "system"), turn, place)
 
-    def _replied(self, said: Segment, turn: str) -> Segment:
+    def render_correction(self, reason: str, turn: str = "", place: Place = ALONE) -> Segment:
+        """The observation after a turn that could not be carried out.
+
+        It is the tool's reply where it is about one of several calls.
+        """
+        if place == ALONE:
+            return super().render_correction(reason, turn)
+        text = self._with_tag_names(self.correction.replace("{reason}", reason))
+        return self._replied(Segment(text, "system"), turn, place)
+
+    def _result(self, body: str, turn: str, place: Place) -> Segment:
+        """The tool's reply with, untrusted, its result in it."""
+        text = self.documents_block.replace("{tag}", self.documents).replace("{documents}", body)
+        return self._replied(Segment(text.strip(), "document"), turn, place)
+
+    def _replied(self, said: Segment, turn: str, place: Place) -> Segment:
         if self.json_reply:
             said = Segment(_in_json(said.text), said.source)
-        reply = self.reply
-        if "{id}" in reply.before + reply.after:
-            call = CALL_FORMATS[self.format].find(self.spoken(turn), self.function, self.argument)
-            known = call and re.search(
-                r'(?:"id"\s*:\s*"|\[CALL_ID\])([A-Za-z0-9]+)', turn[call.start : call.end]
-            )
-            name = known[1] if known else NO_ID
+        reply, between = self.reply, self.between
+        if "{id}" in reply.before + reply.after + between:
+            ids, number = self._ids(turn), place[0]
+            known = ids[number] if number < len(ids) else NO_ID
+            previous = ids[number - 1] if 0 < number <= len(ids) else NO_ID
             parts = (reply.end, reply.before, reply.after)
-            reply = Frame(*(part.replace("{id}", name) for part in parts))
-        return self._framed(said, turn, reply) if reply != NO_FRAME else said
+            reply = Frame(*(part.replace("{id}", known) for part in parts))
+            between = between.replace("{previous}", previous).replace("{id}", known)
+        return self._framed(said, turn, place, reply, between)
+
+    def _ids(self, turn: str) -> list[str]:
+        """The id of each call of a turn, as far as the policy wrote one."""
+        spoken, ids, at = self.spoken(turn), list[str](), 0
+        while (found := CALL_FORMATS[self.format].find_any(spoken, at)) is not None:
+            written = turn[found[1].start : found[1].end]
+            known = re.search(r'(?:"id"\s*:\s*"|\[CALL_ID\])([A-Za-z0-9]+)', written)
+            ids.append(known[1] if known else NO_ID)
+            at = found[1].end
+        return ids
 
     def write_search(self, query: str) -> str:
         """The call of the function, as the chat template writes it."""
@@ -320,18 +425,23 @@ class ToolCallProtocol(TagProtocol):
         call = re.sub(r"\{(function|argument|query|id)\}", lambda m: names[m[1]], self.call)
         return self.thought_end + call
 
-    def parse(self, turn: str) -> Search | Answer | Invalid:
-        """Read the first complete action; the span of a search is that of the query in the call."""
-        spoken = self.spoken(turn)
-        call = CALL_FORMATS[self.format].find(spoken, self.function, self.argument)
-        answered = self._answered.search(spoken)
+    def _next(self, spoken: str, start: int) -> Action | None:
+        """The first complete action; the span of a search is that of the query in the call."""
+        form = CALL_FORMATS[self.format]
+        call = form.find(spoken, self.function, self.argument, start)
+        answered = self._answered.search(spoken, start)
         if answered is not None and (call is None or answered.start() < call.start):
             text = answered.group(1).strip()
             if not text:
                 return Invalid("empty answer", answered.end())
             return Answer(text, answered.span(1), answered.end())
         if call is None:
-            return Invalid("no complete action")
+            return None
+        any_call = form.find_any(spoken, start) if call.problem and self.tools else None
+        known = any_call[0] if any_call is not None else None
+        if any_call is not None and known is not None and known[0] in self.tools:
+            found = any_call[1]
+            return ToolUse(*known, found.query, found.span, found.end)
         if call.problem:
             return Invalid(call.problem, call.end)
         return Search(call.query, call.span, call.end)

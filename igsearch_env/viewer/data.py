@@ -199,7 +199,7 @@ def _metrics(episode: Episode) -> dict[str, list[float]]:
 def _end(episode: Episode) -> str:
     if episode.terminated:
         return "answered"
-    return "out of turns" if episode.truncated else "not finished"
+    return f"out of {episode.ended_by or 'turns'}" if episode.truncated else "not finished"
 
 
 def _step(
@@ -221,6 +221,9 @@ def _step(
         "attempt": step.attempt,
         "reflection": None if step.reflection is None else step.reflection.text,
         "failed": step.retrieval_failed,
+        "call": step.call,
+        "tool": step.tool,
+        "cut": step.cut,
         "documents": [
             {
                 "at": _place(document, table),

@@ -126,7 +126,7 @@ def rollouts(
     set_threads(config.run.threads)
     o, engine = config.optimization, make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
-    engine = with_protocol(engine, agent.policy.protocol)
+    engine = with_protocol(engine, agent.policy.protocol, agent.policy.tokenizer)
     if len(engine.questions) < questions:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"

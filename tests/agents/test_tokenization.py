@@ -248,3 +248,15 @@ def test_what_a_template_has_written_is_not_put_there_again(
     ours = SegmentTokenizer(with_bos)
     prompt = Segment("<|im_start|>who wrote it?", "system")
     assert ours.encode_context((prompt,)) == with_bos("who wrote it?")["input_ids"]
+
+
+def test_a_text_can_be_cut_between_its_tokens(bpe: PreTrainedTokenizerFast) -> None:
+    tokenizer = SegmentTokenizer(bpe)
+    text = "Zürich is in <eos> 日本, says nobody."
+    ends = tokenizer.token_ends(text)
+    assert ends == sorted(ends)
+    assert ends[-1] == len(text)
+    ids = tokenizer.encode_segment(Segment(text, "document"))
+    assert len(ends) == len(ids)
+    for count, end in enumerate(ends, start=1):
+        assert tokenizer.decode(ids[:count]).rstrip("\ufffd") in (text[:end], text[: end - 1])

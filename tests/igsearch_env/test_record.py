@@ -156,7 +156,7 @@ def test_a_record_names_everything_that_an_episode_holds() -> None:
     assert (step["action"], step["query"], step["query_span"]) == ("search", "Zencorp", [8, 17])
     assert step["query_tokens"] == [8, 17]  # a token is a character here
     assert step["turn"]["token_ids"] == [ord(c) for c in "<search> Zencorp </search>"]
-    assert set(step["documents"][0]) == {"id", "title", "text", "score"}
+    assert set(step["documents"][0]) == {"id", "title", "text", "score", "whole"}
     assert len(step["counterfactuals"]) == len(step["baseline_log_probs"]) == 3
     expected = step["log_prob"] - sum(step["baseline_log_probs"]) / 3
     assert step["information_gain"] == pytest.approx(expected)

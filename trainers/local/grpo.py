@@ -94,7 +94,7 @@ class GRPOTrainer:
         check_alive(engine.retriever, engine.questions[0].text, engine.top_k)
         self.agent = make_agent(config, engine, self._frozen_protocol() if resume else None)
         self.policy = self.agent.policy
-        self.engine = with_protocol(engine, self.policy.protocol)
+        self.engine = with_protocol(engine, self.policy.protocol, self.policy.tokenizer)
         self._eval_questions: list[Question] = []
         if config.run.eval_every:
             everything = make_questions(config.environment.eval_questions, config.world)

@@ -107,10 +107,13 @@ class RolloutSettings(EnvironmentSettings):
         Raises:
             ValueError: If the questions or the retriever cannot be had, or do not fit together.
         """
+        from agents.tokenization import SegmentTokenizer  # loads transformers, see tag_protocol
+
         return make_engine(
             scorer=None,
             settings=self,
             protocol=self.tag_protocol(tokenizer),
+            tokenizer=SegmentTokenizer(tokenizer) if self.budgets.cuts else None,
             pool=EvidencePool(seed=self.pool_seed),
         )
 

@@ -100,17 +100,19 @@ function turns(rollout, largest) {
   const values = rollout.searches.flatMap((step) =>
     step.log_prob === null ? [] : [step.log_prob, ...step.baselines]);
   const low = Math.min(-1, ...values) * 1.04;
-  let searches = 0;
+  let [searches, number] = [0, 0];
   return [
     el("details", { class: "prompt" }, el("summary", {}, "Prompt"),
       el("pre", { class: "system" }, rollout.prompt)),
-    ...rollout.steps.map((step, i) => {
+    ...rollout.steps.map((step) => {
       const search = step.action === "search" ? searches++ : null;
-      const name = search === null
-        ? { answer: "Answer", invalid: "Turn that could not be carried out" }[step.action]
-        : `Search ${search + 1}`;
+      if (!step.call) number += 1;
+      const names = { answer: "Answer", tool: `Call of ${step.tool}`, invalid: "Turn that could not be carried out" };
+      const name = search === null ? names[step.action]
+        : `Search ${search + 1}${step.tool ? ` (${step.tool})` : ""}`;
+      const call = step.call ? `, call ${step.call + 1}` : "";
       return el("section", { class: "turn", id: search === null ? null : `search-${search}` },
-        el("h2", {}, name, el("span", {}, ` turn ${i + 1}${step.attempt ? `, attempt ${step.attempt + 1}` : ""}`)),
+        el("h2", {}, name, el("span", {}, ` turn ${number}${call}${step.attempt ? `, attempt ${step.attempt + 1}` : ""}`)),
         el("div", { class: "block policy" },
           el("pre", {}, policyText(step, largest)), advantageWords(step)),
         search === null ? systemBlock(step) : searchBlock(step, rollout, low),
@@ -130,7 +132,9 @@ function searchBlock(step, rollout, low) {
     gainBlock(step, low),
     el("div", { class: "block document" }, step.documents.length
       ? el("ol", {}, ...step.documents.map((found) => documentItem(found, rollout.golds)))
-      : el("p", { class: "nothing" }, "no documents")),
+      : el("p", { class: "nothing" }, "no documents"),
+    step.cut.length
+      ? el("p", { class: "fine" }, `cut to the budget of tokens per ${step.cut.join(", ")}`) : null),
     counterfactuals(step),
   ];
 }
@@ -173,9 +177,21 @@ function counterfactuals(step) {
 function transcript(rollout, largest) {
   return el("pre", { class: "transcript" },
     el("span", { class: "system" }, rollout.prompt),
-    ...rollout.steps.flatMap((step) => [
-      el("span", { class: "policy" }, policyText(step, largest)),
-      step.observation ? el("span", { class: step.observation[0] }, step.observation[1]) : null,
-      step.reflection ? el("span", { class: "system" }, step.reflection) : null,
+    ...turnsOf(rollout).flatMap((calls) => [
+      ...calls.map((step) => el("span", { class: "policy" }, policyText(step, largest))),
+      ...calls.flatMap((step) => [
+        step.observation ? el("span", { class: step.observation[0] }, step.observation[1]) : null,
+        step.reflection ? el("span", { class: "system" }, step.reflection) : null,
+      ]),
     ]));
+}
+
+/** The steps of each turn: more than one where it holds several calls. */
+function turnsOf(rollout) {
+  const turns = [];
+  for (const step of rollout.steps) {
+    if (step.call) turns[turns.length - 1].push(step);
+    else turns.push([step]);
+  }
+  return turns;
 }
