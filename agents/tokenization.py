@@ -139,13 +139,8 @@ class SegmentTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included, nothing cleaned up."""
-        return self.decode_batch([ids])[0]
-
-    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """The texts of several sequences of ids; see :meth:`decode`."""
-        ids = list(map(list, batch))
-        texts: list[str] = self._guarded.backend.decode_batch(ids, skip_special_tokens=False)
-        return texts
+        text: str = self._guarded.backend.decode(list(ids), skip_special_tokens=False)
+        return text
 
     def tokens_with(self, characters: Iterable[str]) -> frozenset[int]:
         """The tokens whose text may hold one of some ASCII characters.

@@ -285,7 +285,5 @@ class TransformersPolicy:
         return self.protocol.ended(self.tokenizer.decode(ids))
 
     def _completion(self, one: Sample) -> Completion:
-        texts = self.tokenizer.decode_batch([one.ids[:end] for end in range(len(one.ids) + 1)])
-        return Completion.from_tokens(
-            one.ids, one.log_probs, lambda ids: texts[len(ids)], self._stop_reason(one.ids)
-        )
+        reason = self._stop_reason(one.ids)
+        return Completion.from_tokens(one.ids, one.log_probs, self.tokenizer.decode, reason)

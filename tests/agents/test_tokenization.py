@@ -169,12 +169,15 @@ def test_how_others_call_the_tokenizer_changes_nothing(bpe: PreTrainedTokenizerF
 
 
 def test_threads_may_share_one(bpe: PreTrainedTokenizerFast) -> None:
-    """Decoding all prefixes of a turn is what the play thread does while others tokenise."""
+    """Decoding the tokens of a turn is what the play thread does while others tokenise."""
     ours = SegmentTokenizer(bpe)
     ids = ours.encode_context((Segment("who wrote the book? " * 60, "document"),))
-    prefixes = [ids[:end] for end in range(len(ids) + 1)]
+
+    def decode_all() -> list[str]:
+        return [ours.decode(ids[:end]) for end in range(len(ids) + 1)]
+
     with ThreadPoolExecutor(1) as thread:
-        decoded = [thread.submit(ours.decode_batch, prefixes) for _ in range(8)]
+        decoded = [thread.submit(decode_all) for _ in range(8)]
         encoded = 0
         while not decoded[-1].done():
             ours.encode_context((Segment(f"{encoded} cats", "document"),))

@@ -95,8 +95,5 @@ class PlayBatcher:
         return [episode for episode, _ in played]
 
     def _completion(self, turn: SampledTurn) -> Completion:
-        ids = list(turn.token_ids)
-        texts = self.tokenizer.decode_batch([ids[:end] for end in range(len(ids) + 1)])
-        return Completion.from_tokens(
-            ids, turn.log_probs, lambda part: texts[len(part)], turn.stop_reason
-        )
+        decode = self.tokenizer.decode
+        return Completion.from_tokens(turn.token_ids, turn.log_probs, decode, turn.stop_reason)
