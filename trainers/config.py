@@ -185,6 +185,8 @@ class RunSettings:
         failed_tries: Such tries in a row after which the run ends with a checkpoint.
         max_wasted_steps: Steps in a row without a valid turn, or without a rollout to learn from,
             after which the run ends with a checkpoint; 0 for no limit.
+        max_bad_steps: Steps in a row with an update that was skipped, because the loss or the
+            gradient was not finite, after which the run ends with a checkpoint; 0 for no limit.
         collapse: The run ends with a checkpoint once the mean exact match of the last steps, or
             their share of valid turns, falls below this share of its best; 0 for never. The
             checkpoint up to which exact match was best is kept besides the newest ones then.
@@ -205,6 +207,7 @@ class RunSettings:
     max_failed_searches: float = MAX_FAILED_SEARCHES
     failed_tries: int = FAILED_TRIES
     max_wasted_steps: int = 5
+    max_bad_steps: int = 3
     collapse: float = 0.0
     collapse_window: int = 10
     trackers: tuple[str, ...] = ()
@@ -220,7 +223,7 @@ RESUMABLE = (
     *(f"run.{name}" for name in ("eval_every", "eval_limit", "checkpoint_every", "imports")),
     *(f"run.{name}" for name in ("keep_checkpoints", "save_rollouts_every", "threads")),
     *(f"run.{name}" for name in ("max_failed_searches", "failed_tries", "max_wasted_steps")),
-    *(f"run.{name}" for name in ("collapse", "collapse_window", "trackers")),
+    *(f"run.{name}" for name in ("max_bad_steps", "collapse", "collapse_window", "trackers")),
 )
 """Settings that a resumed run may change: they leave the steps that were done as they are."""
 
@@ -281,7 +284,7 @@ class TrainSettings:
                 "copy; set policy.precision to 'bfloat16'"
             )
         check_range("policy", self.policy, ("temperature",), above=0)
-        none = ("eval_every", "save_rollouts_every", "max_wasted_steps")
+        none = ("eval_every", "save_rollouts_every", "max_wasted_steps", "max_bad_steps")
         check_range("run", run, ("seed", "threads", *none), least=0)
         least_1 = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
         check_range("run", run, (*least_1, "collapse_window"), least=1)

@@ -18,6 +18,10 @@ STOPPED = (
 )
 
 
+class NotFiniteError(TrainingStoppedError):
+    """A loss or a gradient is not a finite number; no weight has been changed yet."""
+
+
 def clip_gradients(model: nn.Module, max_norm: float) -> float:
     """Scale the gradients of a model down to a norm.
 
@@ -25,11 +29,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
         The norm as it was.
 
     Raises:
-        TrainingStoppedError: If it is not finite: a step would spoil every weight for good.
+        NotFiniteError: If it is not finite: a step would spoil every weight for good.
     """
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
     if not math.isfinite(norm):
-        raise TrainingStoppedError(f"the norm of the gradient is {norm}; {STOPPED}")
+        raise NotFiniteError(f"the norm of the gradient is {norm}; {STOPPED}")
     return norm
 
 

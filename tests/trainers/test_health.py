@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from trainers.config import RunSettings, load_config
-from trainers.local import grpo
+from trainers.local import grpo, update
 from trainers.local.checkpoint import checkpoints
 from trainers.local.grpo import GRPOTrainer
 from trainers.local.health import Health, TrainingStoppedError
 from trainers.local.run_log import read_log
+
+OVERFLOW = torch.tensor(float("inf"))
 
 MakeTrainer = Callable[..., GRPOTrainer]
 
@@ -77,6 +82,33 @@ def test_steps_that_teach_nothing_are_counted_in_a_row() -> None:
     unused = rows(0.0, episodes_used=0.0)[0]
     assert check_each(settings, [unused, invalid, unused, unused]) == 3
     assert check_each(RunSettings(max_wasted_steps=0), [invalid, unused] * 4) == 8
+
+
+def test_steps_with_a_skipped_update_are_counted_in_a_row() -> None:
+    settings = RunSettings(max_bad_steps=2)
+    good, bad = rows(0.0, updates_skipped=0.0)[0], rows(0.0, updates_skipped=1.0)[0]
+    assert check_each(settings, [bad, good, bad, bad]) == 3
+    assert check_each(RunSettings(max_bad_steps=0), [bad] * 8) == 8
+
+
+def test_a_run_of_bad_batches_stops_with_sound_weights(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each loss overflows, as it may in a half-precision type."""
+    real = update.policy_loss
+    monkeypatch.setattr(
+        update, "policy_loss", lambda *args, **more: replace(real(*args, **more), loss=OVERFLOW)
+    )
+    trainer = make_trainer("optimization.steps=9", "run.max_bad_steps=2")
+    before = {name: value.clone() for name, value in trainer.policy.model.state_dict().items()}
+    with pytest.raises(TrainingStoppedError, match="the last 2 steps had an update that was skip"):
+        trainer.run()
+    assert [row["updates_skipped"] for row in read_log(trainer.out / "metrics.jsonl")] == [1, 1]
+    saved = checkpoints(trainer.out / "checkpoints")[-1]
+    assert saved.name == "step-000002"
+    kept = load_file(saved / "model.safetensors")
+    assert kept
+    assert all(torch.equal(before[name], value) for name, value in kept.items())
 
 
 def test_many_invalid_turns_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

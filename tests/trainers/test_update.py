@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from agents.inference import check_weights
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings, TrainSettings
@@ -604,21 +606,50 @@ def test_dynamic_sampling_takes_groups_without_advantage_out_of_the_mean(
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
-    make_policy: MakePolicy, sampled: list[Episode], number: float
+def test_a_bad_minibatch_is_skipped_and_counted(
+    make_policy: MakePolicy,
+    sampled: list[Episode],
+    number: float,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     policy = make_policy()
     before = copy.deepcopy(policy.model.state_dict())
     advantages = noise(sampled)
     advantages[2][1] = number
-    with pytest.raises(TrainingStoppedError, match=r"the loss of a micro-batch .* is (nan|-?inf)"):
-        updater(policy).step(sampled, advantages, np.random.default_rng(0))
+    one = updater(policy)
+    metrics = one.step(sampled, advantages, np.random.default_rng(0))
+    assert re.search(r"skipped: the loss of a micro-batch .* is (nan|-?inf)", caplog.text)
+    assert metrics["updates_skipped"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
     assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+    hook = next(policy.model.parameters()).register_hook(lambda gradient: gradient * number)
+    metrics = one.step(sampled, noise(sampled), np.random.default_rng(0))
+    hook.remove()
+    assert re.search(r"skipped: the norm of the gradient is (nan|inf)", caplog.text)
+    assert metrics["updates_skipped"] == 1
+    assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+    # It goes on as if the bad ones had not been.
+    fresh = make_policy()
+    metrics = one.step(sampled, noise(sampled), np.random.default_rng(0))
+    assert metrics == updater(fresh).step(sampled, noise(sampled), np.random.default_rng(0))
+    after = fresh.model.state_dict()
+    assert all(torch.equal(after[n], v) for n, v in policy.model.state_dict().items())
+    assert not all(torch.equal(before[n], v) for n, v in after.items())
+
+
+def test_only_the_bad_minibatch_of_a_step_is_skipped(
+    make_policy: MakePolicy, sampled: list[Episode]
+) -> None:
     advantages = noise(sampled)
-    next(policy.model.parameters()).register_hook(lambda gradient: gradient * number)
-    with pytest.raises(TrainingStoppedError, match=r"the norm of the gradient is (nan|inf)"):
-        updater(policy).step(sampled, advantages, np.random.default_rng(0))
-    assert all(torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+    advantages[2][1] = math.nan
+    policy = make_policy()
+    one = updater(policy, minibatches=2)
+    before = copy.deepcopy(policy.model.state_dict())
+    metrics = one.step(sampled, advantages, np.random.default_rng(0))
+    assert metrics["updates_skipped"] == 1
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert any(not torch.equal(before[n], v) for n, v in policy.model.state_dict().items())
+    check_weights(policy.model)
 
 
 def test_an_update_that_goes_too_far_ends_the_run_and_is_never_saved(

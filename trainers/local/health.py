@@ -24,7 +24,8 @@ class Health:
     """Watches the rows of ``metrics.jsonl``.
 
     Args:
-        settings: ``collapse``, ``collapse_window`` and ``max_wasted_steps`` are read.
+        settings: ``collapse``, ``collapse_window``, ``max_wasted_steps`` and ``max_bad_steps`` are
+            read.
         rows: The rows of the run so far, to which new ones are added by their owner.
     """
 
@@ -37,9 +38,10 @@ class Health:
 
         Raises:
             TrainingStoppedError: If training has collapsed, or several steps in a row had no valid
-                turn or no rollout to learn from.
+                turn, no rollout to learn from, or an update that was skipped.
         """
         self._warn()
+        self._check_bad()
         self._check_wasted()
         self._check_collapse()
 
@@ -73,6 +75,16 @@ class Health:
                     f"{means[-1]:.3f}, and {max(means):.3f} at its best (run.collapse = {fraction} "
                     "stops below that share of the best)"
                 )
+
+    def _check_bad(self) -> None:
+        count = self.settings.max_bad_steps
+        newest = self.rows[-count:]
+        if count and len(newest) == count and all(row.get("updates_skipped") for row in newest):
+            raise TrainingStoppedError(
+                f"each of the last {count} steps had an update that was skipped, because the loss "
+                "or the gradient was not finite; a lower learning rate, a smaller clip_high, or "
+                "precision float32 may help"
+            )
 
     def _check_wasted(self) -> None:
         count = self.settings.max_wasted_steps

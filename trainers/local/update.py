@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections import defaultdict
@@ -24,7 +25,9 @@ from trainers.config import OptimizationSettings
 from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
 from trainers.memory import give_back_freed_memory
-from trainers.optimizer import STOPPED, clip_gradients, make_optimizer
+from trainers.optimizer import STOPPED, NotFiniteError, clip_gradients, make_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -106,8 +109,9 @@ class Updater:
             ``episodes_used``, how many episodes had no failed search; ``groups_without_advantage``,
             the share of their groups in which every advantage is 0; ``tokens_run``, the share of
             policy tokens that were run; ``grad_norm``, the mean over updates, before clipping;
-            ``learning_rate``, that of the last update. If any token was run: the means over all
-            policy tokens ``loss``, ``kl`` and ``clipped``, and means over those that were run:
+            ``learning_rate``, that of the last update; ``updates_skipped``, how many were left out
+            because the loss or the gradient was not finite. If any token was run: the means over
+            all policy tokens ``loss``, ``kl`` and ``clipped``, and means over those that were run:
             ``entropy``; and, before the first update, ``sampling_gap``, the mean difference in nats
             between the log-probs that they were sampled with and those that the update computes,
             and ``recomputed``, the share of tokens where the latter were taken (see
@@ -128,15 +132,24 @@ class Updater:
         ]
         sums: defaultdict[str, float] = defaultdict(float)
         norms: list[float] = []
+        skipped = 0
         rates = [0.0]
         for _ in range(self.config.epochs):
             order = rng.permutation(len(rows))
             for part in np.array_split(order, self.config.minibatches):
                 if len(part):
                     rates.append(float(self.schedule.get_last_lr()[0]))
-                    norms.append(
-                        self._update([rows[i] for i in part], sums, progress, first=not norms)
-                    )
+                    found: defaultdict[str, float] = defaultdict(float)
+                    minibatch = [rows[i] for i in part]
+                    try:
+                        norm = self._update(minibatch, found, progress, first=not norms)
+                    except NotFiniteError as error:
+                        skipped += 1
+                        logger.warning("an update was skipped: %s", error)
+                    else:
+                        norms.append(norm)
+                        for name, value in found.items():
+                            sums[name] += value
         try:
             check_weights(self.model)
         except ValueError as error:
@@ -151,6 +164,7 @@ class Updater:
             **_means(sums),
             "grad_norm": float(np.mean(norms or [0.0])),
             "learning_rate": rates[-1],
+            "updates_skipped": float(skipped),
         }
 
     def _row(self, episode: Episode, advantages: NDArray[np.float64]) -> _Row:
@@ -234,7 +248,7 @@ class Updater:
         )
         loss = float(result.loss.detach())
         if not math.isfinite(loss):  # its gradient would not be finite either
-            raise TrainingStoppedError(
+            raise NotFiniteError(
                 f"the loss of a micro-batch of {len(rows)} episodes is {loss}; {STOPPED}"
             )
         result.loss.backward()
