@@ -18,16 +18,10 @@ Result = TypeVar("Result")
 Row = Mapping[str, Any]
 
 
-def benchmark_parser(description: str | None, quick: str) -> Parser:
-    """A parser with --out, --quick and --threads.
-
-    Args:
-        description: The docstring of the benchmark.
-        quick: What --quick leaves of it.
-    """
+def benchmark_parser(description: str | None) -> Parser:
+    """A parser with --out and --threads; the description is the docstring of the benchmark."""
     parser = Parser(None, description)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--threads", type=positive, default=1, help="threads (default: 1)")
     return parser
 

@@ -1,18 +1,15 @@
 """Compare ways to score the contexts of information gain: time, memory, tokens, and equality.
 
 python -m scripts.benchmarks.scoring --out runs/bench_scoring
-python -m scripts.benchmarks.scoring --out runs/bench_scoring_quick --quick
 
-Each case runs in a process of its own. CPU seconds are medians where a case is cheap enough to be
-run more than once. ~: fewer rollouts were run, and time and tokens are scaled up.
+Each case runs in a process of its own. ~: one rollout was run, and time and tokens are scaled up.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +18,7 @@ from scripts.benchmarks.kit import benchmark_parser, measure_apart, peak_bytes, 
 
 
 def _parser() -> argparse.ArgumentParser:
-    return benchmark_parser(__doc__, "small model, 2 and 4 searches, part of the work")
+    return benchmark_parser(__doc__)
 
 
 if __name__ == "__main__":
@@ -49,9 +46,10 @@ from igsearch_env.episode import Context, Segment
 from igsearch_env.files import write_json
 
 Method = Literal["padded", "padded_answer_logits", "one_by_one", "trie"]
-METHODS: tuple[Method, ...] = ("padded", "padded_answer_logits", "one_by_one", "trie")
+METHODS: tuple[Method, ...] = ("trie", "one_by_one", "padded_answer_logits", "padded")
 Scores = list[NDArray[np.float64]]
 MODELS = ((4, 256), (8, 512))
+ROLLOUTS = 10  # that the figures are given for
 TOLERANCE = 1e-4  # nats
 VOCABULARY = 32_000
 WORDS = 2  # ids below are special tokens
@@ -108,12 +106,7 @@ class ScoringCase:
             values; the feed-forward part is 5.375 times as wide, as in Qwen2.5-3B.
         method: How contexts are scored.
         rollout: Lengths of a rollout.
-        rollouts: Number of rollouts that the figures are given for.
-        run: Number of rollouts that are run; figures are scaled up if it is smaller.
-        rows: Run only so many of a rollout's contexts, the last and longest ones. Padded contexts
-            all cost the same.
-        repeats: Largest number of measurements.
-        seconds: No further measurement is begun after so many seconds.
+        rollouts: Number of rollouts that are run.
         threads: Torch threads.
     """
 
@@ -121,43 +114,25 @@ class ScoringCase:
     hidden: int
     method: Method
     rollout: RolloutShape
-    rollouts: int = 10
-    run: int = 10
-    rows: int | None = None
-    repeats: int = 3
-    seconds: float = 60.0
+    rollouts: int
     threads: int = 1
-
-    @property
-    def calls(self) -> list[range]:
-        """Numbers of the contexts that are scored in each call."""
-        size = self.rollout.contexts
-        rows = size if self.rows is None else min(self.rows, size)
-        if self.method in ("one_by_one", "trie"):
-            return [range(self.run * size)]
-        return [range((i + 1) * size - rows, (i + 1) * size) for i in range(self.run)]
-
-    @property
-    def scale(self) -> float:
-        """Contexts that the figures are given for per context that is run."""
-        return self.rollouts * self.rollout.contexts / sum(map(len, self.calls))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The cost of what was run, and the scores, by number of the context (a JSON key).
+    """The cost of what was run, and the scores.
 
     Args:
         tokens: Tokens run through the layers.
-        cpu_seconds: Median over the measurements.
+        cpu_seconds: How long it took.
         peak_mib: Peak resident memory of the process, weights and libraries included, MiB.
-        scores: Log-probabilities of the answer's tokens in nats.
+        scores: Log-probabilities of the answer's tokens in nats, for each context.
     """
 
     tokens: int
     cpu_seconds: float
     peak_mib: float
-    scores: dict[str, list[float]]
+    scores: Scores
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,76 +142,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
-    cases = plan(quick=arguments.quick, threads=arguments.threads)
-    summary = summarise(cases, dict(measure_apart(cases, measure)))
-    write_json(arguments.out / "results.json", summary)
-    print_rows("scoring 10 rollouts, N = 3", summary["rows"], COLUMNS)
-    worst = summary["largest_difference"]
+    cases = plan(arguments.threads)
+    rows, worst = summarise(cases, [found for _, found in measure_apart(cases, measure)])
+    write_json(arguments.out / "results.json", {"rows": rows, "largest_difference": worst})
+    print_rows(f"scoring {ROLLOUTS} rollouts, N = 3", rows, COLUMNS)
     console.print(f"largest difference of scores: {worst:.1e} nats (allowed: {TOLERANCE:.0e})")
     if worst > TOLERANCE:
         raise ValueError(f"the methods differ by {worst:.1e} nats, more than {TOLERANCE:.0e}")
 
 
-def plan(*, quick: bool, threads: int) -> dict[str, ScoringCase]:
-    """The cases, cheap ones first in each group."""
-    cases = {}
-    for layers, hidden in MODELS[:1] if quick else MODELS:
-        for searches in (2, 4) if quick else (2, 4, 5):
-            for method in reversed(METHODS):
-                padded = method in ("padded", "padded_answer_logits")
-                scaled = layers > 4 and method != "trie"
-                cases[f"{layers} layers, {searches} searches, {method}"] = ScoringCase(
-                    layers,
-                    hidden,
-                    method,
-                    RolloutShape(searches),
-                    run=1 if quick or scaled else 10,
-                    rows=4 if quick and padded else None,
-                    repeats=1 if quick else 3,
-                    threads=threads,
-                )
-    return cases
+def plan(threads: int) -> dict[str, ScoringCase]:
+    """The cases, the trie first of those that are compared."""
+    return {
+        f"{layers} layers, {searches} searches, {method}": ScoringCase(
+            layers,
+            hidden,
+            method,
+            RolloutShape(searches),
+            1 if layers > 4 and method != "trie" else ROLLOUTS,
+            threads,
+        )
+        for layers, hidden in MODELS
+        for searches in (2, 4, 5)
+        for method in METHODS
+    }
 
 
 def summarise(
-    cases: Mapping[str, ScoringCase], results: Mapping[str, Measurement]
-) -> dict[str, Any]:
-    """The rows of the table, and the largest difference of scores from those of the trie."""
-    tries = {
-        (case.rollout, case.hidden): (case, results[name])
-        for name, case in cases.items()
-        if case.method == "trie"
-    }
-    rows, differences = [], [0.0]
-    for name, case in cases.items():
-        result = results[name]
-        trie_case, trie = tries[case.rollout, case.hidden]
-        seconds = result.cpu_seconds * case.scale
-        differences += _differences(trie, result)
+    cases: Mapping[str, ScoringCase], results: Sequence[Measurement]
+) -> tuple[list[dict[str, Any]], float]:
+    """The rows of the table, and the largest difference of scores from those of the trie, nats."""
+    rows: list[dict[str, Any]] = []
+    worst, trie, trie_seconds = 0.0, results[0], 0.0
+    for case, result in zip(cases.values(), results, strict=True):
+        scale = ROLLOUTS / case.rollouts
+        seconds = result.cpu_seconds * scale
+        if case.method == "trie":
+            trie, trie_seconds = result, seconds
+        pairs = zip(result.scores, trie.scores, strict=False)  # fewer rollouts were run
+        worst = max(worst, *(float(np.abs(one - other).max()) for one, other in pairs))
         rows.append(
             {
                 "layers": case.layers,
                 "hidden": case.hidden,
                 "searches": case.rollout.searches,
                 "method": case.method,
-                "about": "~" if case.scale != 1 else "",
-                "tokens": round(result.tokens * case.scale),
+                "about": "~" if scale != 1 else "",
+                "tokens": round(result.tokens * scale),
                 "cpu_seconds": round(seconds, 3),
                 "peak_mib": round(result.peak_mib),
-                "times": round(seconds / (trie.cpu_seconds * trie_case.scale), 2),
+                "times": round(seconds / trie_seconds, 2),
             }
         )
-    return {"rows": rows, "largest_difference": max(differences)}
-
-
-def _differences(left: Measurement, right: Measurement) -> Iterable[float]:
-    """Absolute differences, in nats, of the scores that both have."""
-    common = left.scores.keys() & right.scores.keys()
-    if not common:
-        raise ValueError("the cases have no context in common, so they cannot be compared")
-    for number in common:
-        pairs = zip(left.scores[number], right.scores[number], strict=True)
-        yield from (abs(a - b) for a, b in pairs)
+    return rows, worst
 
 
 class PaddedScorer:
@@ -286,26 +244,24 @@ def measure(case: ScoringCase) -> Measurement:
     scorer = _make_scorer(case.method, make_model(case.layers, case.hidden), tokenizer)
     tiny = replace(case.rollout, searches=1, counterfactuals=0, prompt=8, documents=8)
     scorer.log_probs(*make_contexts(tiny, 1))  # warm-up
-    contexts, answers = make_contexts(case.rollout, case.run)
-    seconds: list[float] = []
+    contexts, answers = make_contexts(case.rollout, case.rollouts)
+    # The release pads the contexts of one rollout; the others take all at once.
+    padded = case.method.startswith("padded")
+    size = case.rollout.contexts if padded else len(contexts)
+    scores: Scores = []
+    tokens = 0
     started = time.process_time()
-    while len(seconds) < case.repeats and time.process_time() - started < case.seconds:
-        scores: dict[int, NDArray[np.float64]] = {}
-        tokens = 0
-        before = time.process_time()
-        for call in case.calls:
-            part = slice(call.start, call.stop)
-            found = scorer.log_probs(contexts[part], answers[part])
-            scores.update(zip(call, found, strict=True))
-            tokens += getattr(scorer, "tokens_processed", 0)
-        seconds.append(time.process_time() - before)
+    for start in range(0, len(contexts), size):
+        part = slice(start, start + size)
+        scores += scorer.log_probs(contexts[part], answers[part])
+        tokens += getattr(scorer, "tokens_processed", 0)
+    seconds = time.process_time() - started
     encoded = [tokenizer.encode_scored(*pair)[0] for pair in zip(contexts, answers, strict=True)]
     if case.method == "one_by_one":
         tokens = sum(map(len, encoded))
     if case.method == "trie" and tokens != (unique := count_unique(encoded)):
         raise AssertionError(f"{tokens} tokens were run, but {unique} are unique")
-    listed = {str(number): values.tolist() for number, values in scores.items()}
-    return Measurement(tokens, statistics.median(seconds), peak_bytes() / 2**20, listed)
+    return Measurement(tokens, seconds, peak_bytes() / 2**20, scores)
 
 
 def make_contexts(rollout: RolloutShape, rollouts: int) -> tuple[list[Context], list[str]]:

@@ -1,11 +1,10 @@
 r"""What information gain adds to a training step: seconds of rollout, scoring and update.
 
 python -m scripts.benchmarks.training_cost --out runs/bench_training_cost
-python -m scripts.benchmarks.training_cost --out runs/bench_training_cost_quick --quick
 python -m scripts.benchmarks.training_cost --out runs/cost_gpu --device cuda --layers 28 \
     --hidden 1536 --rollouts 40 --searches 2
 
-The model has random weights (60 million if nothing is said) and would never write a search, so its
+The model has random weights (60 million by default) and would never write a search, so its
 turns are dictated: every token is sampled as usual, but which one comes out is fixed beforehand.
 Decoding, log-probabilities, retrieval, scoring and the update are those of real training; documents
 are synthetic, 150 words each.
@@ -26,10 +25,10 @@ from scripts.benchmarks.kit import benchmark_parser, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = benchmark_parser(__doc__, "a small model and two searches")
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    for name in ("layers", "hidden", "rollouts", "searches"):
-        parser.add_argument(f"--{name}", type=positive, help=f"{name} in place of the size's own")
+    for name, default in {"layers": 9, "hidden": 512, "rollouts": 2, "searches": 4}.items():
+        parser.add_argument(f"--{name}", type=positive, default=default)
     return parser
 
 
@@ -74,10 +73,6 @@ class Size:
     hidden: int
     rollouts: int
     searches: int
-
-
-FULL = Size(layers=9, hidden=512, rollouts=2, searches=4)
-QUICK = Size(layers=2, hidden=256, rollouts=2, searches=2)
 
 
 class DictatedPolicy(TransformersPolicy):
@@ -126,11 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
-    asked = {f.name: getattr(arguments, f.name) for f in fields(Size)}
-    size = replace(
-        QUICK if arguments.quick else FULL,
-        **{name: value for name, value in asked.items() if value is not None},
-    )
+    size = Size(*(getattr(arguments, field.name) for field in fields(Size)))
     if size.hidden % 128:
         raise ValueError(f"--hidden must be a multiple of 128, got {size.hidden}")
     if arguments.device == "cuda" and not torch.cuda.is_available():

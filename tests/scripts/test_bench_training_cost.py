@@ -60,7 +60,7 @@ def test_a_step_is_real_training() -> None:
 def test_what_cannot_run_is_refused(
     flags: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["bench", "--quick", "--out", str(tmp_path), *flags]
+    command = ["bench", "--out", str(tmp_path), *flags]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(ValueError, match=message):
         main()
