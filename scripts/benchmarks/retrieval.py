@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before torch and faiss are loaded, here and in the servers.
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     queries = [question.text for question in islice(load_questions(arguments.questions), 500)]
-    dense: dict[str, Any] = {} if arguments.precision is None else {"precision": arguments.precision}
+    dense: dict[str, Any] = {"precision": arguments.precision} if arguments.precision else {}
     for index in arguments.index:
         open_retriever(index, **dense)  # refuses what it has no use for, before all work
     rows = [row for index in arguments.index for row in bench_index(index, dense, queries)]
