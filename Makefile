@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DEMO ?= --out runs/demo --resume
 EXTRAS := lora,optimizers,train,gguf,data,dense,serve,trl,docs,dev
 CONSTRAINTS := requirements/constraints.txt
+LICENCES := requirements/LICENCES.md
 
 # The stamp is written last, so an install that was cut short is done again. The marker tells that
 # there was one: pip would take its half-unpacked packages for installed, so it starts afresh.
@@ -35,7 +36,8 @@ OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolati
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints clean
+.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints wheel audit \
+	licences clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -79,6 +81,19 @@ constraints: ## Pin the newest versions of all dependencies afresh
 		| sed -e '/^pip==/d' -e 's/^torch==.*/torch>=2.6,<2.14/'; } > $(CONSTRAINTS).new
 	mv $(CONSTRAINTS).new $(CONSTRAINTS)
 	rm -rf $(VENV)-constraints
+
+wheel: $(INSTALLED) ## Build the wheel of this commit into dist; the same commit gives the same bytes
+	rm -rf build/commit && mkdir -p build/commit
+	git archive HEAD | tar -xp -C build/commit
+	umask 022 && SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(BIN)/python -m build --wheel --no-isolation --outdir dist build/commit
+
+audit: $(INSTALLED) ## Look up known vulnerabilities of the installed packages (needs the internet)
+	$(BIN)/pip-audit --local --skip-editable
+
+licences: $(INSTALLED) ## List the licences of all dependencies in requirements/LICENCES.md
+	$(BIN)/pip-licenses --from=mixed --with-system --format=markdown --output-file=$(LICENCES) --packages \
+		$$(sed -n 's/^\([A-Za-z0-9][A-Za-z0-9._-]*\)[=><].*/\1/p' $(CONSTRAINTS))
 
 clean: ## Remove what building and testing leave behind; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
