@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igsearch_env.answers import exact_match, f1_score
 from igsearch_env.budgets import Room
@@ -18,6 +18,9 @@ from igsearch_env.protocol.tags import Search
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.text import clean_text
 from igsearch_env.turn import SearchResult, Turn, TurnRules
+
+if TYPE_CHECKING:
+    from igsearch_env.endpoint.judge import Judge
 
 FALLBACK_ROUNDS = 5
 OF_A_SEARCH = ("search_step", "query", "query_span", "documents", "retrieval_failed")
@@ -42,6 +45,7 @@ class SearchQAEngine:
         outcome: How an episode is scored (:mod:`igsearch_env.outcome`).
         outcome_range: The least and the greatest outcome that is allowed; empty for any finite
             number.
+        judge: The judge that the outcome asks, for its counts; None if there is none.
         shared_counterfactuals: Whether the rollouts of a group that make their search t in the same
             call draw alike: they share all evidence that each of them may be compared with, so that
             the choice of it cancels out of the comparison within the group. Documents found
@@ -60,6 +64,7 @@ class SearchQAEngine:
     shaping: Shaping = field(default_factory=Shaping)
     outcome: Outcome = "em"
     outcome_range: Sequence[float] = ()
+    judge: Judge | None = None
     shared_counterfactuals: bool = False
 
     def step(

@@ -19,7 +19,7 @@ from igsearch_env.gain.information_gain import AliasOperator, Counterfactual, In
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
-from igsearch_env.outcome import Outcome, check_outcome
+from igsearch_env.outcome import COMPONENTS, Outcome, WeightedOutcome, check_outcome
 from igsearch_env.protocol.names import check_protocol, get_protocol
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import Retriever
@@ -70,6 +70,13 @@ class EnvironmentSettings:
             ``{em = 1.0, searches = -0.05}``; on a command line ``em=1,searches=-0.05``.
         outcome_range: The least and the greatest outcome that is allowed: one out of this range
             ends the run. Empty for any finite number.
+        judge: Address of an OpenAI-compatible server whose model judges answers
+            (:mod:`igsearch_env.endpoint.judge`). Its verdict is the component ``judge`` of the
+            outcome; where ``outcome`` does not name it, it is reported and adds nothing. Empty for
+            no judge. A key stands in the environment variable IGSEARCH_JUDGE_KEY.
+        judge_model: Name of the judge's model; empty for the only one that is served.
+        judge_cache: Folder of the judge's verdicts, which runs may share; empty to keep them in
+            memory alone.
         information_gain_weight: Weight of the shaped gain in the reward of the call in which it
             settles, for algorithms that do not look at ``info``.
         shared_counterfactuals: Whether rollouts of one group draw the same evidence for a search
@@ -106,6 +113,9 @@ class EnvironmentSettings:
     aliases: AliasOperator = "max"
     outcome: str | dict[str, float] = "em"
     outcome_range: tuple[float, ...] = ()
+    judge: str = ""
+    judge_model: str = ""
+    judge_cache: str = ""
     information_gain_weight: float = 0.0
     shared_counterfactuals: bool = False
     document_tokens: int | None = None
@@ -138,7 +148,7 @@ class EnvironmentSettings:
             value = getattr(self, name)
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        check_outcome(self.outcome)
+        check_outcome(self.outcome, {**COMPONENTS, **({"judge": None} if self.judge else {})})
         object.__setattr__(self, "outcome_range", tuple(self.outcome_range))  # JSON has lists
         _check_bounds(self.outcome_range)
         floor = self.floor
@@ -175,7 +185,8 @@ class EnvironmentSettings:
 
         They are all but what is asked, what is searched, and the grammar, which it carries whole.
         """
-        left_out = {"questions": "", "retriever": "", "protocol": None}
+        left_out = {"questions": "", "retriever": "", "protocol": None, "judge_cache": ""}
+        left_out["judge"] = without_logins(self.judge)
         return EnvironmentSettings(**{**_values(self), **left_out})
 
     def make_information_gain(self, protocol: TagProtocol | None = None) -> InformationGain:
@@ -295,6 +306,18 @@ def make_engine(
             f"information_gain_weight = {record.information_gain_weight} pays a gain that is never "
             "known: give a scorer and num_counterfactuals of at least 1, or set the weight to 0"
         )
+    judge = None
+    if record.judge:
+        if callable(outcome):
+            raise ValueError(
+                "an outcome function scores episodes alone; leave out judge, or call a Judge in it"
+            )
+        from igsearch_env.endpoint.judge import Judge  # needs the extra eval
+
+        judge = Judge.at(record.judge, record.judge_model, record.judge_cache)
+        paid = record.outcome
+        weights = {paid: 1.0} if isinstance(paid, str) else paid
+        outcome = WeightedOutcome({"judge": 0.0, **weights}, {"judge": judge.component})
     return SearchQAEngine(
         questions=_questions(questions, record),
         retriever=_retriever(retriever, record),
@@ -314,6 +337,7 @@ def make_engine(
         shaping=shaping or Shaping(),
         outcome=outcome if callable(outcome) else record.outcome,
         outcome_range=record.outcome_range,
+        judge=judge,
         shared_counterfactuals=record.shared_counterfactuals,
     )
 

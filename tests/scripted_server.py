@@ -66,7 +66,7 @@ class ScriptedServer:
 
         self._http = Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def says(self, text: str | None, reason: str = "stop", **more: Any) -> None:
         choice = {"text": text, "message": {"content": text}, "finish_reason": reason, **more}

@@ -224,6 +224,7 @@ RESUMABLE = (
     *(f"run.{name}" for name in ("keep_checkpoints", "save_rollouts_every", "threads")),
     *(f"run.{name}" for name in ("max_failed_searches", "failed_tries", "max_wasted_steps")),
     *(f"run.{name}" for name in ("max_bad_steps", "collapse", "collapse_window", "trackers")),
+    *("environment.judge", "environment.judge_cache"),
 )
 """Settings that a resumed run may change: they leave the steps that were done as they are."""
 

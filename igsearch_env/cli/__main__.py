@@ -13,6 +13,7 @@ from igsearch_env.cli.program import did_you_mean, run
 COMMANDS = {
     "evaluate": "evaluate an agent on question sets: EM, F1, searches and more, with intervals",
     "compare": "compare two evaluations of the same questions",
+    "judge": "judge answers with a language model, and compare it with EM and with labels",
     "view": "make a page that shows each search of an evaluation or a training run",
     "data": "write the questions and a corpus of HotpotQA, 2WikiMultihopQA, MuSiQue or your file",
     "index": "build a search index of a corpus",

@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loading = bar.add_task("load agent, questions and index")
         evaluation = make_evaluation(settings, say, sys.stderr.isatty())
         bar.remove_task(loading)
+        judge = evaluation.engine.judge
         seconds = defaultdict[str, float](float, loading=time.perf_counter() - started)
         try:
             with (
@@ -94,14 +95,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results = all_averages([score for number in sorted(done) for score in done[number]])
                 seconds["total"] = time.perf_counter() - started
                 times = {name: round(value, 3) for name, value in seconds.items()}
-                folder.finish(results, times, len(evaluation.player.refused))
+                counts = None if judge is None else judge.counts
+                folder.finish(results, times, len(evaluation.player.refused), counts)
         finally:
             evaluation.player.stop()
+            if judge is not None:
+                judge.close()
     if refused := evaluation.player.refused:
         reason = next(iter(refused.values()))
         say(f"{len(refused):,} questions were refused and count as not answered ({reason})")
     if settings.information_gain and "information_gain" not in results["micro"]:
         say(_why_no_gain(read_episodes(folder.episodes)))
+    if judge is not None:
+        say(judge.summary())
     title = f"{without_logins(settings.agent)} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
     say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")

@@ -128,7 +128,11 @@ class EvaluationFolder:
             file.write(line.encode("ascii"))
 
     def finish(
-        self, results: Mapping[str, Any], seconds: Mapping[str, float], refused: int = 0
+        self,
+        results: Mapping[str, Any],
+        seconds: Mapping[str, float],
+        refused: int = 0,
+        judge: Mapping[str, int] | None = None,
     ) -> None:
         """Write the records in order, the results, and the times; the evaluation is complete.
 
@@ -136,6 +140,7 @@ class EvaluationFolder:
             results: What came out.
             seconds: How long each part took in this run.
             refused: Questions that an endpoint refused in this run.
+            judge: The counts of the judge in this run, if there was one.
         """
         if self._partial.exists():
             self._order_records()
@@ -143,6 +148,8 @@ class EvaluationFolder:
         self._described["runs"][-1] |= {"finished": _now(), "seconds": {**seconds}}
         if refused:
             self._described["runs"][-1]["refused"] = refused
+        if judge is not None:
+            self._described["runs"][-1]["judge"] = dict(judge)
         write_json(self._manifest, self._described)
         self._partial.unlink(missing_ok=True)
 

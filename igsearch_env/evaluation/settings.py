@@ -11,7 +11,10 @@ from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.settings import EnvironmentSettings
 from igsearch_env.text import without_logins
 
-MANNER = ("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports")
+MANNER = (
+    *("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports"),
+    *("judge", "judge_cache"),
+)
 """Settings of how an evaluation is made, not of what; they may change when it is resumed."""
 
 Precision = Literal["float32", "bfloat16-autocast", "bfloat16"]

@@ -38,7 +38,7 @@ from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
 from igsearch_env.threads import set_threads
 
-NAMES = ("questions", "retriever")  # an evaluation has its own
+NAMES = ("questions", "retriever", "judge", "judge_cache")  # where things are, not what they are
 ALL = "benchmarks"
 """Name that stands for all seven benchmarks."""
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -130,7 +130,10 @@ def make_evaluation(
     # What only training makes use of does not follow a policy into its evaluation.
     training_only = {
         name: getattr(EnvironmentSettings(), name)
-        for name in ("outcome", "information_gain_weight", "shared_counterfactuals")
+        for name in (
+            *("outcome", "outcome_range", "judge", "judge_model", "judge_cache"),
+            *("information_gain_weight", "shared_counterfactuals"),
+        )
     }
     rules = replace(player.trained_in, **{**training_only, **config.environment})
     engine = make_engine(

@@ -290,6 +290,7 @@ class GRPOTrainer:
             **losses,
             "sign_flips": sign_flips(advantages, GRPO()(episodes)),
             "pool": dict(self.engine.pool.counts),
+            **({"judge": dict(self.engine.judge.counts)} if self.engine.judge else {}),
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
 

@@ -94,8 +94,8 @@ class Health:
         if all(not row.get("episodes_used", 1) for row in newest):
             raise TrainingStoppedError(
                 f"none of the last {count} steps had a rollout to learn from: a search failed in "
-                "each, or the policy wrote nothing; see to the retriever (igsearch check) and to "
-                "the length of prompts"
+                "each, its outcome could not be had, or the policy wrote nothing; see to the "
+                "retriever (igsearch check), to the judge and to the length of prompts"
             )
         if all(_value(row, "valid_turns") == 0 for row in newest):
             raise TrainingStoppedError(

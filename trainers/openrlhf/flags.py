@@ -160,7 +160,7 @@ def _as_flags(table: dict[str, Any], prefix: str = "--") -> Iterator[str]:
 def _absolute(settings: dict[str, Any]) -> dict[str, str]:
     """The settings that name a file or a folder, by absolute paths; names of built-in ones stay."""
     found = {}
-    for name in ("questions", "eval_questions", "retriever", "protocol"):
+    for name in ("questions", "eval_questions", "retriever", "protocol", "judge_cache"):
         value = str(settings.get(name, ""))
         builtin = value.partition(":")[0] in {"", "bm25", *BUILTIN_QUESTIONS}
         if not builtin and Path(value).exists():
