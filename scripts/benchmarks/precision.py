@@ -53,13 +53,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "float32": ("policy.precision=float32",),
     "autocast": (AUTOCAST,),
     "autocast, checkpointed": (AUTOCAST, CHECKPOINTED),
-    "autocast, logits whole": (AUTOCAST,),
     "autocast, 8-bit AdamW": (AUTOCAST, "optimization.optimizer=adamw8bit"),
     "bfloat16 weights": (ROUNDED,),
     "LoRA": LORA,
     "LoRA, checkpointed": (*LORA, CHECKPOINTED),
 }
-"""Settings of each case; where logits are "whole" they are not computed in parts."""
+"""Settings of each case."""
 
 
 COLUMNS = {"case": ("case", "s")} | {
@@ -76,36 +75,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     cases = {
-        name: (
-            load_config(arguments.config, [*arguments.set, *CASES[name]]),
-            arguments.episodes,
-            not name.endswith("whole"),
-        )
-        for name in CASES
+        name: (load_config(arguments.config, [*arguments.set, *words]), arguments.episodes)
+        for name, words in CASES.items()
     }
     rows = [{"case": name, **found} for name, found in measure_apart(cases, measure)]
     write_json(arguments.out / "results.json", rows)
     print_rows("tokens per CPU second, memory in GiB", rows, COLUMNS)
 
 
-def measure(case: tuple[TrainSettings, int, bool]) -> dict[str, float]:
+def measure(case: tuple[TrainSettings, int]) -> dict[str, float]:
     """Measure one case.
 
     Args:
-        case: The settings of a run, the number of episodes of the update, and whether logits are
-            computed in parts, as they are in training.
+        case: The settings of a run, and the number of episodes of the update.
 
     Returns:
         Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, and ``peak_gib`` of the
         update beside ``planned_gib``.
     """
-    from trainers.local import token_batch
     from trainers.setup import make_agent, make_training_engine, with_protocol
     from trainers.warm_start.real_questions import GoldAgent
 
-    config, count, logits_in_parts = case
-    if not logits_in_parts:
-        token_batch.LOGITS_AT_ONCE = 1 << 40
+    config, count = case
     engine = make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
     policy = agent.policy

@@ -17,7 +17,6 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run
@@ -44,7 +43,6 @@ from agents.grpo_agent import GRPOAgent
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import BM25Retriever, Document, Evidence, Question, Segment, make_credit
-from igsearch_env.cli.console import console
 from igsearch_env.completion import Completion
 from igsearch_env.data.lexicon import FIRST_NAMES, NAME_WORDS
 from igsearch_env.engine import SearchQAEngine
@@ -63,16 +61,6 @@ DOCUMENT, QUESTION = 150, 190  # words
 REFINEMENT, THOUGHT, QUERY = 90, 45, 8  # words
 QUESTIONS = 40
 COLUMNS = {"part": ("part", "s"), "seconds": ("seconds", ".1f"), "share": ("share", ".0%")}
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is run: layers and width of the model, rollouts and searches per rollout."""
-
-    layers: int
-    hidden: int
-    rollouts: int
-    searches: int
 
 
 class DictatedPolicy(TransformersPolicy):
@@ -121,52 +109,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
-    size = Size(*(getattr(arguments, field.name) for field in fields(Size)))
-    if size.hidden % 128:
-        raise ValueError(f"--hidden must be a multiple of 128, got {size.hidden}")
+    if arguments.hidden % 128:
+        raise ValueError(f"--hidden must be a multiple of 128, got {arguments.hidden}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a GPU that PyTorch sees; there is none")
     set_threads(arguments.threads)
+    size = {name: getattr(arguments, name) for name in ("layers", "hidden", "searches")}
     if arguments.device != "cpu":  # the first kernels of a process are loaded and chosen
-        train_step(replace(size, rollouts=2), arguments.device)
-    seconds, episodes, parameters = train_step(size, arguments.device)
+        train_step(**size, rollouts=2, device=arguments.device)
+    size["rollouts"] = arguments.rollouts
+    seconds, _, parameters = train_step(**size, device=arguments.device)
     total = sum(seconds.values())
     rows: list[dict[str, Any]] = [
         {"part": part, "seconds": round(value, 2), "share": round(value / total, 3)}
         for part, value in seconds.items()
     ]
-    console.print(
-        f"{parameters / 1e6:.0f} M random parameters, {len(episodes)} rollouts of {size.searches} "
-        f"searches, {len(episodes[0].searches[0].documents)} documents of {DOCUMENT} words each; "
-        "turns are dictated, because a random model writes no searches"
-    )
-    print_rows("one training step", rows, COLUMNS)
+    print_rows(f"one training step, {parameters / 1e6:.0f} M random parameters", rows, COLUMNS)
     machine = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
-    run_with = {"parameters": parameters, "size": asdict(size), "device": machine}
+    run_with = {"parameters": parameters, "size": size, "device": machine}
     write_json(arguments.out / "results.json", {"rows": rows, **run_with})
 
 
-def train_step(size: Size, device: str = "cpu") -> tuple[dict[str, float], list[Episode], int]:
+def train_step(
+    layers: int, hidden: int, searches: int, rollouts: int, device: str = "cpu"
+) -> tuple[dict[str, float], list[Episode], int]:
     """A step of GRPO with information gain.
-
-    Args:
-        size: What is run.
-        device: Where.
 
     Returns:
         Wall seconds by part, the settled episodes, and the number of parameters.
     """
-    model: Any = make_model(size.layers, size.hidden)
+    model: Any = make_model(layers, hidden)
     model.to(device)
     tokenizer = SegmentTokenizer(build_tokenizer())
-    policy = DictatedPolicy(model, tokenizer, size.searches)
-    engine = make_engine_of_words(size.searches)
+    policy = DictatedPolicy(model, tokenizer, searches)
+    engine = make_engine_of_words(searches)
     agent = GRPOAgent(policy, engine.information_gain, make_credit("ig_search"))
     config = OptimizationSettings(steps=1, kl=0.001, micro_batch_size=1)
     updater = Updater(model, tokenizer, config, reference=copy.deepcopy(model).eval())
     seconds: defaultdict[str, float] = defaultdict(float)
-    asked = [engine.questions[0]] * size.rollouts
-    episodes = collect(engine, agent, asked, ["group"] * size.rollouts, seconds=seconds)
+    asked = [engine.questions[0]] * rollouts
+    episodes = collect(engine, agent, asked, ["group"] * rollouts, seconds=seconds)
     started = time.perf_counter()
     episodes = agent.settle(episodes)
     settled = time.perf_counter()

@@ -7,24 +7,19 @@ import torch
 
 from scripts.benchmarks.precision import CASES, measure
 from trainers.config import load_config
-from trainers.local import token_batch
 
 Settings = Callable[..., list[str]]
 
 
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_batch, "LOGITS_AT_ONCE", token_batch.LOGITS_AT_ONCE)
+def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("parts", [True, False])
-def test_a_case_measures_every_part_of_a_step(tiny_settings: Settings, parts: bool) -> None:
+def test_a_case_measures_every_part_of_a_step(tiny_settings: Settings) -> None:
     words = ["environment.max_searches=2", "environment.num_counterfactuals=2"]
-    config = load_config(None, [*tiny_settings(), *words])
-    found = measure((config, 3, parts))
+    found = measure((load_config(None, [*tiny_settings(), *words]), 3))
     assert min(found[name] for name in ("sampling", "scoring", "update", "planned_gib")) > 0
-    assert (token_batch.LOGITS_AT_ONCE == 1 << 40) is not parts
 
 
 def test_the_cases_are_what_their_names_say(tiny_settings: Settings) -> None:

@@ -13,7 +13,6 @@ from scripts.benchmarks.scoring import make_model
 from scripts.benchmarks.training_cost import (
     DOCUMENT,
     DictatedPolicy,
-    Size,
     main,
     make_engine_of_words,
     train_step,
@@ -31,7 +30,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def test_a_step_is_real_training() -> None:
-    seconds, episodes, parameters = train_step(Size(1, 128, 2, 2))
+    seconds, episodes, parameters = train_step(layers=1, hidden=128, searches=2, rollouts=2)
     assert list(seconds) == ["rollout", "retrieval", "information gain", "update"]
     assert min(seconds.values()) > 0
     assert parameters > 4e6
