@@ -3,6 +3,9 @@
 It answers ``/v1/models``, ``/v1/completions`` and ``/v1/chat/completions``, one request at a time;
 what it answers depends on the request alone. Prompts may be token ids, and ``return_token_ids``
 adds those of the turn, as with vLLM. Every answered request is a line of the log.
+
+A chat request for JSON is one for a verdict (:mod:`igsearch_env.endpoint.judge`): the answer is
+right if it equals an accepted one, letter by letter. That stands in for a model that can judge.
 """
 
 from __future__ import annotations
@@ -62,6 +65,11 @@ def make_app(path: str, log: Path) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     def chat(body: dict[str, Any]) -> dict[str, Any]:
+        if "response_format" in body:
+            data = json.loads(body["messages"][1]["content"].split("\n", 1)[0])
+            right = data["submitted_answer"].strip() in data["accepted_answers"]
+            verdict = json.dumps({"reason": "letter by letter", "correct": right})
+            return {"choices": [{"message": {"role": "assistant", "content": verdict}}]}
         choice = answer("".join(message["content"] for message in body["messages"]), body)
         return {
             "choices": [{**choice, "message": {"role": "assistant", "content": choice["text"]}}]

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.judge,
         args.model or "",
         str(args.cache) if args.cache else "",
+        retries=args.retries,
         concurrency=args.concurrency,
     )
     verdicts = []
@@ -228,6 +229,12 @@ def _parser() -> Parser:
         type=positive,
         default=16,
         help="answers that are judged at once (default: %(default)s)",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=8,
+        help="how often a request that fails is repeated (default: %(default)s)",
     )
     add("--out", type=folder, help="folder for results.json and verdicts.jsonl")
     return parser

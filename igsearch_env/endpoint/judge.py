@@ -136,16 +136,21 @@ class Judge:
         return self
 
     @classmethod
-    def at(cls, url: str, model: str = "", cache: str = "", **options: Any) -> Self:
+    def at(
+        cls, url: str, model: str = "", cache: str = "", retries: int = 8, **options: Any
+    ) -> Self:
         """A judge at an address, with the key that :data:`KEY_VARIABLE` holds.
 
         Args:
             url: The base of the API, such as ``http://127.0.0.1:8000/v1``.
             model: Name of the model; empty for the only one that is served.
             cache: Folder of the verdicts; empty for none.
+            retries: How often a request that fails is repeated.
             **options: Further arguments of the class.
         """
-        endpoint = Endpoint(url, api_key=os.environ.get(KEY_VARIABLE), retries=4, timeout=120.0)
+        endpoint = Endpoint(
+            url, api_key=os.environ.get(KEY_VARIABLE), retries=retries, timeout=120.0
+        )
         return cls(endpoint, model, cache=Path(cache) if cache else None, **options)
 
     @property
