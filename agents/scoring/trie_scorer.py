@@ -26,6 +26,9 @@ from agents.scoring.trie_forward import TrieForward
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Context
 
+_LARGE = 50_000_000
+"""Parameters from which on a CPU spends more on reading weights than on leaving its caches."""
+
 
 class TrieScorer(OneByOneScorer):
     """Scores answers exactly, sharing the work of shared prefixes among all contexts of a call.
@@ -41,8 +44,9 @@ class TrieScorer(OneByOneScorer):
         tokenizer: Its tokenizer.
         max_batch_tokens: At most this many padded positions in a batch and this many tokens in
             the key-value store, unless a single context is longer. It changes memory and speed,
-            never results. None for 4,096 on a CPU, where memory that is mapped afresh for larger
-            batches costs more than they save, and 32,768 elsewhere.
+            never results. None for 32,768 on a GPU. On a CPU, None for 4,096, because larger
+            batches leave its caches; for 16,384 where the weights are so many that reading them
+            for each batch costs more.
         memory: Keys and values that the policy kept when it sampled under the same weights; what
             they cover of the contexts is not run again.
         autocast: Type that matrices are multiplied in; None for that of the weights.
@@ -67,7 +71,9 @@ class TrieScorer(OneByOneScorer):
         autocast: torch.dtype | None = None,
     ) -> None:
         if max_batch_tokens is None:
-            max_batch_tokens = 4_096 if model.device.type == "cpu" else 32_768
+            max_batch_tokens = 32_768
+            if model.device.type == "cpu":
+                max_batch_tokens = 4_096 if model.num_parameters() < _LARGE else 16_384
         if max_batch_tokens < 1:
             raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}")
         if memory is not None and memory.model is not model:
