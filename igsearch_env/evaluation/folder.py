@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
-from igsearch_env.files import alone_in, names_file, write_json
+from igsearch_env.files import alone_in, names_file, sha256_of, write_json
 from igsearch_env.record import episode_from_record, episode_record
 
 PACKAGES = (
@@ -123,7 +124,7 @@ class EvaluationFolder:
     def append(self, chunk: Chunk, episodes: Sequence[Episode]) -> None:
         """Add the records of a chunk, so that they outlive this process."""
         records = [episode_record(episode) for episode in episodes]
-        line = json.dumps({"chunk": chunk.number, "episodes": records}) + "\n"
+        line = chunk_line(chunk.number, records)
         with names_file(self._partial), self._partial.open("ab") as file:
             file.write(line.encode("ascii"))
 
@@ -145,6 +146,7 @@ class EvaluationFolder:
         if self._partial.exists():
             self._order_records()
         write_json(self._results, results)
+        self._described["episodes_sha256"] = sha256_of(self.episodes)
         self._described["runs"][-1] |= {"finished": _now(), "seconds": {**seconds}}
         if refused:
             self._described["runs"][-1]["refused"] = refused
@@ -174,6 +176,8 @@ class EvaluationFolder:
                 whole += len(line)
                 with _place(self._partial, number):
                     record = json.loads(line)
+                    if record.pop("crc32", None) != _crc32(record):
+                        raise ValueError("its checksum is another")
                     episodes = [episode_from_record(one) for one in record["episodes"]]
                 yield int(record["chunk"]), episodes
         with self._partial.open("r+b") as file:
@@ -181,6 +185,12 @@ class EvaluationFolder:
 
     def _read_whole(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, list[Episode]]]:
         if self.episodes.exists():
+            written = self._read_manifest().get("episodes_sha256")
+            if written is not None and sha256_of(self.episodes) != written:
+                raise ValueError(
+                    f"{self.episodes} is damaged: its checksum is another; start again in another "
+                    "folder"
+                )
             episodes = read_episodes(self.episodes)
             for chunk in chunks:
                 yield chunk.number, list(islice(episodes, len(chunk.questions)))
@@ -201,6 +211,12 @@ class EvaluationFolder:
                 for record in json.loads(partial.readline())["episodes"]:
                     file.write(json.dumps(record).encode("ascii") + b"\n")
         unfinished.replace(self.episodes)
+
+
+def chunk_line(number: int, records: Sequence[Mapping[str, Any]]) -> str:
+    """The line of a chunk's records, with their checksum."""
+    record = {"chunk": number, "episodes": records}
+    return json.dumps({**record, "crc32": _crc32(record)}) + "\n"
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
@@ -252,6 +268,10 @@ def _place(path: Path, number: int) -> Iterator[None]:
         raise ValueError(
             f"{path}, line {number} is damaged ({error}); start again in another folder"
         ) from error
+
+
+def _crc32(record: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode("ascii"))
 
 
 def _now() -> str:

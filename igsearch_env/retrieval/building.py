@@ -11,21 +11,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
-from igsearch_env.files import write_json
+from igsearch_env.files import sha256_of, write_json
 from igsearch_env.retrieval.document_file import DOCUMENTS, OFFSETS, DocumentFile
 from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
+    CorruptIndexError,
     check_replaceable,
-    file_sha256,
     place_of,
     read_manifest,
     swap_in,
@@ -169,11 +171,11 @@ class IndexBuild:
         job = {**self._job(), "shard_size": self.shard_size}
         file = self.partial / "job.json"
         if file.is_file():
-            _check_same(self.partial, json.loads(file.read_text(encoding="utf-8")), job)
+            _check_same(self.partial, _read_object(file), job)
         index.mkdir(parents=True, exist_ok=True)
         write_json(file, job)
 
-    def _check_corpus(self, folder: Path, sha256: str) -> None:
+    def _check_corpus(self, folder: Path, sha256: object) -> None:
         """Make sure that the corpus is still the one that a folder was made from."""
         self.progress.stage("check corpus", None)
         if DocumentFile.sha256(self._counted(1000)) != sha256:
@@ -192,7 +194,13 @@ class IndexBuild:
         """The documents, copied into the index unless they are there already."""
         file = self.partial / "corpus.json"
         if file.is_file():
-            self._check_corpus(self.partial, json.loads(file.read_text(encoding="utf-8"))["sha256"])
+            written = _read_object(file)
+            self._check_corpus(self.partial, written.get(DOCUMENTS))
+            for name in (DOCUMENTS, OFFSETS):
+                if not (index / name).is_file() or sha256_of(index / name) != written.get(name):
+                    raise CorruptIndexError(
+                        f"{index / name} is damaged; remove {self.partial} to begin again"
+                    )
         else:
             self.progress.stage("read corpus", None)
             try:
@@ -200,7 +208,7 @@ class IndexBuild:
             except BaseException:  # nothing is done yet that a resumed build could use
                 shutil.rmtree(self.partial, ignore_errors=True)
                 raise
-            write_json(file, {"sha256": file_sha256(index / DOCUMENTS)})
+            write_json(file, {name: sha256_of(index / name) for name in (DOCUMENTS, OFFSETS)})
         return DocumentFile(index)
 
     def _shard_file(self, number: int) -> Path:
@@ -225,8 +233,15 @@ class IndexBuild:
 
     def _shards(self, count: int) -> Iterator[Arrays]:
         for number in range(count):
-            with np.load(self._shard_file(number)) as arrays:
-                yield dict(arrays)
+            file = self._shard_file(number)
+            try:
+                with np.load(file) as arrays:
+                    shard = dict(arrays)
+            except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+                raise CorruptIndexError(
+                    f"{file} is damaged ({error}); remove it, and go on with --resume"
+                ) from error
+            yield shard
 
     def _finish(self, index: Path, count: int) -> None:
         for file in index.iterdir():
@@ -237,6 +252,21 @@ class IndexBuild:
         self.recipe.finish(lambda: self._shards(shards), count, index, self.progress.advance)
         content = {"passages": count, "parameters": self.recipe.parameters}
         write_manifest(index, self.recipe.format, self.recipe.version, content)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Read what an unfinished build has written down.
+
+    Raises:
+        CorruptIndexError: If it is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CorruptIndexError(f"{file} is damaged; remove {file.parent} to begin again")
+    return found
 
 
 def _check_same(folder: Path, was: dict[str, Any], now: dict[str, Any]) -> None:

@@ -332,9 +332,3 @@ def _claims_to_be_index(folder: Path) -> bool:
     except CorruptIndexError:
         return False
     return {"format", "version", "files"} <= set(manifest)
-
-
-def file_sha256(file: Path) -> str:
-    """The hash of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

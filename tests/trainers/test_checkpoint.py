@@ -114,6 +114,9 @@ def test_weights_that_are_missing_are_not_drawn_at_random(
     lost = sorted(weights)[-1]
     del weights[lost]
     save_file(weights, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors does not match its checksum"):
+        load_checkpoint(path, policy.model, lambda *parts: None)
+    (path / "sha256.json").write_text("{}")
     with pytest.raises(ValueError, match=rf"is damaged .*lacks the weights {re.escape(lost)}"):
         load_checkpoint(path, policy.model, lambda *parts: None)
 

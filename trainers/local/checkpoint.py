@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,8 +18,10 @@ from transformers import PreTrainedModel
 
 from agents.lora import has_adapters, read_adapters
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.files import sha256_of, write_json
 
 STATE = "trainer.pt"
+SUMS = "sha256.json"
 
 
 def save_checkpoint(
@@ -48,6 +51,8 @@ def save_checkpoint(
     def write(unfinished: Path) -> None:
         policy.save_pretrained(unfinished, adapters_only=has_adapters(policy.model))
         torch.save(state, unfinished / STATE)
+        sums = {file.name: sha256_of(file) for file in sorted(unfinished.iterdir())}
+        write_json(unfinished / SUMS, sums)
 
     target = folder / f"step-{step:06d}"
     _write_folder(target, write)
@@ -100,6 +105,7 @@ def load_checkpoint(
         ValueError: If a part of it cannot be read, is missing or does not fit.
     """
     try:
+        _check_sums(checkpoint)
         state = torch.load(checkpoint / STATE, weights_only=True, map_location="cpu")
         if has_adapters(model):
             restore(state, read_adapters(checkpoint))
@@ -115,6 +121,14 @@ def load_checkpoint(
         raise ValueError(
             f"the checkpoint {checkpoint} is damaged ({type(error).__name__}{words})"
         ) from error
+
+
+def _check_sums(checkpoint: Path) -> None:
+    """A flipped bit in a weight would go unnoticed, and be trained on."""
+    sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+    for name, wanted in sums.items():
+        if sha256_of(checkpoint / name) != wanted:
+            raise ValueError(f"the content of {name} does not match its checksum")
 
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:

@@ -23,6 +23,7 @@ from igsearch_env.cli.view import main as view
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.evaluation import play as evaluation
+from igsearch_env.evaluation.folder import chunk_line
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.scores import all_averages, score_example
 from igsearch_env.evaluation.setup import _files_sha256
@@ -260,14 +261,14 @@ def test_resuming_after_any_number_of_chunks(tmp_path: Path, lines: int, torn: i
     out = tmp_path / "cut"
     shutil.copytree(tmp_path / "whole", out)
     records = read_records(out / "episodes.jsonl")
-    chunks = [{"chunk": n, "episodes": records[5 * n : 5 * n + 5]} for n in (1, 2, 0)]
-    text = "".join(json.dumps(chunk) + "\n" for chunk in chunks[:lines])
-    (out / "episodes.jsonl.partial").write_text(text + json.dumps(chunks[0])[:torn])
+    chunks = [chunk_line(n, records[5 * n : 5 * n + 5]) for n in (1, 2, 0)]
+    text = "".join(chunks[:lines])
+    (out / "episodes.jsonl.partial").write_text(text + chunks[0][:torn])
     for name in ("episodes.jsonl", "results.json"):
         (out / name).unlink()
     assert evaluate(*run, "--out", out, "--resume") == 0
     assert same_results(tmp_path / "whole", out)
-    resumed = sum(len(chunk["episodes"]) for chunk in chunks[:lines])
+    resumed = sum(len(json.loads(chunk)["episodes"]) for chunk in chunks[:lines])
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == resumed
 
 
@@ -277,8 +278,8 @@ def test_a_chunk_that_is_there_twice_is_refused(
     run = (*WORLD, "--agent", "direct", "--limit", 4, "--batch-size", 2, "--out", tmp_path / "out")
     assert evaluate(*run) == 0
     records = read_records(tmp_path / "out" / "episodes.jsonl")
-    line = json.dumps({"chunk": 0, "episodes": records[:2]}) + "\n"
-    for text in (line + line, line.replace('"chunk": 0', '"chunk": 1')):
+    line = chunk_line(0, records[:2])
+    for text in (line + line, chunk_line(1, records[:2])):
         (tmp_path / "out" / "episodes.jsonl.partial").write_text(text)
         assert "is there twice or holds other questions" in error_of(capsys, *run, "--resume")
 
@@ -384,7 +385,7 @@ def test_damaged_records_are_not_counted_in(
     file = tmp_path / "out" / "episodes.jsonl"
     records = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*records[:2], "{}\n", records[3]]))
-    assert "line 3 is damaged" in error_of(capsys, *run, "--resume")
+    assert "episodes.jsonl is damaged" in error_of(capsys, *run, "--resume")
 
 
 QUESTION = {"id": "q", "question": "What is the capital of Peru?", "golden_answers": ["Lima"]}
