@@ -17,6 +17,7 @@ from agents.tokenization import GuardedTokenizer
 from igsearch_env.protocol.names import ProtocolError, get_protocol, variant_of
 from igsearch_env.protocol.tags import PROTOCOLS, Frame, TagProtocol, thought_marks
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, NO_ID, Call, ToolCallProtocol
+from igsearch_env.tools import TOOLS
 
 _PLACEHOLDER = "{question}"
 _INSTRUCTIONS = """\
@@ -25,6 +26,15 @@ Once you know the answer, write it, and nothing else, inside <answer> and </answ
 for example <answer> Lima </answer>.
 
 Question: {question}"""
+_MORE_INSTRUCTIONS = """\
+Answer the question with the help of the functions; call them as often as you need.
+Once you know the answer, write it, and nothing else, inside <answer> and </answer>, \
+for example <answer> Lima </answer>.
+
+Question: {question}"""
+PARALLEL_CALLS = 4
+"""Most calls of a turn in the variant ``parallel``."""
+
 _SEARCH_TOOL = {
     "type": "function",
     "function": {
@@ -58,8 +68,9 @@ def protocol_for(
     variant, base = variant_of(protocol)
     if variant == "chat":
         return chat_protocol(get_protocol(base), tokenizer)
-    if variant == "tools":
-        return tool_protocol(tokenizer, base=get_protocol(base))
+    if variant is not None:
+        max_calls = PARALLEL_CALLS if variant == "parallel" else 1
+        return tool_protocol(tokenizer, base=get_protocol(base), max_calls=max_calls)
     return get_protocol(base)
 
 
@@ -99,9 +110,10 @@ def chat_protocol(protocol: TagProtocol, tokenizer: PreTrainedTokenizerFast) -> 
 
 def tool_protocol(
     tokenizer: PreTrainedTokenizerFast,
-    instructions: str = _INSTRUCTIONS,
+    instructions: str | None = None,
     *,
     base: TagProtocol = PROTOCOLS["refine"],
+    max_calls: int = 1,
 ) -> ToolCallProtocol:
     """The protocol in which a chat model calls ``search(query)`` as its template taught it.
 
@@ -109,17 +121,27 @@ def tool_protocol(
         tokenizer: A tokenizer with a chat template that writes calls in one of the formats of
             :data:`~igsearch_env.protocol.tool_calls.CALL_FORMATS`.
         instructions: The user's message; holds ``{question}``.
-        base: Says how documents and answers are written.
+        base: Says how documents and answers are written, and which other tools may be called.
+        max_calls: Most calls of a turn, unless the base allows more.
 
     Raises:
-        ProtocolError: If the tokenizer has no chat template, or one that writes calls otherwise.
+        ProtocolError: If the tokenizer has no chat template, or one that writes calls otherwise,
+            or a tool is unknown.
     """
-    template = _Template(tokenizer, [_SEARCH_TOOL])
+    if unknown := [name for name in base.tools if name not in TOOLS]:
+        raise ProtocolError(
+            f"the protocol {base.name!r} has the tools {', '.join(unknown)}, and known are "
+            f"{', '.join(TOOLS)}; register yours with igsearch_env.tools.register_tool before"
+        )
+    max_calls = max(max_calls, base.max_calls)
+    if instructions is None:
+        instructions = _MORE_INSTRUCTIONS if base.tools else _INSTRUCTIONS
+    template = _Template(tokenizer, [_SEARCH_TOOL, *(TOOLS[name].schema for name in base.tools)])
     prompt, frame = template.prompt(instructions), template.frame()
     name, call, written, reply, json_reply = template.call()
     think = template.think or base.think
     return ToolCallProtocol(
-        name=f"tools:{base.name}",
+        name=f"{'tools' if max_calls == 1 else 'parallel'}:{base.name}",
         prompt=prompt,
         answer=base.answer,
         document=base.document,
@@ -134,7 +156,14 @@ def tool_protocol(
         call=call,
         reply=reply,
         json_reply=json_reply,
+        max_calls=max_calls,
+        between=template.between() if max_calls > 1 else "",
+        tools=base.tools,
     )
+
+
+def _function(query: str) -> dict[str, Any]:
+    return {"name": "search", "arguments": {"query": query}}
 
 
 class _Template:
@@ -196,7 +225,7 @@ class _Template:
         The last value says whether the reply is written as the inside of a JSON string.
         """
         reply = '@re"ply@'
-        call = {"name": "search", "arguments": {"query": "@query@"}}
+        call = _function("@query@")
         said: list[dict[str, Any]] = [
             {"role": "user", "content": "@ask@"},
             {
@@ -222,6 +251,30 @@ class _Template:
         frame = self._frame(before, after)
         call_text = text.replace("@query@", "{query}").replace(NO_ID, "{id}")
         return name, call_text, written, frame, body == as_json
+
+    def between(self) -> str:
+        """What stands between the replies to two calls of a turn, as for ``ToolCallProtocol``."""
+        ids, bodies = ("000000001", "000000002"), ("@one@", "@two@")
+        calls = [
+            {"id": name, "type": "function", "function": _function(query)}
+            for name, query in zip(ids, ("first", "second"), strict=True)
+        ]
+        replies = [
+            {"role": "tool", "name": "search", "tool_call_id": name, "content": body}
+            for name, body in zip(ids, bodies, strict=True)
+        ]
+        asked, called = {"role": "user", "content": "@ask@"}, {"role": "assistant", "content": ""}
+        try:
+            rendered = self._render([asked, {**called, "tool_calls": calls}, *replies])
+        except ProtocolError:  # some templates write one call, and any number of replies
+            rendered = self._render([asked, {**called, "tool_calls": calls[:1]}, *replies])
+        between, found, _ = rendered.partition(bodies[0])[2].partition(bodies[1])
+        if not found:
+            raise ProtocolError(
+                "expected the chat template to write the replies to two calls of a turn, got "
+                f"{rendered!r}; use the variant tools, with one call a turn"
+            )
+        return between.replace(ids[0], "{previous}").replace(ids[1], "{id}")
 
     @staticmethod
     def _format(written: str, opening: str) -> tuple[str, Call | None]:

@@ -14,9 +14,10 @@ from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.outcome import Outcome, Score, score_outcomes
-from igsearch_env.protocol.tags import Search
+from igsearch_env.protocol.tags import Search, ToolUse
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.text import clean_text
+from igsearch_env.tools import TOOLS, Tool, ToolError, run_tools
 from igsearch_env.turn import SearchResult, Turn, TurnRules
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FALLBACK_ROUNDS = 5
 OF_A_SEARCH = ("search_step", "query", "query_span", "documents", "retrieval_failed")
+NO_DOCUMENT = "no search has found a document with that id"
 REFUSED = "the search engine does not take this query; write a shorter one"
 
 
@@ -66,6 +68,15 @@ class SearchQAEngine:
     outcome_range: Sequence[float] = ()
     judge: Judge | None = None
     shared_counterfactuals: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.rules.protocol.tools if name not in TOOLS]:
+            raise ValueError(
+                f"the protocol {self.rules.protocol.name!r} has the tools {', '.join(unknown)}, "
+                f"and known are {', '.join(TOOLS)}; register yours with "
+                "igsearch_env.tools.register_tool before (programs: --import FILE)"
+            )
+        self.tools = {name: TOOLS[name] for name in self.rules.protocol.tools}
 
     def step(
         self, episodes: Sequence[Episode], actions: Sequence[str]
@@ -110,29 +121,58 @@ class SearchQAEngine:
         Returns:
             The result of each call, by its row and its place in the turn.
         """
-        places = [
-            (row, place)
+        calls = {
+            (row, place): action
             for row, turn in enumerate(turns)
             for place, action in enumerate(turn.actions)
-            if isinstance(action, Search)
-        ]
-        queries = [
-            action.query for turn in turns for action in turn.actions if isinstance(action, Search)
-        ]
-        results = dict(zip(places, self._retrieve(queries), strict=True))
-        rooms = {
-            place: self.rules.room(episodes[place[0]], turns[place[0]], snippets=True)
-            for place in places
+            if isinstance(action, Search | ToolUse)
         }
-        for place in places:
-            results[place] = self._fit(results[place], rooms[place])
-        compared = {place: self._found_so_far(results, place) for place in places}
-        for place in places:
-            documents, anew = compared[place]
+        searches = {p: one.query for p, one in calls.items() if isinstance(one, Search)}
+        found = dict(zip(searches, self._retrieve([*searches.values()]), strict=True))
+        found |= self._use_tools(episodes, {p: c for p, c in calls.items() if p not in found})
+        rooms = {
+            (row, place): self.rules.room(
+                episodes[row], turns[row], snippets=isinstance(action, Search)
+            )
+            for (row, place), action in calls.items()
+        }
+        results = {place: self._fit(found[place], rooms[place]) for place in calls}
+        compared = {place: self._found_so_far(results, place) for place in calls}
+        for (row, place), (documents, anew) in compared.items():
             if anew:  # what found nothing new has no gain, and is compared with nothing
-                drawn = self._draw(episodes[place[0]], documents, place[1])
-                results[place] = self._with_counterfactuals(results[place], drawn, rooms[place])
-        self._fill_up(episodes, results, compared, rooms)
+                drawn = self._draw(episodes[row], documents, place)
+                if (row, place) not in searches:
+                    drawn = [_opened(evidence) for evidence in drawn]
+                    question = episodes[row].question
+                    drawn = [e for e in drawn if self.pool.allows(e, question, documents)]
+                results[row, place] = self._with_counterfactuals(
+                    results[row, place], drawn, rooms[row, place]
+                )
+        opened = compared.keys() - searches.keys()
+        self._fill_up(episodes, results, compared, rooms, opened)
+        return results
+
+    def _use_tools(
+        self, episodes: Sequence[Episode], calls: Mapping[tuple[int, int], Search | ToolUse]
+    ) -> dict[tuple[int, int], SearchResult]:
+        """Call the tools, all functions side by side; ``get_document`` looks into the episode."""
+        results: dict[tuple[int, int], SearchResult] = {}
+        jobs: dict[tuple[int, int], tuple[Tool, Mapping[str, Any]]] = {}
+        for (row, place), call in calls.items():
+            assert isinstance(call, ToolUse)  # searches have been made
+            tool = self.tools[call.tool]
+            try:
+                arguments = tool.arguments(call.arguments)
+            except ToolError as error:
+                results[row, place] = SearchResult(text=clean_text(f"error: {error}"))
+                continue
+            if tool.function is None:
+                results[row, place] = _open(episodes[row], arguments["id"])
+            else:
+                jobs[row, place] = tool, arguments
+        done = run_tools([*jobs.values()])
+        for where, one in zip(jobs, done, strict=True):
+            results[where] = SearchResult(text=one.text, failed=one.failed)
         return results
 
     def _found_so_far(
@@ -150,8 +190,11 @@ class SearchQAEngine:
 
     def _fit(self, result: SearchResult, room: Room | None) -> SearchResult:
         """The result as far as there is room for it."""
-        if room is None or not result.documents:
+        if room is None:
             return result
+        if result.text:
+            (shown,), cut = room.fit([Document("", "", result.text)], self.rules.counter)
+            return replace(result, text=shown.text, cut=cut)
         documents, cut = room.fit(result.documents, self.rules.counter)
         return replace(result, documents=documents, cut=cut)
 
@@ -200,6 +243,7 @@ class SearchQAEngine:
         results: dict[tuple[int, int], SearchResult],
         compared: Mapping[tuple[int, int], tuple[Sequence[Document], bool]],
         rooms: Mapping[tuple[int, int], Room | None],
+        opened: Collection[tuple[int, int]] = (),
     ) -> None:
         """Where the pool was short, add documents found for the text of another question."""
         due = [place for place, (_, anew) in compared.items() if anew]
@@ -223,6 +267,7 @@ class SearchQAEngine:
                 if not other.documents:
                     continue
                 evidence = Evidence(other.documents, NO_REFINEMENT, question.id, question.text)
+                evidence = _opened(evidence) if place in opened else evidence
                 more = self._with_counterfactuals(results[place], [evidence], rooms[place])
                 # The same question may have been picked twice for a call. What is not allowed (the
                 # answer is in it, or a document that was really found) is tried again next round.
@@ -315,6 +360,25 @@ class SearchQAEngine:
         if self.rules.protocol.max_calls == 1:
             return columns[0] if columns else {}
         return {name: tuple(row[name] for row in columns) for name in (columns or [{}])[0]}
+
+
+def _open(episode: Episode, name: str) -> SearchResult:
+    """The whole of a document that a search of the episode has found."""
+    known = [d for step in episode.searches for d in step.documents if d.id == name.strip()]
+    if not known:
+        return SearchResult(refused=NO_DOCUMENT)
+    return SearchResult((_whole(known[-1]),))
+
+
+def _opened(evidence: Evidence) -> Evidence:
+    """Evidence of which the policy asked to see the first document whole."""
+    return replace(evidence, documents=tuple(map(_whole, evidence.documents[:1])))
+
+
+def _whole(document: Document) -> Document:
+    if document.whole is None:
+        return document
+    return replace(document, text=document.whole, whole=None)
 
 
 def _newly_settled(before: Episode, after: Episode) -> list[tuple[int, float]]:

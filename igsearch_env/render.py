@@ -57,7 +57,7 @@ def is_gold(document: Document, question: Question) -> bool:
 def _step(step: Step, question: Question) -> Iterator[str]:
     yield _line("policy", step.turn.text)
     if step.action == "search" and not step.retrieval_failed:
-        yield _line(f"search {step.search_step}", _gain(step))
+        yield _line(f"{step.tool or 'search'} {step.search_step}", _gain(step))
         if step.log_prob is not None:
             others = " ".join(f"{value:.2f}" for value in step.baseline_log_probs or ())
             yield _line("", f"log-prob {step.log_prob:.2f}, with evidence of others {others}")
@@ -72,7 +72,7 @@ def _step(step: Step, question: Question) -> Iterator[str]:
     elif step.observation is not None:
         if step.stop_reason in CUT:
             yield _line("cut", CUT[step.stop_reason])
-        yield _line("system", step.observation.text)
+        yield _line(step.tool or "system", step.observation.text)
     if step.reflection is not None:
         yield _line("system", step.reflection.text)
 
@@ -104,7 +104,7 @@ def _line(label: str, text: str) -> str:
     return textwrap.fill(
         _printable(text) or "(nothing)",
         WIDTH,
-        initial_indent=f"{label:<10}",
+        initial_indent=f"{label:<9} ",
         subsequent_indent=" " * 10,
         drop_whitespace=True,
     )

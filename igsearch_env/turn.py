@@ -106,7 +106,8 @@ class TurnRules:
             completion = completion.head(end)
         spent = self._spent(episode)
         left = self.max_searches
-        left -= sum(step.attempt == episode.attempt for step in episode.searches)
+        for step in episode.searches:
+            left -= step.attempt == episode.attempt and not step.tool
         actions: list[Action] = []
         for one in parsed:
             if isinstance(one, Search | ToolUse) and spent:

@@ -71,6 +71,7 @@ def collect_steadily(
 
 
 def failed_share(episodes: Sequence[Episode]) -> float:
-    """Share of the searches of some episodes that failed; 0 without searches."""
-    failed = [step.retrieval_failed for episode in episodes for step in episode.searches]
+    """Share of the searches and other calls of some episodes that failed; 0 without any."""
+    steps = [step for episode in episodes for step in episode.steps]
+    failed = [step.retrieval_failed for step in steps if step.action in ("search", "tool")]
     return sum(failed) / len(failed) if failed else 0.0

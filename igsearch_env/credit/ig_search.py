@@ -167,13 +167,16 @@ class IGSearchPaper(IGSearch):
 
 
 def found_anew(episode: Episode) -> list[bool]:
-    """For each search, whether it found a document that no earlier search of the episode found."""
-    known: set[str] = set()
+    """For each search, whether it found a document that no earlier search of the episode found.
+
+    A document that was shown in part counts once more when it is shown whole.
+    """
+    known: set[tuple[str, bool]] = set()
     anew = []
     for step in episode.searches:
-        found = {document.id for document in step.documents}
+        found = {(document.id, document.whole is None) for document in step.documents}
         anew.append(not found <= known)
-        known |= found
+        known |= found | {(name, False) for name, _ in found}
     return anew
 
 

@@ -17,7 +17,7 @@ from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
 from igsearch_env.episode import Context, Episode, Segment, Step, changed
 from igsearch_env.protocol.tags import Invalid, TagProtocol
-from igsearch_env.protocol.tool_calls import ToolCallProtocol
+from igsearch_env.protocol.tool_calls import CALL_FORMATS, ToolCallProtocol
 
 EVERY_REQUEST = (401, 402, 403, 404, 405)
 """Statuses that mostly mean that no request is answered: the key, money, the model, the address."""
@@ -295,15 +295,31 @@ class OpenAIAgent:
 
 
 def _written(calls: Any, protocol: ToolCallProtocol) -> str:
-    """The first of a message's calls as text: a search, or else what the protocol finds invalid."""
-    try:
-        function = calls[0]["function"]
-        given = function["arguments"]  # JSON in a string, as OpenAI has it, or the object itself
-        query = (json.loads(given) if isinstance(given, str) else given)[protocol.argument]
-    except (LookupError, TypeError, ValueError, RecursionError):
-        return json.dumps(calls)
-    if function.get("name") != protocol.function or not isinstance(query, str):
-        return json.dumps(calls)
+    """A message's calls as text, as many as a turn may hold.
+
+    What is none is left as JSON, in which the protocol finds nothing to carry out.
+    """
+    written: list[str] = []
+    for call in (calls if isinstance(calls, list) else [calls])[: protocol.max_calls]:
+        try:
+            text = _written_call(call, protocol)
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+            form = CALL_FORMATS[protocol.format]
+            text = json.dumps(call)
+            text = f"{form.opening}{text}{form.closing}" if protocol.max_calls > 1 else text
+        written.append(text.removeprefix(protocol.thought_end) if written else text)
+    return "\n".join(written)
+
+
+def _written_call(call: Any, protocol: ToolCallProtocol) -> str:
+    function = call["function"]
+    given = function["arguments"]  # JSON in a string, as OpenAI has it, or the object itself
+    given = json.loads(given) if isinstance(given, str) else given
+    if function["name"] in protocol.tools:
+        return protocol.write_call(function["name"], {**given})
+    query = given[protocol.argument]
+    if function["name"] != protocol.function or not isinstance(query, str):
+        raise ValueError(f"no call of {protocol.function}")
     return protocol.write_search(query)
 
 

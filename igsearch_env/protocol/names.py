@@ -5,7 +5,11 @@
 ``grammar.toml``           a file (or .json) with fields of a protocol
 ``chat``, ``chat:NAME``    NAME (default ``refine``) in messages of the model's chat template
 ``tools``, ``tools:NAME``  searches are calls of a function, as the chat template writes them
+``parallel:NAME``          the same, with several calls in one turn
 =========================  =======================================================================
+
+The tools that may be called beside the search engine are those of NAME: ``tools:browse`` has
+``get_document``.
 
 A variant needs the model's tokenizer; :func:`agents.chat.protocol_for` makes it.
 """
@@ -21,7 +25,7 @@ from typing import Any
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 
-VARIANTS = ("chat", "tools")
+VARIANTS = ("chat", "tools", "parallel")
 _BUILT_IN = dict(PROTOCOLS)
 
 

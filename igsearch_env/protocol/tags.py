@@ -391,6 +391,21 @@ class TagProtocol:
         """A search for a query, as a policy would write it."""
         return f"{self.thought_end}<{self.search}> {self.escape(query)} </{self.search}>"
 
+    def write_call(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """A call of a tool, as a policy would write it.
+
+        Raises:
+            ValueError: If the grammar has no such tool, or there is not one argument: a tag holds
+                no more.
+        """
+        if tool not in self.tools or len(arguments) != 1:
+            raise ValueError(
+                f"protocol {self.name!r} writes calls of {', '.join(self.tools) or 'no tools'} "
+                f"with one argument, got {tool!r} with {len(arguments)}"
+            )
+        (value,) = arguments.values()
+        return f"{self.thought_end}<{tool}> {self.escape(str(value))} </{tool}>"
+
     def write_answer(self, answer: str) -> str:
         """An answer, as a policy would write it."""
         text = f"<{self.answer}>{self.answer_lead}{self.escape(answer)} </{self.answer}>"
@@ -477,6 +492,19 @@ for example <answer> Lima </answer>.
 Question: {question}
 """
 
+_BROWSE = """\
+Answer the question at the end. You may consult a search engine as often as you need.
+Reason inside <think> and </think> whenever something new is known.
+To search, write <search> your query </search>; results come back inside <documents> and \
+</documents>, perhaps in part. To read all of a document, write its id inside <get_document> and \
+</get_document>.
+Then note what matters inside <refine> and </refine>.
+Once you know the answer, write it, and nothing else, inside <answer> and </answer>, \
+for example <answer> Lima </answer>.
+
+Question: {question}
+"""
+
 _SEARCH_R1_INSTRUCTIONS = """\
 Answer the question at the end. Think inside <think> and </think> every time you learn something.
 If knowledge is missing, ask a search engine with <search> query </search>; its best results come \
@@ -499,6 +527,12 @@ PROTOCOLS: dict[str, TagProtocol] = {
         reflection="\nquestion : {question}\n",
         answer_before="",
     ),
+    "browse": TagProtocol(
+        name="browse",
+        prompt=_BROWSE,
+        document='Doc {rank} (Id: {id}) (Title: "{title}") {text}',
+        tools=("get_document",),
+    ),
     "search-r1": TagProtocol(
         name="search-r1",
         prompt=_SEARCH_R1_INSTRUCTIONS,
@@ -508,4 +542,5 @@ PROTOCOLS: dict[str, TagProtocol] = {
         documents_block="\n\n<{tag}>{documents}</{tag}>\n\n",
     ),
 }
-"""The presets: ``refine`` (default), ``refine-bare`` (for tiny policies) and ``search-r1``."""
+"""The presets: ``refine`` (default), ``refine-bare`` (for tiny policies), ``browse`` (results with
+their ids, and ``get_document``) and ``search-r1``."""

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from igsearch_env.episode import Segment
@@ -49,6 +50,9 @@ Read = tuple[str, tuple[int, int]] | str
 
 Arguments = tuple[str, Mapping[str, Any]] | None
 """The name of a function and its arguments; None where they cannot be read."""
+
+Write = Callable[[str, Mapping[str, Any]], str]
+"""Writes the inside of a call: name of the function, its arguments."""
 
 
 def _no_call(function: str) -> str:
@@ -134,6 +138,21 @@ def _python_arguments(body: str) -> Arguments:
         return None
 
 
+def _write_json(name: str, arguments: Mapping[str, Any], key: str = "arguments") -> str:
+    return json.dumps({"name": name, key: {**arguments}}, ensure_ascii=False)
+
+
+def _write_marked(before: str, argument: str, after: str = "") -> Write:
+    def write(name: str, arguments: Mapping[str, Any]) -> str:
+        values = (
+            argument.format(key=key, value=value if isinstance(value, str) else json.dumps(value))
+            for key, value in arguments.items()
+        )
+        return before.format(name=name) + "".join(values) + after
+
+    return write
+
+
 def _reader(pattern: str, value: Callable[[str], Any] = str) -> Callable[[str, str, str], Read]:
     """A reader of calls that a pattern describes, in which the group ``query`` is the query."""
 
@@ -181,6 +200,7 @@ class CallFormat:
         closing: What closes it; empty where it ends with its JSON.
         read: Reads what stands between them: text, name of the function, name of its argument.
         arguments: Reads what stands between them as the call of any function.
+        write: Writes what stands between them: name of the function, its arguments.
         quote: Writes a query into a call.
     """
 
@@ -188,6 +208,7 @@ class CallFormat:
     closing: str
     read: Callable[[str, str, str], Read]
     arguments: Callable[[str], Arguments]
+    write: Write
     quote: Callable[[str], str] = _in_json
 
     def find(self, text: str, function: str, argument: str, at: int = 0) -> Call | None:
@@ -235,7 +256,13 @@ class CallFormat:
 
 CALL_FORMATS: dict[str, CallFormat] = {
     # Qwen2.5, Qwen3, Hermes
-    "json": CallFormat("<tool_call>", "</tool_call>", _read_json, _json_arguments),
+    "json": CallFormat(
+        "<tool_call>",
+        "</tool_call>",
+        _read_json,
+        _json_arguments,
+        lambda name, given: f"\n{_write_json(name, given)}\n",
+    ),
     # Qwen3-Coder, Qwen3.5, Nemotron 3
     "xml": CallFormat(
         "<tool_call>",
@@ -246,6 +273,11 @@ CALL_FORMATS: dict[str, CallFormat] = {
         ),
         _marked_arguments(
             r"\s*<function=([^>\s]+)>", r"<parameter=([^>]+)>\s*(.*?)\s*</parameter>"
+        ),
+        _write_marked(
+            "\n<function={name}>\n",
+            "<parameter={key}>\n{value}\n</parameter>\n",
+            "</function>\n",
         ),
         str,
     ),
@@ -261,6 +293,7 @@ CALL_FORMATS: dict[str, CallFormat] = {
             r"\s*(\S+?)\s*(?=<arg_key>|\Z)",
             r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>",
         ),
+        _write_marked("{name}\n", "<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n"),
         str,
     ),
     # LFM2
@@ -273,14 +306,27 @@ CALL_FORMATS: dict[str, CallFormat] = {
             _of_python,
         ),
         _python_arguments,
+        lambda name, given: f"[{name}({', '.join(f'{k}={v!r}' for k, v in given.items())})]",
         _in_python,
     ),
     # Mistral, from 2025 on: [TOOL_CALLS]search[ARGS]{"query": ...}
-    "mistral-args": CallFormat("[TOOL_CALLS]", "", _read_named_json, _named_json_arguments),
+    "mistral-args": CallFormat(
+        "[TOOL_CALLS]",
+        "",
+        _read_named_json,
+        _named_json_arguments,
+        lambda name, given: f"{name}[ARGS]{json.dumps({**given}, ensure_ascii=False)}",
+    ),
     # Mistral before: [TOOL_CALLS] [{"name": ..., "arguments": ..., "id": ...}]
-    "mistral": CallFormat("[TOOL_CALLS]", "", _read_json, _json_arguments),
+    "mistral": CallFormat(
+        "[TOOL_CALLS]",
+        "",
+        _read_json,
+        _json_arguments,
+        lambda name, given: f" [{_write_json(name, given)}]",
+    ),
     # Llama 3: {"name": ..., "parameters": ...}, with nothing around it
-    "bare": CallFormat("", "", _read_json, _json_arguments),
+    "bare": CallFormat("", "", _read_json, _json_arguments, partial(_write_json, key="parameters")),
 }
 """How chat templates write calls, by name. :func:`agents.chat.tool_protocol` takes the first that
 reads the call which a template renders."""
@@ -346,10 +392,10 @@ class ToolCallProtocol(TagProtocol):
                 f"protocol {self.name!r}: format must be one of {', '.join(CALL_FORMATS)}, got "
                 f"{self.format!r}"
             )
-        if self.max_calls > 1 and self.format == "mistral":
+        if self.max_calls > 1 and self.format in ("mistral", "python"):
             raise ValueError(
-                f"protocol {self.name!r}: the format 'mistral' writes the calls of a turn as one "
-                "list, of which the first one is read; set max_calls = 1"
+                f"protocol {self.name!r}: the format {self.format!r} writes the calls of a turn as "
+                "one list, which is not read; set max_calls = 1"
             )
         found = self.parse(self.write_search("a query"))
         if not isinstance(found, Search) or found.query != "a query":
@@ -424,6 +470,21 @@ class ToolCallProtocol(TagProtocol):
         names = {"function": self.function, "argument": self.argument, "query": quoted, "id": NO_ID}
         call = re.sub(r"\{(function|argument|query|id)\}", lambda m: names[m[1]], self.call)
         return self.thought_end + call
+
+    def write_call(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        """A call of a tool, as a policy would write it.
+
+        Raises:
+            ValueError: If the grammar has no such tool.
+        """
+        if tool not in self.tools:
+            raise ValueError(
+                f"protocol {self.name!r} has the tools {', '.join(self.tools) or 'none'}, got "
+                f"{tool!r}"
+            )
+        form = CALL_FORMATS[self.format]
+        given = {k: self.escape(v) if isinstance(v, str) else v for k, v in arguments.items()}
+        return f"{self.thought_end}{form.opening}{form.write(tool, given)}{form.closing}"
 
     def _next(self, spoken: str, start: int) -> Action | None:
         """The first complete action; the span of a search is that of the query in the call."""
