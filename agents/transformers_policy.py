@@ -226,7 +226,7 @@ class TransformersPolicy:
         Raises:
             ValueError: If a transcript has no tokens at all.
         """
-        transcripts = [episode.transcript for episode in episodes]
+        transcripts = [episode.context for episode in episodes]
         contexts = [self.tokenizer.encode_context(transcript) for transcript in transcripts]
         if not all(contexts):
             raise ValueError("expected transcripts of at least one token, got an empty prompt")

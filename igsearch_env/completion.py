@@ -158,6 +158,26 @@ class Completion(str):
             first, start = len(whole.token_ids or ()), len(whole)
         return [*parts, self._part(first, len(self.token_ids), start)]
 
+    def without(self, spans: Sequence[tuple[int, int]]) -> Completion:
+        """What is left without the tokens that lie inside of some characters ``[start, end)``.
+
+        A token that straddles a bound stays.
+        """
+        if self.token_ids is None or self.token_ends is None:
+            kept = [0, *(place for span in spans for place in span), len(self)]
+            return Completion(
+                "".join(self[a:b] for a, b in zip(kept[::2], kept[1::2], strict=True))
+            )
+        ids: list[int] = []
+        texts: list[str] = []
+        ends: list[int] = []
+        for token, (a, b) in zip(self.token_ids, pairwise((0, *self.token_ends)), strict=True):
+            if not any(start <= a < end and b <= end for start, end in spans):
+                ids.append(token)
+                texts.append(self[a:b])
+                ends.append((ends[-1] if ends else 0) + b - a)
+        return Completion("".join(texts), ids, None, ends)
+
     def _part(self, first: int, last: int, start: int) -> Completion:
         """The tokens ``[first, last)``, of which the first begins at the character ``start``."""
         assert self.token_ids is not None  # or there would be no tokens

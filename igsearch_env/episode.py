@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, Self, TypeVar
 
 from igsearch_env.completion import StopReason
@@ -194,6 +195,10 @@ class Step:
             None until it is computed, and where no search follows.
         reward: What the environment paid for this call.
         call: Number of the call in its turn, from 0.
+        stub: What stands in place of the observation once its documents leave the context; None
+            where they stay.
+        bare: What stands in place of the turn, without its thoughts, once the next one is written;
+            None where it stays as it is.
         attempt: Number of the attempt at the question that the step belongs to, from 0.
         reflection: What the environment wrote to open the next attempt, after the last step of
             one; None after any other step.
@@ -221,6 +226,8 @@ class Step:
     enabling: float | None = None
     reward: float = 0.0
     call: int = 0
+    stub: Segment | None = None
+    bare: Context | None = None
     attempt: int = 0
     reflection: Segment | None = None
 
@@ -285,6 +292,7 @@ class Episode:
             none did.
         tokens: Tokens of the transcript, where a budget limits them; 0 where they are not counted.
         began: What the clock showed at the reset, in seconds, where a budget limits them.
+        keep_documents: For how many turns documents stay in the context; None for all of them.
     """
 
     question: Question
@@ -304,6 +312,7 @@ class Episode:
     ended_by: EndedBy | Literal[""] = ""
     tokens: int = 0
     began: float | None = None
+    keep_documents: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -326,10 +335,46 @@ class Episode:
             end += 1
         return range(first, end)
 
+    @property
+    def context(self) -> Context:
+        """What the policy sees when it writes the next turn: the transcript, unless it is managed.
+
+        Documents that have been there for ``keep_documents`` turns are replaced by a notice, and
+        turns from which thoughts are to be dropped stand without them.
+        """
+        return self.context_before(len(self.steps))
+
     def context_before(self, index: int) -> Context:
-        """What the policy saw when it wrote the turn of step ``index``, or writes it next."""
+        """What the policy saw when it wrote the turn of step ``index``."""
         first = self.turn_of(index).start if index < len(self.steps) else index
-        return (self.prompt, *_segments(self.steps[:first]))
+        steps = self.steps[:first]
+        if self.keep_documents is None and all(step.bare is None for step in steps):
+            return (self.prompt, *_segments(steps))
+        turns = list(accumulate(not step.call for step in steps))  # number of each step's turn
+        kept = len(steps) if self.keep_documents is None else self.keep_documents
+        return (self.prompt, *_segments(steps, [turns[-1] - turn >= kept for turn in turns]))
+
+    @property
+    def training_sequences(self) -> tuple[tuple[tuple[Segment, bool], ...], ...]:
+        """What a policy is trained on: segments in order, and which are trained on.
+
+        It is the transcript up to the last turn, and the turns in it. Where what the policy saw
+        before a turn does not go on from what it saw before the last one, another sequence begins
+        with it. Each turn is trained on once, in the order of the turns.
+        """
+        sequences: list[list[tuple[Segment, bool]]] = []
+        index = 0
+        while index < len(self.steps):
+            before = self.context_before(index)
+            last = [segment for segment, _ in sequences[-1]] if sequences else []
+            if not last or list(before[: len(last)]) != last:
+                sequences.append([])
+                last = []
+            sequences[-1] += [(segment, False) for segment in before[len(last) :]]
+            turn = self.turn_of(index)
+            sequences[-1] += [(self.steps[i].turn, True) for i in turn]
+            index = turn.stop
+        return tuple(map(tuple, sequences)) or (((self.prompt, False),),)
 
     @property
     def attempt(self) -> int:
@@ -387,13 +432,26 @@ def changed(record: Record, **fields: Any) -> Record:
     return copied
 
 
-def _segments(steps: Sequence[Step]) -> Iterator[Segment]:
-    """What was said, turn by turn: all parts of the turn, then what was answered to each."""
+def _segments(steps: Sequence[Step], old: Sequence[bool] | None = None) -> Iterator[Segment]:
+    """What was said, turn by turn: all parts of the turn, then what was answered to each.
+
+    Args:
+        steps: The steps of whole turns.
+        old: In a managed context, whether the documents of each step have left it. Turns stand
+            there without the thoughts that are dropped.
+    """
     replies: list[Segment] = []
-    for step in steps:
+    for number, step in enumerate(steps):
         if not step.call:
             yield from replies
             replies = []
-        yield step.turn
-        replies += step.replies
+        if old is None or step.bare is None:
+            yield step.turn
+        else:
+            yield from step.bare
+        if old is not None and old[number] and step.stub is not None:
+            replies.append(step.stub)
+            replies += () if step.reflection is None else (step.reflection,)
+        else:
+            replies += step.replies
     yield from replies

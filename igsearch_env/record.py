@@ -88,6 +88,10 @@ def _step(record: Mapping[str, Any]) -> Step:
             "counterfactuals": tuple(evidence_from_record(e) for e in record["counterfactuals"]),
             "baseline_log_probs": _tuple(record["baseline_log_probs"]),
             "reflection": _optional_segment(record["reflection"]),
+            "stub": _optional_segment(record.get("stub")),
+            "bare": None
+            if record.get("bare") is None
+            else tuple(_segment(one) for one in record["bare"]),
         }
     )
 

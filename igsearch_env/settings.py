@@ -89,6 +89,10 @@ class EnvironmentSettings:
         max_seconds: Seconds after which the next turn is the last one.
         snippet_tokens: Most tokens of a document among the results of a search; the tool
             ``get_document`` gives all of it.
+        keep_documents: For how many turns documents stay in the context of the policy; a notice
+            stands in their place then (default: they stay).
+        drop_thoughts: Whether the thoughts of earlier turns leave the context, as templates of
+            reasoning models drop them.
 
     Raises:
         ValueError: If a number is out of range, a word is unknown, or the questions are about
@@ -124,6 +128,8 @@ class EnvironmentSettings:
     max_turns: int | None = None
     max_seconds: float | None = None
     snippet_tokens: int | None = None
+    keep_documents: int | None = None
+    drop_thoughts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("questions", "retriever"):
@@ -159,6 +165,11 @@ class EnvironmentSettings:
         check_protocol(self.protocol)
         check_worlds(self.questions, self.retriever)
         _ = self.budgets  # which are checked when they are made
+        kept = self.keep_documents
+        if kept is not None and (type(kept) is not int or kept < 1):
+            raise ValueError(
+                f"keep_documents must be a whole number of at least 1 or None, got {kept!r}"
+            )
 
     @property
     def budgets(self) -> Budgets:
@@ -328,6 +339,8 @@ def make_engine(
             record.max_attempts,
             record.budgets,
             WordCounter() if tokenizer is None else tokenizer,
+            keep_documents=record.keep_documents,
+            drop_thoughts=record.drop_thoughts,
         ),
         information_gain=gain,
         pool=EvidencePool() if pool is None else pool,

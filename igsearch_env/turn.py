@@ -44,6 +44,8 @@ class TurnRules:
             asks for another one, whether the answer was right or not.
         budgets: Further limits.
         counter: Counts the tokens that budgets limit.
+        keep_documents: For how many turns documents stay in the context; None for all of them.
+        drop_thoughts: Whether thoughts leave the context when their turn is over.
         clock: Gives the time in seconds, for a budget of seconds.
 
     Raises:
@@ -56,6 +58,8 @@ class TurnRules:
     budgets: Budgets = field(default_factory=Budgets)
     counter: TokenCounter = field(default_factory=WordCounter, compare=False)
     clock: Callable[[], float] = field(default=time.monotonic, compare=False)
+    keep_documents: int | None = None
+    drop_thoughts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_searches", "max_attempts"):
@@ -80,6 +84,7 @@ class TurnRules:
             group_id=group_id or question.id,
             tokens=self.count(prompt),
             began=began,
+            keep_documents=self.keep_documents,
         )
 
     def read(self, episode: Episode, action: str) -> Turn:
@@ -254,6 +259,8 @@ class Turn:
         parts = [self.completion]
         if len(self.actions) > 1:
             parts = self.completion.pieces([one.end or 0 for one in self.actions])
+        protocol = rules.protocol
+        thoughts = protocol.thoughts(self.completion) if rules.drop_thoughts else []
         steps: list[Step] = []
         start = at = 0  # tokens and characters of the turn before this part
         for number, (action, part, result) in enumerate(
@@ -281,6 +288,7 @@ class Turn:
                     log_probs=part.log_probs,
                     stop_reason=self.completion.stop_reason,
                     call=number,
+                    bare=_bare(part, at, thoughts, protocol.thought_end),
                     attempt=episode.attempt,
                     **{"query_tokens": slice(first, first)} | reaction,
                 )
@@ -307,7 +315,9 @@ class Turn:
             observation = protocol.render_result(result.text, said, place)
         else:
             observation = protocol.render_documents(result.documents, said, place)
+        goes = rules.keep_documents is not None and result.documents
         return {
+            "stub": protocol.render_removed(said, place) if goes else None,
             "action": "tool" if result.text is not None else "search",
             "tool": tool,
             "observation": observation,
@@ -322,6 +332,26 @@ class Turn:
 def _without(action: Action, reason: str) -> Action:
     """An action taken for invalid; an answer, and what is invalid already, stay as they are."""
     return Invalid(reason, action.end) if isinstance(action, Search | ToolUse) else action
+
+
+def _bare(
+    part: Completion, at: int, thoughts: Sequence[tuple[int, int]], thought_end: str
+) -> tuple[Segment, ...] | None:
+    """A part of a turn without the thoughts in it; None if there are none.
+
+    Args:
+        part: The part.
+        at: Characters of the turn before it.
+        thoughts: Characters of the turn.
+        thought_end: What closes a thought that a template has opened, which is closed empty.
+    """
+    spans = [(max(0, a - at), min(len(part), b - at)) for a, b in thoughts]
+    spans = [(a, b) for a, b in spans if a < b]
+    if not spans:
+        return None
+    said = _segment(part.without(spans))
+    opened = thought_end and at == 0 and spans[0][0] == 0
+    return (Segment(thought_end, "system"), said) if opened else (said,)
 
 
 def _segment(completion: Completion) -> Segment:

@@ -1,7 +1,8 @@
 """Wrappers for algorithms that want the whole transcript as the observation.
 
 An observation of the environment is the new text only. That is all that an agent needs who keeps
-what it saw before; for others the text so far is the state.
+what it saw before; for others the text so far is the state. In a managed context (see
+:attr:`igsearch_env.episode.Episode.context`) it is what the policy is to see, not all that was.
 """
 
 from __future__ import annotations
@@ -70,4 +71,4 @@ class VectorTranscriptObservation(VectorObservationWrapper):
 
 
 def _text(episode: Episode) -> str:
-    return "".join(segment.text for segment in episode.transcript)
+    return "".join(segment.text for segment in episode.context)

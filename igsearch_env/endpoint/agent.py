@@ -244,8 +244,8 @@ class OpenAIAgent:
 
     def _prompt(self, episode: Episode) -> str | list[int]:
         if self.tokenizer is None:
-            return "".join(segment.text for segment in episode.transcript)
-        return self.tokenizer.encode_context(episode.transcript)
+            return "".join(segment.text for segment in episode.context)
+        return self.tokenizer.encode_context(episode.context)
 
     def _completion(self, answer: dict[str, Any]) -> Completion:
         """The turn in an answer, the string that stopped it included."""
@@ -351,7 +351,7 @@ def messages(episode: Episode) -> list[dict[str, str]]:
     A blank turn is left out, since servers refuse blank messages of the assistant; what stands
     around it becomes one message.
     """
-    said = [s for s in episode.transcript if s.source != "policy" or s.text.strip()]
+    said = [s for s in episode.context if s.source != "policy" or s.text.strip()]
     sides = groupby(said, lambda segment: segment.source == "policy")
     return [
         {"role": "assistant" if policy else "user", "content": "".join(s.text for s in said)}

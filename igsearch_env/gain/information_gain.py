@@ -337,17 +337,14 @@ class InformationGain:
     def until_reply(
         self, episode: Episode, index: int, documents: Sequence[Document]
     ) -> tuple[Segment, ...]:
-        """The context of search step ``index`` up to the end of these documents in its reply."""
-        turn = episode.turn_of(index)
-        calls = episode.steps[turn.start : index + 1]
+        """What the policy sees after search step ``index``, with these documents in its reply."""
+        calls = episode.steps[episode.turn_of(index).start : index + 1]
         said = "".join(step.turn.text for step in calls)
-        *earlier, _ = calls
-        return (
-            *episode.context_before(index),
-            *(step.turn for step in calls),
-            *(step.observation for step in earlier if step.observation is not None),
-            self.protocol.render_documents(documents, said, (len(earlier), len(calls))),
-        )
+        place = (len(calls) - 1, len(calls))
+        # The documents are read in the next turn, so it is the context of that turn.
+        last = changed(episode.steps[index], reflection=None)
+        *seen, _ = changed(episode, steps=(*episode.steps[:index], last)).context
+        return (*seen, self.protocol.render_documents(documents, said, place))
 
     def refinement(self, episode: Episode, index: int) -> Segment:
         """What the policy wrote about the documents of step ``index``, where that is scored.

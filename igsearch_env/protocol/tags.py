@@ -118,6 +118,7 @@ class TagProtocol:
         documents_block: Template of an observation after a search; holds ``{documents}``, and
             ``{tag}`` for the name of the tag around them.
         no_documents: Stands for the documents when a search found none.
+        removed: Stands for documents that have left a managed context.
         correction: Template of the observation after an invalid turn; may hold ``{reason}``,
             and ``{search}`` and ``{answer}`` for the names of the tags. Neither this nor the two
             below may hold a complete action: small models copy what they read, and a copied example
@@ -159,6 +160,7 @@ class TagProtocol:
     document: str = 'Doc {rank} (Title: "{title}") {text}'
     documents_block: str = "\n<{tag}>\n{documents}\n</{tag}>\n"
     no_documents: str = "(nothing was found)"
+    removed: str = "(shown before; only your notes on it remain)"
     correction: str = (
         "\nThat turn could not be carried out: {reason}. Write a query inside the {search} tags, "
         "or an answer inside the {answer} tags.\n"
@@ -331,6 +333,24 @@ class TagProtocol:
             for rank, doc in enumerate(documents, start=1)
         )
         return self._result(self.escape("\n".join(lines)) or self.no_documents, turn, place)
+
+    def render_removed(self, turn: str = "", place: Place = ALONE) -> Segment:
+        """What stands in place of an observation whose documents have left the context."""
+        return self._result(self.removed, turn, place)
+
+    def thoughts(self, turn: str) -> list[tuple[int, int]]:
+        """Characters of each closed thought in a turn, with the blanks after it.
+
+        >>> PROTOCOLS["refine"].thoughts("<think> a </think> b")
+        [(0, 19)]
+        """
+        found = re.finditer("\0+", self.spoken(turn))
+        closing = thought_marks(self.think)[1] if self.think else ""
+        return [
+            (one.start(), one.end() + len(turn[one.end() :]) - len(turn[one.end() :].lstrip()))
+            for one in found
+            if turn[: one.end()].endswith(closing)
+        ]
 
     def render_result(self, text: str, turn: str = "", place: Place = ALONE) -> Segment:
         """The observation after a call of a tool: what it returned, which is untrusted text."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from agents.inference import decoder, decoder_config, logits_after
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.episode import Episode
+from igsearch_env.episode import Episode, Segment
 
 LOGITS_AT_ONCE = 1 << 24
 """Numbers; 64 MiB in float32, of which several copies exist while log-probs are computed."""
@@ -126,13 +126,45 @@ def _read_off(
     return log_probs.gather(1, targets[:, None])[:, 0], entropy
 
 
+def training_tokens(
+    episode: Episode, tokenizer: SegmentTokenizer
+) -> list[tuple[list[int], list[bool]]]:
+    """The sequences that an episode is trained on (:attr:`Episode.training_sequences`).
+
+    Returns:
+        For each, its ids up to the last one that is trained on, and which of them are. All of them
+        together hold each policy token of the episode once, in order.
+
+    Raises:
+        ValueError: If a turn has no token ids.
+    """
+    return [_tokens(episode, sequence, tokenizer) for sequence in episode.training_sequences]
+
+
 def episode_tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[int], list[bool]]:
-    """Ids up to the last one that the policy wrote (it saw them all), and which it wrote."""
+    """Ids up to the last one that the policy wrote (it saw them all), and which it wrote.
+
+    Raises:
+        ValueError: If a turn has no token ids, or the policy did not see all of this when it wrote,
+            because its context was managed.
+    """
+    found = training_tokens(episode, tokenizer)
+    if len(found) > 1:
+        raise ValueError(
+            f"the episode of question {episode.question.id!r} is trained on {len(found)} sequences "
+            "since its context was managed, and only the local trainer knows of several; leave out "
+            "keep_documents and drop_thoughts"
+        )
+    return found[0]
+
+
+def _tokens(
+    episode: Episode, sequence: Sequence[tuple[Segment, bool]], tokenizer: SegmentTokenizer
+) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     mask: list[bool] = []
-    for segment in episode.transcript:
-        written = segment.source == "policy"
-        if written and segment.token_ids is None:
+    for segment, trained in sequence:
+        if trained and segment.token_ids is None:
             raise ValueError(
                 f"a turn of question {episode.question.id!r} has no token ids; a policy that is "
                 "trained must return Completions with token_ids"
@@ -141,7 +173,7 @@ def episode_tokens(episode: Episode, tokenizer: SegmentTokenizer) -> tuple[list[
             tokenizer.encode_segment(segment, ids) if ids else tokenizer.encode_context((segment,))
         )
         ids += piece
-        mask += [written] * len(piece)
+        mask += [trained] * len(piece)
     length = len(mask) - mask[::-1].index(True) if True in mask else len(mask)
     return ids[:length], mask[:length]
 

@@ -23,7 +23,7 @@ from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
 from trainers.local.health import TrainingStoppedError
-from trainers.local.token_batch import TokenBatch, episode_tokens, micro_batches, policy_log_probs
+from trainers.local.token_batch import TokenBatch, micro_batches, policy_log_probs, training_tokens
 from trainers.memory import give_back_freed_memory
 from trainers.optimizer import STOPPED, NotFiniteError, clip_gradients, make_optimizer
 
@@ -32,14 +32,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Row:
-    """An episode to learn from, up to the last token that the loss depends on.
+    """A sequence of an episode to learn from, up to the last token that the loss depends on.
+
+    An episode has one, unless its context was managed.
 
     Args:
         ids: Its tokens; empty if the loss depends on none.
         written: Which of them the policy wrote.
         advantages: Of those, shape (policy tokens that are run,).
         old_log_probs: Under the policy that sampled, in nats, of the same shape.
-        policy_tokens: Number of policy tokens of the whole episode.
+        policy_tokens: Number of policy tokens of the whole sequence.
     """
 
     ids: list[int]
@@ -126,9 +128,10 @@ class Updater:
         for episode, advantage in usable:
             groups[episode.group_id] = groups.get(episode.group_id, False) or bool(advantage.any())
         rows = [
-            self._row(episode, advantage)
+            row
             for episode, advantage in usable
             if groups[episode.group_id] or not self.config.dynamic_sampling
+            for row in self._rows(episode, advantage)
         ]
         sums: defaultdict[str, float] = defaultdict(float)
         norms: list[float] = []
@@ -167,20 +170,23 @@ class Updater:
             "updates_skipped": float(skipped),
         }
 
-    def _row(self, episode: Episode, advantages: NDArray[np.float64]) -> _Row:
-        """Cut an episode after the last token that the loss depends on."""
-        ids, written = episode_tokens(episode, self.tokenizer)
+    def _rows(self, episode: Episode, advantages: NDArray[np.float64]) -> Iterator[_Row]:
+        """The sequences of an episode, each cut after the last token that the loss depends on."""
         sampled = _sampled_log_probs(episode)
         if len(advantages) != len(sampled):
             raise ValueError(
                 f"question {episode.question.id!r}: expected {len(sampled)} advantages, one per "
                 f"policy token, got {len(advantages)}"
             )
-        places = np.flatnonzero(written)
-        learned = np.arange(len(places)) if self.config.kl > 0 else np.flatnonzero(advantages)
-        count = int(learned[-1]) + 1 if len(learned) else 0
-        end = int(places[count - 1]) + 1 if count else 0
-        return _Row(ids[:end], written[:end], advantages[:count], sampled[:count], len(sampled))
+        first = 0
+        for ids, written in training_tokens(episode, self.tokenizer):
+            places = np.flatnonzero(written)
+            values, old = (array[first : first + len(places)] for array in (advantages, sampled))
+            first += len(places)
+            learned = np.arange(len(places)) if self.config.kl > 0 else np.flatnonzero(values)
+            count = int(learned[-1]) + 1 if len(learned) else 0
+            end = int(places[count - 1]) + 1 if count else 0
+            yield _Row(ids[:end], written[:end], values[:count], old[:count], len(places))
 
     def _update(
         self,

@@ -107,6 +107,11 @@ class RolloutSettings(EnvironmentSettings):
         Raises:
             ValueError: If the questions or the retriever cannot be had, or do not fit together.
         """
+        if self.keep_documents is not None or self.drop_thoughts:
+            raise ValueError(
+                "OpenRLHF trains on one sequence per episode, and a managed context needs several; "
+                "leave out keep_documents and drop_thoughts, or train with scripts.train"
+            )
         from agents.tokenization import SegmentTokenizer  # loads transformers, see tag_protocol
 
         return make_engine(
