@@ -208,7 +208,9 @@ def _log_probs(
         f"one array per pair, so {len(pairs)} of them",
         found,
     )
-    return list(found)
+    scores = [array for array in found if array is not None]
+    _require(len(scores) == len(pairs), "a score of each answer", "None for some")
+    return scores
 
 
 def _check_log_probs(answer: str, array: Any) -> None:

@@ -4,6 +4,8 @@ It answers ``/v1/models``, ``/v1/completions`` and ``/v1/chat/completions``, one
 what it answers depends on the request alone. Prompts may be token ids, and ``return_token_ids``
 adds those of the turn, as with vLLM. Every answered request is a line of the log.
 
+``prompt_logprobs`` of ``/v1/completions`` are as vLLM gives them, for any number of prompts.
+
 A chat request for JSON is one for a verdict (:mod:`igsearch_env.endpoint.judge`): the answer is
 right if it equals an accepted one, letter by letter. That stands in for a model that can judge.
 """
@@ -55,12 +57,21 @@ def make_app(path: str, log: Path) -> FastAPI:
         given = {"token_ids": turn.token_ids} if body.get("return_token_ids") else {}
         return {"index": 0, "text": text, "finish_reason": reason, **given}
 
+    def scored(index: int, ids: list[int]) -> dict[str, Any]:
+        """The log-probs of a prompt's tokens, a table by token id for each but the first."""
+        with lock, torch.no_grad():
+            table = loaded.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        rows = [{str(t): {"logprob": float(table[at, t])}} for at, t in enumerate(ids[1:])]
+        return {"index": index, "text": "", "prompt_logprobs": [None, *rows]}
+
     @app.get("/v1/models")
     def models() -> dict[str, Any]:
         return {"object": "list", "data": [{"id": path, "object": "model"}]}
 
     @app.post("/v1/completions")
     def completions(body: dict[str, Any]) -> dict[str, Any]:
+        if "prompt_logprobs" in body:
+            return {"choices": [scored(i, ids) for i, ids in enumerate(body["prompt"])]}
         return {"choices": [answer(body["prompt"], body)]}
 
     @app.post("/v1/chat/completions")

@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         say(_why_no_gain(read_episodes(folder.episodes)))
     if judge is not None:
         say(judge.summary())
+    if hasattr(evaluation.player.scorer, "summary"):  # one that asks a server, and may fail
+        say(evaluation.player.scorer.summary())
     title = f"{without_logins(settings.agent)} on {', '.join(settings.questions)}"
     print_table(results_table(results, title, evaluation.inputs["scorer"]))
     say(f"{folder.episodes}, results.json, manifest.json ({seconds['total']:.1f} s)")

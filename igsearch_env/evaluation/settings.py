@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Literal, get_args
 
-from igsearch_env.endpoint import Api, RequestField
+from igsearch_env.endpoint import Api, Dialect, RequestField
 from igsearch_env.settings import EnvironmentSettings
 from igsearch_env.text import without_logins
 
@@ -19,6 +19,10 @@ MANNER = (
 
 Precision = Literal["float32", "bfloat16-autocast", "bfloat16"]
 """What a policy multiplies matrices in; in ``"bfloat16"`` its weights are rounded, too."""
+
+
+EndpointScoring = Literal["unigram", Dialect]
+"""What scores answers at an endpoint; see :mod:`igsearch_env.endpoint.scorer`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class EvaluationSettings:
         temperature: Of sampling.
         greedy: Take the most likely tokens instead of sampling.
         information_gain: Compute the information gain of every search, with the checkpoint's own
-            scorer or, for other agents, with a unigram model.
+            scorer or, for other agents, with a unigram model; at an endpoint see ``scorer``.
+        scorer: What scores answers at an endpoint: ``unigram``, or the served model itself, by what
+            ``vllm``, ``sglang`` or ``llama.cpp`` say of a prompt's tokens. The model's name must be
+            a folder, or a name on the Hugging Face hub, with its tokenizer.
         seed: Seed of sampling, of random queries and of counterfactuals.
         batch_size: Questions that are played side by side (an endpoint has a concurrency); after a
             kill they are played again (default: 16 for a checkpoint on a CPU, or else 128).
@@ -86,6 +93,7 @@ class EvaluationSettings:
     temperature: float = 1.0
     greedy: bool = False
     information_gain: bool = False
+    scorer: EndpointScoring = "unigram"
     seed: int = 0
     batch_size: int | None = None
     device: str = "cpu"
@@ -113,6 +121,15 @@ class EvaluationSettings:
         if self.precision not in get_args(Precision):
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
+            )
+        if self.scorer not in get_args(EndpointScoring):
+            raise ValueError(
+                f"scorer must be one of {', '.join(get_args(EndpointScoring))}, got {self.scorer!r}"
+            )
+        if self.scorer != "unigram" and not (self.at_endpoint and self.information_gain):
+            raise ValueError(
+                f"scorer = {self.scorer!r} scores information gain at an endpoint; give an address "
+                "as the agent and --information-gain, or leave it out"
             )
         for name in ("limit", "max_new_tokens", "batch_size"):
             value = getattr(self, name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from igsearch_env.agent import AGENTS, Agent
 from igsearch_env.answers import ANSWER_RULE
@@ -37,6 +37,11 @@ from igsearch_env.retrieval.index_directory import MANIFEST, check_replaceable
 from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
 from igsearch_env.threads import set_threads
+
+if TYPE_CHECKING:
+    from igsearch_env.endpoint import Dialect
+    from igsearch_env.endpoint.client import Endpoint
+    from igsearch_env.endpoint.scorer import EndpointScorer
 
 NAMES = ("questions", "retriever", "judge", "judge_cache")  # where things are, not what they are
 ALL = "benchmarks"
@@ -385,6 +390,15 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
         leave_out=config.leave_out,
         refusals=refusals,
     )
+    scorer = None
+    if config.scorer != "unigram":
+        scorer = _endpoint_scorer(config, config.scorer, endpoint, name, tokenizer)
+
+    def stop() -> None:
+        endpoint.close()
+        if scorer is not None:
+            scorer.endpoint.close()
+
     shown = agent()
     model = {"name": name, "api": shown.api, "max_new_tokens": shown.max_new_tokens}
     model |= {"token_ids": tokenizer is not None and shown.api == "completions"}
@@ -394,11 +408,57 @@ def _endpoint(config: EvaluationSettings, questions: int, say: Callable[[str], N
         model,
         1,
         settings.trained_in,
+        scorer or UnigramScorer(),
         workers=config.concurrency,
         refused=refusals.reasons,
-        stop=endpoint.close,
+        stop=stop,
         tokenizer=tokenizer,
     )
+
+
+def _endpoint_scorer(
+    config: EvaluationSettings, dialect: Dialect, endpoint: Endpoint, model: str, tokenizer: Any
+) -> EndpointScorer:
+    """The served model itself as a scorer.
+
+    Raises:
+        ValueError: If its tokenizer cannot be had.
+    """
+    from igsearch_env.endpoint.client import Endpoint
+    from igsearch_env.endpoint.scorer import EndpointScorer
+
+    tokenizer = tokenizer or _model_tokenizer(model, f"--scorer {dialect} needs")
+    if dialect != "vllm" and config.agent.rstrip("/").endswith("/v1"):
+        endpoint = Endpoint(  # their own API stands beside that of OpenAI
+            config.agent.rstrip("/").removesuffix("/v1"),
+            api_key=os.environ.get(config.api_key_variable),
+            retries=config.retries,
+            timeout=config.timeout,
+        )
+    return EndpointScorer(
+        endpoint, model, tokenizer, dialect=dialect, concurrency=config.concurrency
+    )
+
+
+def _model_tokenizer(model: str, asking: str, instead: str = "") -> Any:
+    """The tokenizer of a served model, by the model's name.
+
+    Args:
+        model: The name.
+        asking: What needs it, as the beginning of a message.
+        instead: What else to do, as the end of one.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    try:
+        return import_loading().load_tokenizer(model)
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(
+            f"{asking} the tokenizer of {model!r}, which cannot be loaded ({reason}); name its "
+            f"folder with --model{instead}"
+        ) from error
 
 
 def _endpoint_protocol(
@@ -425,17 +485,9 @@ def _endpoint_protocol(
             "a chat API reads tool calls itself and gives no text of them; use --api completions, "
             f"or --protocol chat:{base}"
         )
-    loading = import_loading()
-    if tokenizer is None:
-        try:
-            tokenizer = loading.load_tokenizer(model)
-        except Exception as error:  # transformers and what it is built on raise whatever they like
-            reason = " ".join(str(error).split())[:100]
-            raise ValueError(
-                f"--protocol {config.protocol} is rendered by the tokenizer of {model!r}, which "
-                f"cannot be loaded ({reason}); name its folder with --model, or use --api chat"
-            ) from error
-    return loading.rendered_protocol(config.protocol, tokenizer), tokenizer
+    asking = f"--protocol {config.protocol} is rendered by"
+    tokenizer = tokenizer or _model_tokenizer(model, asking, ", or use --api chat")
+    return import_loading().rendered_protocol(config.protocol, tokenizer), tokenizer
 
 
 def _seed(config: EvaluationSettings, sample: int) -> int:

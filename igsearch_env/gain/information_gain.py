@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Literal, Self
 
 import numpy as np
@@ -220,8 +220,8 @@ class InformationGain:
         """Fill in the information gain of every search step that is due and has none yet.
 
         Searches that failed or found nothing, those without counterfactual evidence, and those of
-        which a context is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer` stay
-        None.
+        which a context is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer` or has no
+        score stay None.
 
         Args:
             episodes: Episodes, finished or not.
@@ -273,7 +273,8 @@ class InformationGain:
 
         Returns:
             The mean log-probs of each job, shape (aliases, contexts); None where one of its
-            contexts is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer`.
+            contexts is too long for a :class:`~igsearch_env.gain.scorer.BoundedScorer`, or the
+            scorer gave no score in it.
         """
         lead = self.protocol.answer_lead if lead is None else lead
         # The lead (a blank) is scored with the answer: a byte-level BPE has them in one token, and
@@ -290,7 +291,16 @@ class InformationGain:
             parts = [part if all(fit) else [] for part, fit in zip(parts, known, strict=True)]
         # One call for everything, so that a scorer can share prefixes and fill its batches.
         scored = list(chain.from_iterable(parts))
-        found = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
+        given = scorer.log_probs(*map(list, zip(*scored, strict=True))) if scored else []
+        bounds = np.cumsum([0, *map(len, parts)]).tolist()
+        whole = [all(one is not None for one in given[a:b]) for a, b in pairwise(bounds)]
+        parts = [part if known else [] for part, known in zip(parts, whole, strict=True)]
+        found = [
+            one
+            for (a, b), known in zip(pairwise(bounds), whole, strict=True)
+            for one in (given[a:b] if known else ())
+            if one is not None
+        ]
         floor = -math.log(scorer.vocabulary_size) if self.floor == "uniform" else self.floor
         flat = answer_scores(found, self.head_tokens, self.head_weight, floor)
         tables: list[LogProbs | None] = []

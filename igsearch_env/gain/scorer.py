@@ -21,7 +21,7 @@ class AnswerScorer(Protocol):
 
     def log_probs(
         self, contexts: Sequence[Context], answers: Sequence[str]
-    ) -> list[NDArray[np.float64]]:
+    ) -> Sequence[NDArray[np.float64] | None]:
         """Score ``answers[i]`` as the continuation of ``contexts[i]``.
 
         Args:
@@ -29,7 +29,8 @@ class AnswerScorer(Protocol):
             answers: What follows the opening tag, a leading blank included.
 
         Returns:
-            One array per pair, shape (answer tokens,), in nats, at temperature 1.
+            One array per pair, shape (answer tokens,), in nats, at temperature 1; None where the
+            score could not be had, such as from a server that failed.
 
         Raises:
             ValueError: If an answer has no tokens.

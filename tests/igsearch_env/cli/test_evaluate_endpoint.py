@@ -130,6 +130,28 @@ def test_an_endpoint_gives_what_the_checkpoint_gives_though_both_sides_are_kille
             assert step["turn"] == same["turn"]
 
 
+def test_gains_scored_at_an_endpoint_are_those_of_the_checkpoint(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--limit", 8, "--greedy", "--information-gain")
+    remote = ("--agent", served.url, "--scorer", "vllm")
+    assert evaluate(*run, *remote, "--out", tmp_path / "remote") == 0
+    assert ", 0 failed" in capsys.readouterr().out
+    # A chunk of one question, as at an endpoint, draws the same counterfactual evidence.
+    local = ("--agent", POLICY, "--batch-size", 1)
+    assert evaluate(*run, *local, "--out", tmp_path / "local") == 0
+    gains = [
+        [step["information_gain"] for record in read_records(out) for step in record["steps"]]
+        for out in (tmp_path / "remote/episodes.jsonl", tmp_path / "local/episodes.jsonl")
+    ]
+    known = [value for value in gains[1] if value is not None]
+    assert any(abs(value) > 0.01 for value in known)
+    assert [value is None for value in gains[0]] == [value is None for value in gains[1]]
+    for one, other in zip(*gains, strict=True):
+        assert one == (None if other is None else pytest.approx(other, abs=1e-4))
+    assert read_json(tmp_path / "remote/manifest.json")["inputs"]["scorer"] == "EndpointScorer"
+
+
 def test_sampling_at_an_endpoint_can_be_repeated(served: Served, tmp_path: Path) -> None:
     run = (*WORLD, "--limit", 6, "--samples", 2, "--agent", served.url, "--information-gain")
     assert evaluate(*run, "--out", tmp_path / "one", "--concurrency", 2) == 0
