@@ -339,6 +339,13 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
             f"{NOTHING}::test_no_bonus_of_ones_own_reaches_its_query_not_even_a_penalty",
         ),
     },
+    "igsearch_env/credit/silver_rollouts.py": {
+        "Nothing is scored, nothing is annotated and the corpus is not looked at; a group without "
+        "a success gives no bonus.": (
+            f"{CREDIT}/test_silver_rollouts.py::test_without_a_success_it_is_grpo",
+            f"{CREDIT}/test_silver_rollouts.py::test_a_document_is_worth_what_it_was_to_the_siblings",
+        ),
+    },
     "igsearch_env/credit/silver_chain.py": {
         "A question without a chain gives no bonus": (
             f"{CREDIT}/test_silver_chain.py::test_a_question_without_a_chain_learns_as_with_grpo",

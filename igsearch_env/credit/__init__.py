@@ -32,6 +32,7 @@ from igsearch_env.credit.reinforce import Reinforce
 from igsearch_env.credit.rloo import RLOO
 from igsearch_env.credit.settle import settle_for
 from igsearch_env.credit.silver_chain import SilverChain
+from igsearch_env.credit.silver_rollouts import SilverRollouts
 
 __all__ = [
     "CREDIT",
@@ -57,6 +58,7 @@ __all__ = [
     "QueryBonus",
     "Reinforce",
     "SilverChain",
+    "SilverRollouts",
     "assign_credit",
     "group_advantages",
     "make_credit",

@@ -184,6 +184,8 @@ def _shortest_chains(
         ends = [id_ for id_, document in level.items() if _holds_answer(document, question)]
         if ends:
             return SilverEvidence(_ancestors(ends, parents), length, "chain")
+        if length == limit:
+            break
         following: dict[str, Document] = {}
         for id_, document in level.items():
             for title in graph.mentioned_by(document):

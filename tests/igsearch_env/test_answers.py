@@ -195,3 +195,12 @@ def test_pass_at_k_by_hand() -> None:
     for wrong in ((0, 0, 1), (3, 4, 1), (3, 1, 0), (3, 1, 4), (3, -1, 1)):
         with pytest.raises(ValueError, match="pass@k needs"):
             pass_at_k(*wrong)
+
+
+@given(
+    st.text(st.sampled_from("aAtThe the.,1-+ "), max_size=30),
+    st.lists(st.text(st.sampled_from("aAtThe.1+ "), min_size=1, max_size=8), min_size=1),
+)
+def test_whether_a_text_is_ascii_changes_nothing(text, answers):
+    # A text with a letter beyond ASCII is taken apart; one without is only looked through first.
+    assert contains_answer(text, answers) == contains_answer(f"{text} ñ", answers)
