@@ -5,8 +5,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("gymnasium", "rich", "dacite", "torch")
-TRL = ("scripts.examples.trl_grpo", "scripts.benchmarks.trl")
+PACKAGES = ("gymnasium", "rich", "pydantic", "torch")
+TRL = ("scripts.examples.trl_grpo",)
 
 
 def _check_installation() -> None:

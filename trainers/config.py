@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-import dacite
+from annotated_types import Ge, Gt, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
@@ -22,6 +23,10 @@ from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
 """See :func:`trainers.optimizer.make_optimizer`."""
 
+Count = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Amount = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 T = TypeVar("T")
 
 
@@ -74,8 +79,8 @@ class LoraSettings:
             the output embedding.
     """
 
-    rank: int = 0
-    alpha: float = 32.0
+    rank: Whole = 0
+    alpha: Positive = 32.0
     targets: tuple[str, ...] = ()
 
 
@@ -100,10 +105,10 @@ class PolicySettings:
     """
 
     path: str = "agents/world-tiny"
-    max_new_tokens: int = 0
-    temperature: float = 1.0
-    batch_size: int = 128
-    memory_tokens: int = 0
+    max_new_tokens: Whole = 0
+    temperature: Positive = 1.0
+    batch_size: Count = 128
+    memory_tokens: Whole = 0
     device: str = "cpu"
     precision: Precision = "float32"
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -144,24 +149,24 @@ class OptimizationSettings:
             sampled (DAPO, arXiv 2503.14476); no others are sampled in their place.
     """
 
-    steps: int = 60
-    questions_per_step: int = 16
-    group_size: int = 5
+    steps: Count = 60
+    questions_per_step: Count = 16
+    group_size: Count = 5
     optimizer: OptimizerName = "adamw"
-    learning_rate: float = 2e-4
+    learning_rate: Positive = 2e-4
     schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    clip: float = 0.2
-    clip_high: float | Literal["none"] = "none"
-    kl: float = 0.0
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batch_size: int = 16
-    micro_batch_tokens: int = 0
+    warmup_steps: Whole = 0
+    weight_decay: Amount = 0.0
+    max_grad_norm: Positive = 1.0
+    clip: Annotated[float, Gt(0), Lt(1)] = 0.2
+    clip_high: Positive | Literal["none"] = "none"
+    kl: Amount = 0.0
+    epochs: Count = 1
+    minibatches: Count = 1
+    micro_batch_size: Count = 16
+    micro_batch_tokens: Whole = 0
     gradient_checkpointing: bool = False
-    max_sampling_gap: float | Literal["none"] = "none"
+    max_sampling_gap: Amount | Literal["none"] = "none"
     dynamic_sampling: bool = False
 
 
@@ -197,24 +202,22 @@ class RunSettings:
             retrievers and policies.
     """
 
-    seed: int = 0
-    eval_every: int = 0
-    eval_limit: int = 200
-    checkpoint_every: int = 20
-    keep_checkpoints: int = 2
-    save_rollouts_every: int = 20
-    threads: int = 0
-    max_failed_searches: float = MAX_FAILED_SEARCHES
-    failed_tries: int = FAILED_TRIES
-    max_wasted_steps: int = 5
-    max_bad_steps: int = 3
-    collapse: float = 0.0
-    collapse_window: int = 10
-    trackers: tuple[str, ...] = ()
+    seed: Whole = 0
+    eval_every: Whole = 0
+    eval_limit: Count = 200
+    checkpoint_every: Count = 20
+    keep_checkpoints: Count = 2
+    save_rollouts_every: Whole = 20
+    threads: Whole = 0
+    max_failed_searches: Amount = MAX_FAILED_SEARCHES
+    failed_tries: Count = FAILED_TRIES
+    max_wasted_steps: Whole = 5
+    max_bad_steps: Whole = 3
+    collapse: Annotated[float, Ge(0), Lt(1)] = 0.0
+    collapse_window: Count = 10
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     imports: tuple[str, ...] = ()
 
-
-TRACKERS = ("tensorboard", "wandb", "trackio")
 
 RESUMABLE = (
     "optimization.steps",
@@ -246,55 +249,24 @@ class TrainSettings:
     credit: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        o, run = self.optimization, self.run
-        counts = ("steps", "questions_per_step", "group_size", "epochs", "minibatches")
-        check_range("optimization", o, (*counts, "micro_batch_size"), least=1)
-        check_range(
-            "optimization", o, ("warmup_steps", "weight_decay", "kl", "micro_batch_tokens"), least=0
-        )
-        check_range("optimization", o, ("learning_rate", "max_grad_norm", "clip"), above=0)
-        if o.clip >= 1:
-            raise ValueError(f"optimization.clip must be below 1, got {o.clip}")
-        if not isinstance(o.clip_high, str):
-            check_range("optimization", o, ("clip_high",), above=0)
-        if not isinstance(o.max_sampling_gap, str):
-            check_range("optimization", o, ("max_sampling_gap",), least=0)
-            if o.minibatches > 1:
-                raise ValueError(
-                    "optimization.max_sampling_gap compares log-probs under the weights that "
-                    f"sampled, and with minibatches = {o.minibatches} most are computed after an "
-                    "update; set minibatches to 1, or max_sampling_gap to 'none'"
-                )
-        check_range("policy", self.policy, ("batch_size",), least=1)
-        check_range("policy", self.policy, ("max_new_tokens", "memory_tokens"), least=0)
-        if (
-            o.optimizer != "adamw"
-            and self.policy.precision == "bfloat16"
-            and not self.policy.lora.rank
-        ):
+        _check(self)
+        o, policy = self.optimization, self.policy
+        if not isinstance(o.max_sampling_gap, str) and o.minibatches > 1:
+            raise ValueError(
+                "optimization.max_sampling_gap compares log-probs under the weights that "
+                f"sampled, and with minibatches = {o.minibatches} most are computed after an "
+                "update; set minibatches to 1, or max_sampling_gap to 'none'"
+            )
+        if o.optimizer != "adamw" and policy.precision == "bfloat16" and not policy.lora.rank:
             raise ValueError(
                 f"optimization.optimizer = {o.optimizer!r} would round nearly every update of a "
                 "bfloat16 weight away; use 'adamw', which keeps what rounding loses, train "
                 "adapters (policy.lora.rank), or set policy.precision to 'bfloat16-autocast'"
             )
-        check_range("policy.lora", self.policy.lora, ("rank",), least=0)
-        check_range("policy.lora", self.policy.lora, ("alpha",), above=0)
-        if self.policy.lora.rank and self.policy.precision == "bfloat16-autocast":
+        if policy.lora.rank and policy.precision == "bfloat16-autocast":
             raise ValueError(
                 "the weights under adapters (policy.lora.rank) are not trained and need no float32 "
                 "copy; set policy.precision to 'bfloat16'"
-            )
-        check_range("policy", self.policy, ("temperature",), above=0)
-        none = ("eval_every", "save_rollouts_every", "max_wasted_steps", "max_bad_steps")
-        check_range("run", run, ("seed", "threads", *none), least=0)
-        least_1 = ("eval_limit", "checkpoint_every", "keep_checkpoints", "failed_tries")
-        check_range("run", run, (*least_1, "collapse_window"), least=1)
-        check_range("run", run, ("max_failed_searches", "collapse"), least=0)
-        if run.collapse >= 1:
-            raise ValueError(f"run.collapse must be a share below 1, got {run.collapse}")
-        if unknown := set(run.trackers) - set(TRACKERS):
-            raise ValueError(
-                f"run.trackers may hold {', '.join(TRACKERS)}, got {', '.join(sorted(unknown))}"
             )
         self._check_world()
         object.__setattr__(self, "credit", {"method": "ig_search", **self.credit})
@@ -427,22 +399,52 @@ def build(kind: type[T], data: dict[str, Any], prefix: str = "") -> T:
 
     Args:
         kind: The dataclass.
-        data: Its fields.
+        data: Its fields; those that are dataclasses themselves are dictionaries, too.
         prefix: What stands before the names of fields in messages.
 
     Raises:
         ValueError: If a key is missing, unknown or of the wrong type, or a number is not finite.
     """
     _check_names(kind, data, prefix)
-    _check_finite(data, prefix)
-    try:
-        return dacite.from_dict(kind, data, _RULES)
-    except dacite.WrongTypeError as error:
-        raise ValueError(
-            f"{prefix}{error.field_path} must be {_name(error.field_type)}, got {error.value!r}"
-        ) from error
-    except dacite.MissingValueError as error:
-        raise ValueError(f"{prefix}{error.field_path} is missing") from error
+    hints = get_type_hints(kind, include_extras=True)
+    values = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        name = f"{prefix}{one.name}"
+        if one.name in data:
+            values[one.name] = _value(hints[one.name], data[one.name], name)
+        elif one.default is MISSING and one.default_factory is MISSING:
+            raise ValueError(f"{name} is missing")
+    return kind(**values)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    config = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    return TypeAdapter(kind, config=config | {"arbitrary_types_allowed": True})
+
+
+def _value(kind: Any, given: Any, name: str) -> Any:
+    """A value of a type, from a file or as it is already."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(given, dict):
+            raise ValueError(f"{name} must be a section, got {given!r}")
+        return build(kind, given, f"{name}.")
+    try:  # JSON, whose lists may become tuples
+        return _adapter(kind).validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        wanted = " or ".join(one["msg"].removeprefix("Input should be ") for one in error.errors())
+        raise ValueError(f"{name} must be {wanted}, got {given!r}") from error
+
+
+def _check(settings: Any, prefix: str = "") -> None:
+    """Refuse values out of range, of the wrong type, or not finite."""
+    hints = get_type_hints(type(settings), include_extras=True)
+    for one in fields(settings):
+        name, value = f"{prefix}{one.name}", getattr(settings, one.name)
+        if is_dataclass(value):
+            _check(value, f"{name}.")
+        else:
+            _value(hints[one.name], value, name)
 
 
 def _check_names(kind: Any, data: dict[str, Any], prefix: str) -> None:
@@ -481,86 +483,3 @@ def _names_of(kind: Any, data: dict[str, Any], prefix: str) -> Iterator[str]:
         yield prefix + name
         if is_dataclass(hints.get(name)) and isinstance(value, dict):
             yield from _names_of(hints[name], value, f"{prefix}{name}.")
-
-
-def _check_finite(data: dict[str, Any], prefix: str) -> None:
-    """Refuse infinity and NaN, which TOML knows: no setting has a use for them."""
-    for name, value in data.items():
-        if isinstance(value, dict):
-            _check_finite(value, f"{prefix}{name}.")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{prefix}{name} must be a finite number, got {value}")
-
-
-def check_range(
-    section: str,
-    settings: object,
-    names: Sequence[str],
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-) -> None:
-    """Refuse numbers out of range; NaN and infinity are out of every range.
-
-    Args:
-        section: What stands before the names in messages.
-        settings: Where the numbers are.
-        names: Names of attributes.
-        least: The lowest number allowed.
-        above: What a number must lie above.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{section}.{name} must be a finite number, got {value}")
-        if not (value >= least and value > above):
-            wanted = f"at least {least}" if above == -math.inf else f"above {above}"
-            raise ValueError(f"{section}.{name} must be {wanted}, got {value}")
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise dacite.WrongTypeError(int, value)
-    return value
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise dacite.WrongTypeError(float, value)
-    return float(value) if isinstance(value, int) else value
-
-
-def _tuple(value: Any) -> Any:
-    if not isinstance(value, list | tuple):
-        raise dacite.WrongTypeError(tuple[int, ...], value)
-    return tuple(value)
-
-
-def _table(value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise dacite.WrongTypeError(dict, value)
-    return value
-
-
-_RULES = dacite.Config(
-    strict=True,
-    type_hooks={
-        int: _whole,
-        float: _float,
-        tuple[int, ...]: _tuple,
-        tuple[str, ...]: _tuple,
-        tuple[float, ...]: _tuple,
-        dict[str, Any]: _table,
-    },
-)
-
-
-def _name(expected: Any) -> str:
-    """How to speak of a type: ``int``, ``Literal['em', 'f1']``, ``a section``."""
-    if expected is dict or is_dataclass(expected):
-        return "a section"
-    name = expected.__name__ if isinstance(expected, type) else str(expected)
-    return name.replace("typing.", "")

@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 PROGRAMS = [*((name,) for name in MODULES), *(("igsearch_env.cli", name) for name in COMMANDS)]
 SLOW = ("torch", "transformers", "trl", "datasets", "faiss", "sentence_transformers", "matplotlib")
-EXTRAS = (*SLOW, "rich", "dacite", "scipy", "httpx2", "fastapi", "uvicorn", "filelock", "pyarrow")
+EXTRAS = (*SLOW, "rich", "pydantic", "scipy", "httpx2", "fastapi", "uvicorn", "filelock", "pyarrow")
 RUN = f"""
 import json, os, runpy, sys
 import gymnasium, bm25s, igsearch_env.cli.program  # what the base install has, once for all
@@ -93,7 +93,6 @@ SETTINGS = (
     ("scripts.demo", "--set", "optimization.stepz=3"),
     ("scripts.train_openrlhf", "--ig.questions", "world-train", "--ig.retriever", "world"),
     ("scripts.laboratory.gain_signal", "--set", "optimization.stepz=3"),
-    ("scripts.laboratory.ig_only", "--set", "optimization.stepz=3"),
     ("scripts.benchmarks.precision", "--set", "optimization.stepz=3"),
     ("scripts.laboratory.compare_credit", "develop", "--arms", "stepz"),
     ("igsearch_env.cli", "evaluate", "--stepz", "3"),

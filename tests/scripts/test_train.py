@@ -271,7 +271,12 @@ def test_smoke(tmp_path: Path, taught_policy: Path, train: Callable[..., int]) -
             (),
             "unknown setting optimization.stpes; did you mean optimization.steps?",
         ),
-        ("new", ["optimization.steps=x"], (), "optimization.steps must be int, got 'x'"),
+        (
+            "new",
+            ["optimization.steps=x"],
+            (),
+            "optimization.steps must be a valid integer, got 'x'",
+        ),
         ("new", ["steps"], (), "expected section.key=value, got 'steps'"),
         ("new", ["credit.method=ppo"], (), "unknown credit method 'ppo'"),
         ("new", ["credit={method='outcome', alpha=1}"], (), "does not take alpha"),

@@ -151,9 +151,9 @@ def test_after_a_collapse_the_best_checkpoint_is_still_there(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("run.collapse=1.0", "collapse must be a share below 1"),
-        ("run.collapse_window=0", "collapse_window must be at least 1"),
-        ('run.trackers=["mlflow"]', "trackers may hold tensorboard, wandb, trackio, got mlflow"),
+        ("run.collapse=1.0", "collapse must be less than 1"),
+        ("run.collapse_window=0", "collapse_window must be greater than or equal to 1"),
+        ('run.trackers=["mlflow"]', "trackers must be 'tensorboard', 'wandb' or 'trackio', got"),
     ],
 )
 def test_settings_out_of_range_are_refused(change: str, message: str) -> None:

@@ -91,7 +91,7 @@ def open_tracker(name: str, folder: Path, step: int, settings: Mapping[str, Any]
     """Open a tracker.
 
     Args:
-        name: One of :data:`trainers.config.TRACKERS`; that is also its package.
+        name: A name of ``run.trackers``; that is also its package.
         folder: Folder of the run; its name is that of the run.
         step: Number of steps done; above 0 the run of before goes on.
         settings: Of the run, by section.
