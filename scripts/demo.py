@@ -41,7 +41,7 @@ from rich.table import Table
 from igsearch_env.cli.console import console, make_table, print_table, progress_bar
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
-from igsearch_env.evaluation.play import play_chunks, play_questions
+from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
 from igsearch_env.threads import set_threads
@@ -174,21 +174,20 @@ def _evaluate(
     from trainers.warm_start.training import NoDocuments
 
     policy = make_policy(replace(config.policy, path=path), config.environment.protocol)
-    scoring = replace(engine, scorer=policy.scorer())
     row: dict[str, Any] = {}
     for mode in ("sampled", "greedy"):
         with progress_bar() as bar:
             name = f"evaluate {Path(path).parent.name}, {mode}"
             task = bar.add_task(name, total=len(questions), note="")
-            chunks = play_chunks(
-                scoring,
-                partial(policy.fresh, greedy=mode == "greedy"),
+            episodes = play_questions(
+                engine,
+                policy,
                 questions,
                 seed=EVAL_SEED,
-                size=policy.batch_size,
+                greedy=mode == "greedy",
+                scorer=policy.scorer(),
                 progress=partial(bar.advance, task),
             )
-            episodes = [episode for chunk in chunks for episode in chunk]
         row[mode] = evaluation_results(episodes)
     silent = replace(engine, retriever=NoDocuments())
     by_heart = play_questions(silent, policy, questions, seed=EVAL_SEED)

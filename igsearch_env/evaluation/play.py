@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -16,10 +15,8 @@ from igsearch_env.agent import Agent
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.gain.scorer import AnswerScorer
 from igsearch_env.rollout import collect
-
-AgentOf = Callable[[int], Agent]
-"""Makes the agent that plays a chunk, from the chunk's seed."""
 
 
 class Reseedable(Protocol):
@@ -39,58 +36,30 @@ def play_questions(
     *,
     seed: int,
     greedy: bool = False,
+    scorer: AnswerScorer | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Play questions with the policy's weights but generators of their own.
 
     Args:
-        engine: Rules and retriever; its pool is left alone, and searches have no counterfactuals.
+        engine: Rules and retriever; its pool is left alone.
         policy: The policy; as many questions as its ``batch_size`` are played side by side.
         questions: What is asked.
         seed: Seed of sampling.
         greedy: Take the most likely tokens instead of sampling.
+        scorer: Settles the information gain of every search; None for searches without
+            counterfactuals.
         progress: Called with the number of episodes that ended in each step.
     """
-    quiet = replace(engine, scorer=None, num_counterfactuals=0)
-    agent_of = partial(policy.fresh, greedy=greedy)
-    chunks = play_chunks(
-        quiet, agent_of, questions, seed=seed, size=policy.batch_size, progress=progress
-    )
-    return [episode for chunk in chunks for episode in chunk]
-
-
-def play_chunks(
-    engine: SearchQAEngine,
-    agent_of: AgentOf,
-    questions: Sequence[Question],
-    *,
-    seed: int,
-    size: int,
-    first: int = 0,
-    seconds: defaultdict[str, float] | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Iterator[list[Episode]]:
-    """Play questions chunk by chunk.
-
-    What a chunk gives depends on the seed and the number of the chunk, not on the chunks before.
-
-    Args:
-        engine: Rules and retriever; its pool is left alone. Where it has a scorer, information gain
-            is settled at the end of each chunk.
-        agent_of: Makes the agent of a chunk.
-        questions: What is asked.
-        seed: Seed of the agents and of counterfactuals.
-        size: Questions per chunk, which are played side by side.
-        first: Number of the chunk to begin with.
-        seconds: Where the time is added up, under ``information_gain`` and as
-            :func:`igsearch_env.rollout.collect` does.
-        progress: Called with the number of episodes that ended in each step.
-
-    Yields:
-        The finished episodes of one chunk, in the order of the questions.
-    """
-    for chunk in make_chunks(questions, seed=seed, size=size)[first:]:
-        yield play_chunk(engine, agent_of(chunk.seed), chunk, seconds=seconds, progress=progress)
+    counterfactuals = engine.num_counterfactuals if scorer is not None else 0
+    scoring = replace(engine, scorer=scorer, num_counterfactuals=counterfactuals)
+    return [
+        episode
+        for chunk in make_chunks(questions, seed=seed, size=policy.batch_size)
+        for episode in play_chunk(
+            scoring, policy.fresh(chunk.seed, greedy=greedy), chunk, progress=progress
+        )
+    ]
 
 
 @dataclass(frozen=True)
@@ -140,7 +109,17 @@ def play_chunk(
     seconds: defaultdict[str, float] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Episode]:
-    """Play one chunk; what it gives depends on nothing but the chunk. See :func:`play_chunks`."""
+    """Play one chunk; what it gives depends on nothing but the chunk.
+
+    Args:
+        engine: Rules and retriever; its pool is left alone. Where it has a scorer, information gain
+            is settled at the end.
+        agent: Who plays.
+        chunk: What is played.
+        seconds: Where the time is added up, under ``information_gain`` and as
+            :func:`igsearch_env.rollout.collect` does.
+        progress: Called with the number of episodes that ended in each step.
+    """
     clock = defaultdict[str, float](float) if seconds is None else seconds
     fresh = replace(engine, scorer=None, pool=EvidencePool(seed=chunk.seed))
     episodes = collect(fresh, agent, chunk.questions, seconds=clock, progress=progress)
@@ -163,7 +142,7 @@ def play_at_once(
     """Play chunks in threads, several at a time; for agents that wait for others.
 
     Args:
-        engine: See :func:`play_chunks`; its retriever must stand several searches at once.
+        engine: See :func:`play_chunk`; its retriever must stand several searches at once.
         agent_of: Makes the agent of a chunk.
         chunks: What is played.
         workers: How many at a time.

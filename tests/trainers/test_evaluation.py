@@ -9,12 +9,11 @@ from dataclasses import replace
 import pytest
 
 from agents.transformers_policy import TransformersPolicy
-from igsearch_env.agent import Agent
 from igsearch_env.baselines import make_scripted
 from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Question
-from igsearch_env.evaluation.play import play_chunks, play_questions
+from igsearch_env.episode import Episode, Question
+from igsearch_env.evaluation.play import make_chunks, play_chunk, play_questions
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.settings import make_engine
 from trainers.warm_start.tiny_policy import PROTOCOL
@@ -37,14 +36,18 @@ def questions(world: World) -> Sequence[Question]:
 def test_a_chunk_depends_on_the_seed_and_its_number_alone(
     engine: SearchQAEngine, questions: Sequence[Question], make_policy: MakePolicy
 ) -> None:
-    agent_of = make_policy().fresh
-    chunks = list(play_chunks(engine, agent_of, questions, seed=5, size=4))
+    policy = make_policy()
+
+    def play(seed: int) -> list[list[Episode]]:
+        chunks = make_chunks(questions, seed=seed, size=4)
+        return [play_chunk(engine, policy.fresh(chunk.seed), chunk) for chunk in chunks]
+
+    chunks = play(5)
     assert [len(chunk) for chunk in chunks] == [4, 4, 3]
     assert [e.question for chunk in chunks for e in chunk] == list(questions)
-    for first in range(4):
-        later = list(play_chunks(engine, agent_of, questions, seed=5, size=4, first=first))
-        assert later == chunks[first:]
-    assert list(play_chunks(engine, agent_of, questions, seed=6, size=4)) != chunks
+    last = make_chunks(questions, seed=5, size=4)[-1]
+    assert play_chunk(engine, policy.fresh(last.seed), last) == chunks[-1]
+    assert play(6) != chunks
     assert len(engine.pool) == 0
     assert not engine.pool.counts
 
@@ -52,17 +55,13 @@ def test_a_chunk_depends_on_the_seed_and_its_number_alone(
 def test_gains_are_settled_as_the_environment_does(
     engine: SearchQAEngine, questions: Sequence[Question]
 ) -> None:
-    seen: list[int] = []
-
-    def agent_of(seed: int) -> Agent:
-        seen.append(seed)
-        return make_scripted("search_once", PROTOCOL)
-
     seconds: defaultdict[str, float] = defaultdict(float)
-    (settled,) = play_chunks(engine, agent_of, questions, seed=5, size=20, seconds=seconds)
+    (chunk,) = make_chunks(questions, seed=5, size=20)
+    agent = make_scripted("search_once", PROTOCOL)
+    settled = play_chunk(engine, agent, chunk, seconds=seconds)
     assert set(seconds) == {"rollout", "retrieval", "information_gain"}
     assert engine.scorer is not None
-    engine.pool.seed(seen[0])
+    engine.pool.seed(chunk.seed)
     online = [engine.rules.begin(question, question.id) for question in questions]
     for _ in range(2):
         turns = make_scripted("search_once", PROTOCOL).act(online)
@@ -70,7 +69,7 @@ def test_gains_are_settled_as_the_environment_does(
     assert settled == online
     assert all(gain is not None for episode in settled for gain in episode.information_gains)
     without = replace(engine, scorer=None)
-    (unsettled,) = play_chunks(without, agent_of, questions, seed=5, size=20)
+    unsettled = play_chunk(without, agent, chunk)
     assert {gain for episode in unsettled for gain in episode.information_gains} == {None}
 
 
