@@ -11,10 +11,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.completion import Completion
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Episode, Question
+from igsearch_env.play_batcher import PlayBatcher
 from igsearch_env.settings import make_engine
-from trainers.openrlhf.play_batcher import PlayBatcher, SampledTurn
 
 QUESTIONS = [Question(f"q{i}", f"who wrote book {i}?", ("Lima",)) for i in range(8)]
 
@@ -34,9 +35,9 @@ class SlowRetriever:
         return [[Document(query, "", query)] for query in queries]
 
 
-def turn(tokenizer: SegmentTokenizer, text: str) -> SampledTurn:
+def turn(tokenizer: SegmentTokenizer, text: str) -> Completion:
     ids = tokenizer.encode_answer("", text)[1]
-    return SampledTurn(ids, [-0.5] * len(ids))
+    return Completion.from_tokens(ids, [-0.5] * len(ids), tokenizer.decode)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_what_comes_in_during_a_search_is_searched_at_once(
     tokenizer = SegmentTokenizer(bpe)
 
     async def play() -> list[Episode]:
-        batcher = PlayBatcher(engine, tokenizer)
+        batcher = PlayBatcher(engine)
         queries = [f"<search> cat {i} </search>" for i in range(len(QUESTIONS))]
         plays = []
         for question, query in zip(QUESTIONS, queries, strict=True):
@@ -94,18 +95,16 @@ def test_an_error_reaches_every_episode_of_its_batch_and_no_other(
     async def both() -> tuple[list[Episode | BaseException], list[Episode | BaseException]]:
         return await play("cat", "broken"), await play("dog")
 
-    batcher = PlayBatcher(engine, tokenizer)
+    batcher = PlayBatcher(engine)
     first, second = asyncio.run(both())
     assert [type(result) for result in first] == [ZeroDivisionError] * 2
     assert [type(result) for result in second] == [Episode]
 
 
-def test_an_empty_turn_is_an_invalid_one(
-    bpe: PreTrainedTokenizerFast, engine: SearchQAEngine
-) -> None:
-    batcher = PlayBatcher(engine, SegmentTokenizer(bpe))
+def test_an_empty_turn_is_an_invalid_one(engine: SearchQAEngine) -> None:
+    batcher = PlayBatcher(engine)
     episode = engine.rules.begin(QUESTIONS[0])
-    episode = asyncio.run(batcher.play(episode, SampledTurn((), None)))
+    episode = asyncio.run(batcher.play(episode, Completion("", ())))
     assert episode.steps[0].action == "invalid"
     assert episode.policy_tokens == 0
 
@@ -123,7 +122,7 @@ def test_a_search_does_not_wait_for_a_thread_of_others(
         loop.set_default_executor(ThreadPoolExecutor(1))
         scoring = asyncio.create_task(asyncio.to_thread(scored.wait, 20))
         await asyncio.sleep(0)
-        batcher = PlayBatcher(engine, tokenizer)
+        batcher = PlayBatcher(engine)
         first = engine.rules.begin(QUESTIONS[0])
         try:
             return await asyncio.wait_for(

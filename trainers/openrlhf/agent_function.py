@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from openrlhf.utils.agent import AgentExecutorBase
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import StopReason
+from igsearch_env.completion import Completion, StopReason
 from igsearch_env.episode import Episode
 from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.play_batcher import PlayBatcher
 from igsearch_env.plugins import import_plugin
-from trainers.openrlhf.play_batcher import PlayBatcher, SampledTurn
 from trainers.openrlhf.rollout_settings import RolloutSettings, read_label
 from trainers.openrlhf.vllm_scorer import VLLMScorer
 
@@ -28,6 +28,20 @@ SETTINGS = "IGSEARCH_ROLLOUT"
 """Name of the environment variable that holds :meth:`RolloutSettings.to_json`."""
 PLUGINS = "IGSEARCH_PLUGINS"
 """Name of that of what is imported first, as a list of paths."""
+
+
+class SampledTurn(NamedTuple):
+    """What an engine sampled.
+
+    Args:
+        token_ids: Sampled ids, shape (tokens,).
+        log_probs: Their log-probabilities in nats, shape (tokens,), or None.
+        stop_reason: Why the turn ends, if that is known.
+    """
+
+    token_ids: Sequence[int]
+    log_probs: Sequence[float] | None
+    stop_reason: StopReason | None = None
 
 
 NO_ROOM = SampledTurn((), None, "no_room")
@@ -96,7 +110,10 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
                     break
                 asked = _turn_params(sampling_params, left, protocol.stop)
                 turn = _joined(turn, await _sample(llm_engine, [*ids, *turn.token_ids], asked))
-            episode = await table.play(episode, turn)
+            sampled = Completion.from_tokens(
+                turn.token_ids, turn.log_probs, decode, turn.stop_reason
+            )
+            episode = await table.play(episode, sampled)
         if not episode.finished:  # it will be left out of the update: play it no further
             episode = replace(episode, truncated=True, outcome=0.0, em=0.0, f1=0.0)
         if training and self.settings.scorer == "vllm":
@@ -117,9 +134,7 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
                 pool=EvidencePool(),
                 outcome="em" if self.settings.outcome == "zero" else engine.outcome,
             )
-            self._made = _Tables(
-                segments, PlayBatcher(engine, segments), PlayBatcher(held_out, segments)
-            )
+            self._made = _Tables(segments, PlayBatcher(engine), PlayBatcher(held_out))
         return self._made
 
 

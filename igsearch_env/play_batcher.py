@@ -7,29 +7,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import Completion, StopReason
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode
 
 
-class SampledTurn(NamedTuple):
-    """What an engine sampled.
-
-    Args:
-        token_ids: Sampled ids, shape (tokens,).
-        log_probs: Their log-probabilities in nats, shape (tokens,), or None.
-        stop_reason: Why the turn ends, if that is known.
-    """
-
-    token_ids: Sequence[int]
-    log_probs: Sequence[float] | None
-    stop_reason: StopReason | None = None
-
-
 class _Waiting(NamedTuple):
     episode: Episode
-    turn: SampledTurn
+    action: str
     played: asyncio.Future[Episode]
 
 
@@ -42,32 +26,36 @@ class PlayBatcher:
 
     Args:
         engine: The environment's engine.
-        tokenizer: The policy's tokenizer.
         patience: How long the first turn of a batch waits for others, in seconds.
 
     Attributes:
         batches: Number of batches played.
     """
 
-    def __init__(
-        self, engine: SearchQAEngine, tokenizer: SegmentTokenizer, patience: float = 0.002
-    ) -> None:
+    def __init__(self, engine: SearchQAEngine, patience: float = 0.002) -> None:
         self.engine = engine
-        self.tokenizer = tokenizer
         self.patience = patience
         self.batches = 0
         self._thread = ThreadPoolExecutor(1, "play")
         self._waiting: list[_Waiting] = []
         self._worker: asyncio.Task[None] | None = None
 
-    async def play(self, episode: Episode, turn: SampledTurn) -> Episode:
+    async def play(self, episode: Episode, action: str) -> Episode:
         """Play one turn of an unfinished episode.
+
+        Args:
+            episode: The episode.
+            action: The text of the turn; a :class:`~igsearch_env.completion.Completion` keeps its
+                tokens.
+
+        Returns:
+            The episode with the turn added.
 
         Raises:
             Exception: Whatever the engine raised for the batch that the turn was in.
         """
         played: asyncio.Future[Episode] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(episode, turn, played))
+        self._waiting.append(_Waiting(episode, action, played))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await played
@@ -90,10 +78,6 @@ class PlayBatcher:
                     waiting.played.set_result(episode)
 
     def _play(self, batch: Sequence[_Waiting]) -> list[Episode]:
-        actions = [self._completion(waiting.turn) for waiting in batch]
+        actions = [waiting.action for waiting in batch]
         played = self.engine.step([waiting.episode for waiting in batch], actions)
         return [episode for episode, _ in played]
-
-    def _completion(self, turn: SampledTurn) -> Completion:
-        decode = self.tokenizer.decode
-        return Completion.from_tokens(turn.token_ids, turn.log_probs, decode, turn.stop_reason)
