@@ -104,7 +104,7 @@ def test_an_error_reaches_every_episode_of_its_batch_and_no_other(
 def test_an_empty_turn_is_an_invalid_one(engine: SearchQAEngine) -> None:
     batcher = PlayBatcher(engine)
     episode = engine.rules.begin(QUESTIONS[0])
-    episode = asyncio.run(batcher.play(episode, Completion("", ())))
+    episode = asyncio.run(batcher.play(episode, Completion("", (), None, ())))
     assert episode.steps[0].action == "invalid"
     assert episode.policy_tokens == 0
 
