@@ -354,6 +354,20 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
             f"{CREDIT}/test_silver_chain.py::test_silver_that_nobody_looked_for_is_refused",
         ),
     },
+    "docs/guides/rewards-and-tools.md": {
+        "A judgement that fails is neither 0 nor 1": (
+            f"{LIBRARY}/test_judge.py::test_a_failure_is_masked_and_never_0_or_1",
+            f"{TRAINERS}/test_judged.py::"
+            "test_a_judge_that_always_fails_teaches_nothing_and_ends_the_run",
+        ),
+        "An answer cannot close its quotation or form a control token.": (
+            f"{LIBRARY}/test_judge.py::test_cannot_end_their_quotation",
+            f"{LIBRARY}/test_judge.py::test_any_text_is_one_string_of_one_line",
+        ),
+        "the gain of that search is missing, never 0": (
+            f"{LIBRARY}/test_endpoint_scorer.py::test_a_failure_is_a_missing_gain_and_is_counted",
+        ),
+    },
     "igsearch_env/gain/pool.py": {
         "never returns evidence of the same question, nor evidence that holds a": (POOL,),
     },

@@ -272,6 +272,38 @@ def test_resuming_after_any_number_of_chunks(tmp_path: Path, lines: int, torn: i
     assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == resumed
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--scorer", "vllm"), "give an address as the agent and --information-gain"),
+        (("--outcome", "em=1,emm=2"), "outcome must be one of em, f1"),
+        (("--outcome", "em=much"), "invalid"),
+        (("--outcome-range", 1, 0), "outcome_range must be two finite numbers"),
+        (("--outcome", "judge"), "'judge' needs the setting judge"),
+        (("--judge", "somewhere"), "expected an address like http://127.0.0.1:8000/v1"),
+    ],
+)
+def test_outcomes_and_scorers_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[object, ...], said: str
+) -> None:
+    run = (*WORLD, "--agent", "oracle", "--limit", 2)
+    assert evaluate(*run, *options, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_components_are_reported_beside_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = (*WORLD, "--agent", "oracle", "--limit", 6, "--out", tmp_path / "out")
+    assert evaluate(*run, "--outcome", "em=1,searches=-0.1,evidence_recall=0.5") == 0
+    micro = read_json(tmp_path / "out" / "results.json")["micro"]
+    assert micro["outcome_em"] == micro["em"]
+    assert micro["outcome_searches"] == micro["searches"] > 0
+    parts = micro["em"] - 0.1 * micro["searches"] + 0.5 * micro["outcome_evidence_recall"]
+    assert micro["outcome"] == pytest.approx(parts)
+    assert "evidence_recall" in capsys.readouterr().out
+
+
 def test_a_chunk_that_is_there_twice_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
