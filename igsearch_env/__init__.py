@@ -14,12 +14,13 @@ from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
 from igsearch_env.data.world import World
 from igsearch_env.env import SearchQAEnv
-from igsearch_env.episode import Document, Episode, Evidence, Question, Segment, Step
+from igsearch_env.episode import Document, Episode, Evidence, OutcomePart, Question, Segment, Step
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.information_gain import InformationGain, information_gain
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer, UnigramScorer
 from igsearch_env.gain.shaping import Shaping
+from igsearch_env.outcome import OutcomeFailedError, WeightedOutcome, register_component
 from igsearch_env.plugins import import_plugin
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
@@ -54,6 +55,8 @@ __all__ = [
     "EvidencePool",
     "FusionRetriever",
     "InformationGain",
+    "OutcomeFailedError",
+    "OutcomePart",
     "Question",
     "RetrievalError",
     "Retriever",
@@ -66,6 +69,7 @@ __all__ = [
     "TagProtocol",
     "ToolCallProtocol",
     "UnigramScorer",
+    "WeightedOutcome",
     "World",
     "import_plugin",
     "information_gain",
@@ -74,6 +78,7 @@ __all__ = [
     "make_credit",
     "open_retriever",
     "register_agent",
+    "register_component",
     "register_credit",
     "register_retriever",
     "settle_belief",

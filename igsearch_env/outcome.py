@@ -298,8 +298,11 @@ def score_outcomes(
     threads = min(getattr(function, "concurrency", 1), len(episodes))
     if threads == 1:
         return [_score(function, episode, bounds) for episode in episodes]
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         return list(pool.map(lambda episode: _score(function, episode, bounds), episodes))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for a server
 
 
 def _function(outcome: Outcome) -> Callable[[Episode], Any]:

@@ -1,4 +1,4 @@
-"""Conformance checks for retrievers, scorers, credit methods and agents of your own.
+"""Conformance checks for retrievers, scorers, credit methods, outcomes and agents of your own.
 
 Each check calls an implementation as the library does and raises a :class:`ConformanceError` at the
 first promise that it breaks, with what was expected and what came. An exception of the
@@ -7,6 +7,7 @@ implementation itself is passed on as it is. The checks need no test runner:
 >>> from igsearch_env import UnigramScorer, make_credit
 >>> check_scorer(UnigramScorer())
 >>> check_credit(make_credit("ig_search"))
+>>> check_outcome({"f1": 1.0, "searches": -0.05}, (-1.0, 1.0))
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from igsearch_env.credit.base import FLAGS
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Context, Document, Episode, Question, Segment, Step
 from igsearch_env.gain.scorer import AnswerScorer, BoundedScorer
+from igsearch_env.outcome import Outcome, score_outcomes
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.settings import make_engine
@@ -417,6 +419,52 @@ def _as_declared(credit: CreditAssignment, episodes: Sequence[Episode]) -> list[
         prior = episode.prior_log_prob if credit.uses_belief else None
         result.append(replace(episode, steps=tuple(steps), prior_log_prob=prior))
     return result
+
+
+def check_outcome(outcome: Outcome, bounds: Sequence[float] = ()) -> None:
+    """Check that an outcome keeps the promises of :data:`igsearch_env.outcome.OutcomeFunction`.
+
+    It scores episodes that ended in every way: with right, wrong, strange and no answers, with and
+    without searches, with failed ones, after several attempts, in text without tokens, and for
+    questions of which no gold documents are known. An outcome that asks a judge asks it then.
+
+    Args:
+        outcome: The name of a component, weights of components, or a function.
+        bounds: The least and the greatest outcome that is allowed; empty for any finite number.
+
+    Raises:
+        ConformanceError: If a promise is broken.
+    """
+    search = "<search> capital of Peru </search>"
+    answers = [f"<answer> {text} </answer>" for text in ("Lima", "Rome", *STRANGE_TEXTS)]
+    plain = replace(QUESTIONS[0], gold_ids=(), silver_ids=None)
+
+    def ended() -> list[Episode]:
+        episodes = [e for e in _rollouts() if not e.unscored]
+        episodes += [_rollout(plain, "d", 0.0, [search, answer]) for answer in answers]
+        return [replace(e, outcome=None, attempt_outcomes=()) for e in (*episodes, _wordy(plain))]
+
+    batch, given = ended(), ended()
+    try:
+        scores = score_outcomes(outcome, batch, bounds)
+    except ValueError as error:
+        raise ConformanceError(f"expected finite outcomes in their ranges; got: {error}") from error
+    _require(given == batch, "episodes that are left as they were", "changed ones")
+    for score in scores:
+        names = [part.name for part in score.parts]
+        good = all(isinstance(name, str) and name.strip() for name in names)
+        _require(good and len(set(names)) == len(names), "parts with names of their own", names)
+    again = score_outcomes(outcome, batch, bounds)
+    _require(scores == again, f"the same scores a second time, {scores}", again)
+    alone = [score_outcomes(outcome, [episode], bounds)[0] for episode in batch]
+    _require(scores == alone, f"the same scores for each episode alone, {scores}", alone)
+
+
+def _wordy(question: Question) -> Episode:
+    """An episode of text without tokens, such as a chat API gives."""
+    rules = TurnRules(PROTOCOLS["refine"], max_searches=3)
+    episode = rules.begin(question)
+    return rules.read(episode, "<answer> Lima </answer>").extend(episode, rules, None)
 
 
 def check_agent(agent: Agent, engine: SearchQAEngine | None = None, *, episodes: int = 4) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from igsearch_env import EnvironmentSettings, Question, SearchQAEnv, SearchQAVectorEnv
 from igsearch_env.cli.program import Parser, add_settings
@@ -343,6 +345,17 @@ def test_what_waits_is_scored_at_once() -> None:
     episodes = [played([RIGHT], question) for question in QUESTIONS[:3]]
     scores = score_outcomes(outcome, episodes)
     assert [score.total for score in scores] == [len(q.text) for q in QUESTIONS[:3]]
+
+
+def test_gymnasiums_checks_pass(recwarn: pytest.WarningsRecorder) -> None:
+    check_env(environment(outcome=EVERYTHING, outcome_range=(-10.0, 10.0)), skip_render_check=True)
+    for outcome in (EVERYTHING, WeightedOutcome(EVERYTHING), lambda episode: {"one": 1.0}):
+        env = gymnasium.make("igsearch_env:igsearch/SearchQA-v0", outcome=outcome, scorer=None)
+        env.reset(seed=0)
+        _, reward, *_, info = env.step("<answer> nobody </answer>")
+        assert math.isclose(float(reward), sum(part.paid for part in info["outcome_parts"]))
+        assert env.spec is not None
+        assert env.spec.kwargs["outcome"] == outcome  # the copy of the arguments is the same
 
 
 def test_settings_on_a_command_line() -> None:

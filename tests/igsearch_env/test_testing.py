@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,13 @@ from igsearch_env.credit import CREDIT, CreditAssignment, QueryBonus, make_credi
 from igsearch_env.data.world import World
 from igsearch_env.episode import Context
 from igsearch_env.gain.scorer import UnigramScorer
+from igsearch_env.outcome import COMPONENTS
 from igsearch_env.settings import make_engine
 from igsearch_env.testing import (
     ConformanceError,
     check_agent,
     check_credit,
+    check_outcome,
     check_retriever,
     check_scorer,
 )
@@ -77,6 +80,41 @@ def test_options_of_ig_search(options: dict[str, Any]) -> None:
 )
 def test_agents_that_ship(agent: Any, world: World, bm25: BM25Retriever) -> None:
     check_agent(agent, make_engine(world.train_questions, bm25, None, num_counterfactuals=0))
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        *COMPONENTS,
+        dict.fromkeys(COMPONENTS, -0.5),
+        lambda episode: len(episode.steps),
+        lambda episode: {"steps": 0.1 * len(episode.steps), "right": 1.0},
+    ],
+)
+def test_outcomes_that_ship_and_of_ones_own(outcome: Any) -> None:
+    check_outcome(outcome)
+
+
+def spoil(episode: Episode) -> float:
+    object.__setattr__(episode, "answer", "Lima")
+    return 0.0
+
+
+CALLS = itertools.count()
+WRONG_OUTCOMES: dict[str, tuple[Any, Any]] = {
+    "must return a finite number": (lambda episode: math.nan, ()),
+    "outcome_range allows 0": (lambda episode: len(episode.steps), (0, 1)),
+    "left as they were": (spoil, ()),
+    "the same scores a second time": (lambda episode: next(CALLS), ()),
+    "parts with names of their own": (lambda episode: {"": 1.0}, ()),
+}
+
+
+@pytest.mark.parametrize("promise", WRONG_OUTCOMES)
+def test_a_wrong_outcome_is_caught(promise: str) -> None:
+    outcome, bounds = WRONG_OUTCOMES[promise]
+    with pytest.raises(ConformanceError, match=promise):
+        check_outcome(outcome, bounds)
 
 
 # --- retrievers ----------------------------------------------------------------------------------
