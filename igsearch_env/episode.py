@@ -191,6 +191,10 @@ class Step:
         information_gain: IG of this search in nats per answer token; None until settled.
         log_prob: Mean log-probability of the gold answer given the real documents, nats.
         baseline_log_probs: The same given each counterfactual, shape (N,).
+        best_log_prob: The highest ``log_prob`` of an earlier search, above which a gain counts;
+            None for the first search, and where gains are not limited.
+        before_log_prob: Mean log-probability of the gold answer before the documents, nats; None
+            unless a credit method asked for what the documents alone changed.
         enabling: How much the documents raised the log-prob of the next query, in nats per token;
             None until it is computed, and where no search follows.
         reward: What the environment paid for this call.
@@ -223,6 +227,8 @@ class Step:
     information_gain: float | None = None
     log_prob: float | None = None
     baseline_log_probs: tuple[float, ...] | None = None
+    best_log_prob: float | None = None
+    before_log_prob: float | None = None
     enabling: float | None = None
     reward: float = 0.0
     call: int = 0

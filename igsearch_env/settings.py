@@ -59,7 +59,11 @@ class EnvironmentSettings:
             the end; ``episode.attempt_outcomes`` has all of them.
         top_k: Documents per search.
         num_counterfactuals: N, counterfactual contexts per search; 0 for no information gain.
-        counterfactual: What is replaced in them: ``"documents+refinement"`` or ``"documents"``.
+        counterfactual: What is replaced in them: ``"documents"``, or ``"documents+refinement"`` as
+            in the paper, where a policy is paid for an answer that it writes into a refinement.
+        new_only: Whether a search gains only what it adds to its context; without it, as in the
+            paper, finding the same document again is paid again. See
+            :class:`igsearch_env.InformationGain`.
         floor: Least log-probability of an answer token in nats: a number below 0, ``"uniform"``
             for that of a uniform guess, or ``"none"``.
         aliases: How the scores of several golden answers become one; see
@@ -112,7 +116,8 @@ class EnvironmentSettings:
     max_attempts: int = 1
     top_k: int = 3
     num_counterfactuals: int = 3
-    counterfactual: Counterfactual = "documents+refinement"
+    counterfactual: Counterfactual = "documents"
+    new_only: bool = True
     floor: float | Literal["uniform", "none"] = "uniform"
     aliases: AliasOperator = "max"
     outcome: str | dict[str, float] = "em"
@@ -211,6 +216,7 @@ class EnvironmentSettings:
             self.counterfactual,
             floor=None if self.floor == "none" else self.floor,
             aliases=self.aliases,
+            new_only=self.new_only,
         )
 
 

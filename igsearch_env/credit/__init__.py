@@ -23,7 +23,7 @@ from igsearch_env.credit.groups import group_advantages
 from igsearch_env.credit.grpo import GRPO
 from igsearch_env.credit.ig_permuted import IGPermuted
 from igsearch_env.credit.ig_search import IGSearch, IGSearchPaper
-from igsearch_env.credit.igpo import IGPO, IGPOCode
+from igsearch_env.credit.igpo import IGPO, IGPOCode, IGPOPaper
 from igsearch_env.credit.igpo_ig_search import IGPOWithIGSearch
 from igsearch_env.credit.mr_search import MRSearch
 from igsearch_env.credit.oracle_bonus import OracleBonus
@@ -49,6 +49,7 @@ __all__ = [
     "GiGPO",
     "GiGPOCode",
     "IGPOCode",
+    "IGPOPaper",
     "IGPOWithIGSearch",
     "IGPermuted",
     "IGSearch",

@@ -18,6 +18,7 @@ from igsearch_env.credit.groups import check_choice, leave_one_out
 from igsearch_env.credit.ig_search import found_anew
 from igsearch_env.credit.query_bonus import QueryBonus, Signals
 from igsearch_env.episode import Episode
+from igsearch_env.gain.belief import belief_shifts
 from igsearch_env.gain.shaping import Shaping
 
 Shifts = list[list[float | None]]
@@ -68,23 +69,20 @@ class BeliefShift(QueryBonus):
 
     def shifts(self, episode: Episode) -> list[float | None]:
         """The belief shift of each search of an episode."""
-        before = episode.prior_log_prob
-        result: list[float | None] = []
-        for step, new in zip(episode.searches, found_anew(episode), strict=True):
-            after = step.log_prob
-            if before is None or after is None or (self.new_only and not new):
-                result.append(None)
-            else:
-                result.append(self._value(after) - self._value(before))
-            before = before if after is None else after
-        return result
+        shifts = belief_shifts(episode, math.exp if self.measure == "probability" else float)
+        of_searches = [
+            shift
+            for step, shift in zip(episode.steps, shifts, strict=True)
+            if step.action == "search"
+        ]
+        return [
+            shift if new or not self.new_only else None
+            for shift, new in zip(of_searches, found_anew(episode), strict=True)
+        ]
 
     @abstractmethod
     def compared(self, episodes: Sequence[Episode], shifts: Shifts) -> Shifts:
         """What is paid for the shifts, before shaping."""
-
-    def _value(self, log_prob: float) -> float:
-        return math.exp(log_prob) if self.measure == "probability" else log_prob
 
 
 @register_credit("tips")
@@ -111,15 +109,27 @@ class TIPS(BeliefShift):
 @register_credit("delta_belief")
 @dataclass(frozen=True)
 class DeltaBelief(BeliefShift):
-    """max(b_t - b_{t-1}, 0): a search is never punished for a drift downwards.
+    """max(b_t - b_{t-1}, 0) - penalty: a search is never punished for a drift downwards.
 
-    After the reward of Delta-Belief-RL (arXiv 2602.12342), which has penalties of its own and
-    normalises turn by turn; here the reward is a bonus beside GRPO's advantage.
+    After the reward of Delta-Belief-RL (arXiv 2602.12342), which normalises turn by turn; here the
+    reward is a bonus beside GRPO's advantage. The values of the paper's penalties are not known to
+    us, this one is our own.
+
+    Args:
+        penalty: What each search costs, in units of the shift. At 0, searching on pays: some
+            document will raise the belief a little more.
     """
 
+    penalty: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must be at least 0, got {self.penalty!r}")
+
     def compared(self, episodes: Sequence[Episode], shifts: Shifts) -> Shifts:
-        """The shifts that are positive; 0 for the others."""
-        return [[None if v is None else max(v, 0.0) for v in row] for row in shifts]
+        """The shifts that are positive, 0 for the others, less the penalty."""
+        return [[None if v is None else max(v, 0.0) - self.penalty for v in row] for row in shifts]
 
 
 @register_credit("belief_group")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +13,7 @@ from igsearch_env.credit.base import register_credit
 from igsearch_env.credit.groups import check_choice
 from igsearch_env.credit.query_bonus import QueryBonus, Signals
 from igsearch_env.episode import Episode, Step
+from igsearch_env.gain.information_gain import limited
 from igsearch_env.gain.shaping import Shaping
 
 Gains = list[list[float | None]]
@@ -113,7 +115,10 @@ class IGSearch(QueryBonus):
                 "measure='probability' needs the log_prob and baseline_log_probs of every settled "
                 "step, as InformationGain.settle leaves them"
             )
-        return self.scale * float(np.exp(step.log_prob) - np.mean(np.exp(step.baseline_log_probs)))
+        after = math.exp(step.log_prob)
+        gain = after - float(np.mean(np.exp(step.baseline_log_probs)))
+        best = None if step.best_log_prob is None else math.exp(step.best_log_prob)
+        return self.scale * limited(gain, after, best)
 
     def _centered(self, episodes: Sequence[Episode], gains: Gains) -> Gains:
         """The gains less the mean gain of the searches that they are compared with."""

@@ -19,6 +19,7 @@ from igsearch_env.credit.groups import (
     rollout_groups,
 )
 from igsearch_env.episode import Episode
+from igsearch_env.gain.belief import belief_shifts
 
 _Rewards = list[float | None]
 
@@ -29,25 +30,27 @@ class IGPO(CreditAssignment):
     """Turn-level advantages from the growth of the policy's belief in the gold answer.
 
     p_t is the gold answer's probability after turn t: the exponential of its mean log-prob per
-    token. p_0 is that given the prompt alone. The reward of turn t is r_t = p_t - p_{t-1}, that of
-    the last turn its outcome. Rewards are z-scored within the question's group and *then* summed
-    from each turn on (IGPO, arXiv 2510.14967):
-    A_t = sum over k >= t of gamma^(k-t) z(r_k), on all tokens of turn t.
+    token. The reward of turn t is its growth, that of the last turn its outcome (IGPO, arXiv
+    2510.14967). A_t is the sum of gamma^(k-t) r_k over k >= t, less that of the group's other
+    rollouts, on all tokens of turn t. ``igpo_paper`` z-scores the rewards of a group instead,
+    *then* sums: A_t = sum over k >= t of gamma^(k-t) z(r_k).
 
-    p_t is measured after each search, with the refinement that follows it if the environment scores
-    refinements. An invalid turn leaves p_t as it was: it has no reward of its own but shares in
-    later ones. The same holds for an answer that another attempt follows. A rollout in which a
-    search failed gets 0 and is left out of its group's statistics.
+    The growth is what the documents of the turn changed, where the environment pays only what is
+    new (:func:`igsearch_env.gain.belief.belief_shifts`), else p_t - p_{t-1} as in the paper, p_0
+    being that given the prompt alone. It is measured after each search, with the refinement that
+    follows it if the environment scores refinements. An invalid turn leaves p_t as it was: it has
+    no reward of its own but shares in later ones. The same holds for an answer that another attempt
+    follows. A rollout in which a search failed gets 0 and is left out of its group's statistics.
 
     Args:
         measure: ``"probability"``, or ``"log_prob"`` for differences of mean log-probs.
-        normalization: ``"joint"`` takes one mean and deviation over the gains and outcomes of a
-            group. ``"separate"`` takes them apart, so that many small gains do not decide how much
-            an outcome counts. Both subtract a mean for each turn that a rollout has, so how many
-            turns it chooses to take changes what is subtracted: a bias towards stopping or going
-            on (verl issue 7244). ``"leave_one_out"`` has none: it is the sum of rewards from turn t
-            on, less the mean of the others' sums from turn t on, 0 where a rollout has ended.
-            Nothing is divided by a deviation.
+        normalization: ``"leave_one_out"`` subtracts the mean of the others' sums from turn t on, 0
+            where a rollout has ended; nothing is divided by a deviation. ``"joint"`` takes one mean
+            and deviation over the gains and outcomes of a group. ``"separate"`` takes them apart,
+            so that many small gains do not decide how much an outcome counts. Both subtract a mean
+            for each turn that a rollout has, so how many turns it chooses to take changes what is
+            subtracted (verl issue 7244): where most rollouts of a group give no answer, a search
+            for anything is paid.
         gamma: Discount per turn.
         terminal: The reward of the last turn: ``"f1"``, or ``"outcome"``, the environment's.
         no_answer: The reward of the last turn if the rollout ends without an answer.
@@ -57,7 +60,7 @@ class IGPO(CreditAssignment):
     uses_belief = True
 
     measure: Literal["probability", "log_prob"] = "probability"
-    normalization: Literal["joint", "separate", "leave_one_out"] = "joint"
+    normalization: Literal["joint", "separate", "leave_one_out"] = "leave_one_out"
     gamma: float = 1.0
     terminal: Literal["f1", "outcome"] = "f1"
     no_answer: float = -2.0
@@ -100,17 +103,7 @@ class IGPO(CreditAssignment):
 
     def _rewards(self, episode: Episode) -> _Rewards:
         """One reward per turn, None where a turn has none of its own."""
-        before = episode.prior_log_prob
-        rewards: _Rewards = []
-        for step in episode.steps[:-1]:
-            gain = None
-            if step.log_prob is not None:
-                if before is not None:
-                    gain = self._value(step.log_prob) - self._value(before)
-                # The next difference starts here, so that the gains of a rollout add up to the
-                # whole change of belief, whatever turns without a belief lie in between.
-                before = step.log_prob
-            rewards.append(gain)
+        rewards = belief_shifts(episode, math.exp if self.measure == "probability" else float)[:-1]
         if episode.answer is None:
             last: float | None = self.no_answer
         else:
@@ -121,9 +114,6 @@ class IGPO(CreditAssignment):
                 "the environment fills it in, or choose terminal='outcome'"
             )
         return [*rewards, last][: len(episode.steps)]  # an episode without steps has no last turn
-
-    def _value(self, log_prob: float) -> float:
-        return math.exp(log_prob) if self.measure == "probability" else log_prob
 
     def _normalized(self, rewards: Sequence[_Rewards]) -> list[_Rewards]:
         """The rewards of a group, z-scored, each turn at its place."""
@@ -138,6 +128,15 @@ class IGPO(CreditAssignment):
             ]
             for row in rewards
         ]
+
+
+@register_credit("igpo_paper")
+@dataclass(frozen=True)
+class IGPOPaper(IGPO):
+    """IGPO as published: gains and outcomes of a group are z-scored together."""
+
+    measure: Literal["probability", "log_prob"] = "probability"
+    normalization: Literal["joint", "separate", "leave_one_out"] = "joint"
 
 
 @register_credit("igpo_code")

@@ -36,7 +36,7 @@ def settle_enabling(
         (number, index)
         for number, episode in enumerate(episodes)
         for index in range(len(episode.steps))
-        if _enables(episode, index)
+        if information_gain.documents(episode, index) and _enables(episode, index)
     ]
     jobs = [_job(information_gain, episodes[number], index) for number, index in places]
     settled = [list(episode.steps) for episode in episodes]
@@ -60,7 +60,7 @@ def _following(episode: Episode, index: int) -> Step | None:
 
 def _enables(episode: Episode, index: int) -> bool:
     step, following = episode.steps[index], _following(episode, index)
-    searched = step.documents and step.counterfactuals and not step.retrieval_failed
+    searched = step.counterfactuals and not step.retrieval_failed
     return bool(
         searched
         and step.enabling is None
@@ -75,12 +75,12 @@ def _job(
     information_gain: InformationGain, episode: Episode, index: int
 ) -> tuple[list[Context], tuple[str, ...]]:
     """The contexts of the next query, the real one first, and the query as it was written."""
-    step, following = episode.steps[index], _following(episode, index)
+    following = _following(episode, index)
     assert following is not None  # see _enables
     assert following.query_span is not None  # searches have one
     start, end = following.query_span
     text = following.turn.text
-    found = [step.documents, *(other.documents for other in step.counterfactuals)]
+    found = information_gain.shown(episode, index)
     # A scored context ends with what opens the answer, as system text: here all that stands before
     # the query in its turn.
     opening = Segment(text[:start], "system")

@@ -1,9 +1,9 @@
 """Information gain: what a search step was worth.
 
 IG_t = l(a* | C_t) - mean_j l(a* | C_t^j), with l the mean log-probability of the gold answer's
-tokens in nats (IG-Search, arXiv 2604.15148). C_t is the transcript up to the documents of search t
-and the refinement that the policy wrote after them; C_t^j is the same with documents and
-refinement replaced by the j-th evidence drawn from another question.
+tokens in nats (IG-Search, arXiv 2604.15148). C_t is the transcript up to the documents of search t,
+C_t^j the same with the j-th documents drawn from another question in their place. In the paper's
+form both end with the refinement that was written after the documents.
 """
 
 from __future__ import annotations
@@ -99,6 +99,20 @@ def _difference(row: LogProbs) -> float:
     return float(row[0] - row[1:].sum() / (row.size - 1))
 
 
+def limited(gain: float, after: float, best: float | None) -> float:
+    """What of a gain lies above the best that was known before; a loss stays as it is.
+
+    Args:
+        gain: By how much something rose, compared with anything.
+        after: What it rose to.
+        best: The highest value that it had before; None if there is none.
+
+    >>> limited(3.0, -1.0, -2.0), limited(3.0, -2.5, -2.0), limited(-3.0, -4.0, -2.0)
+    (1.0, 0.0, -3.0)
+    """
+    return gain if best is None or gain <= 0 else max(0.0, min(gain, after - best))
+
+
 def reduce_aliases(scores: LogProbs, aliases: AliasOperator) -> LogProbs:
     """One score per context, shape (contexts,), from those of each alias, (aliases, contexts).
 
@@ -177,21 +191,28 @@ class InformationGain:
 
     Args:
         protocol: The tag grammar of the episodes.
-        counterfactual: What is swapped. ``"documents+refinement"`` (the paper) settles search t
-            once the next turn is known, ``"documents"`` at once.
+        counterfactual: What is swapped. ``"documents"`` settles a search at once.
+            ``"documents+refinement"`` (the paper) settles search t once the next turn is known; a
+            policy that writes the answer into its refinement is paid for it.
         floor: Least log-probability of an answer token, in nats: ``"uniform"`` for that of a
             uniform guess, ``-ln(vocabulary size)``; None for no floor.
         head_tokens: See :func:`answer_scores`.
         head_weight: See :func:`answer_scores`.
         aliases: See :func:`information_gain`.
+        new_only: Whether a search gains only what it adds to its context: documents that an earlier
+            search of the episode found are left out of the scored contexts, a search that found
+            nothing else has no gain, and a gain ends where the belief in the gold answer was
+            after an earlier search. Without it (the paper) a policy can live on finding the same
+            again and again.
     """
 
     protocol: TagProtocol = PROTOCOLS["refine"]
-    counterfactual: Counterfactual = "documents+refinement"
+    counterfactual: Counterfactual = "documents"
     floor: float | Literal["uniform"] | None = "uniform"
     head_tokens: int = 0
     head_weight: float = 1.0
     aliases: AliasOperator = "max"
+    new_only: bool = True
 
     def __post_init__(self) -> None:
         if self.counterfactual not in ("documents+refinement", "documents"):
@@ -208,8 +229,13 @@ class InformationGain:
 
     @classmethod
     def paper(cls, protocol: TagProtocol = PROTOCOLS["refine"]) -> Self:
-        """The published form: no floor, and the alias with the highest real score."""
-        return cls(protocol=protocol, floor=None, aliases="best_real")
+        """The published form: refinements count, known documents too, and there is no floor.
+
+        Of several gold answers, the one with the highest real score counts.
+        """
+        return cls(
+            protocol, "documents+refinement", new_only=False, floor=None, aliases="best_real"
+        )
 
     def settle(
         self,
@@ -250,8 +276,10 @@ class InformationGain:
         settled = [list(episode.steps) for episode in episodes]
         for (number, index), table in zip(places, self.scores(jobs, scorer), strict=True):
             if table is not None:
-                row = _reduced(table, self.aliases)
-                settled[number][index] = _settled(settled[number][index], row)
+                steps = settled[number]
+                known = [step.log_prob for step in steps[:index] if step.log_prob is not None]
+                best = max(known, default=None) if self.new_only else None
+                steps[index] = _settled(steps[index], _reduced(table, self.aliases), best)
         touched = {number for number, _ in places}
         return [
             changed(episode, steps=tuple(settled[number])) if number in touched else episode
@@ -316,7 +344,7 @@ class InformationGain:
         step = episode.steps[index]
         # Documents of other questions against none at all would measure the length of the context
         # and the words "nothing was found", not what the query was worth.
-        if step.action != "search" or not step.documents or not step.counterfactuals:
+        if not step.counterfactuals or not self.documents(episode, index):
             return False
         known = episode.finished or episode.turn_of(index).stop < len(episode.steps)
         return step.information_gain is None and (known or self.counterfactual == "documents")
@@ -329,12 +357,10 @@ class InformationGain:
         all contexts, so that what two queries find counts once, for the first of them.
         """
         step = episode.steps[index]
-        earlier = _found_earlier(episode, index)
-        evidence = [(step.documents, self.refinement(episode, index))]
-        evidence += [
-            (_swapped(step.documents, other.documents, earlier), other.refinement)
-            for other in step.counterfactuals
-        ]
+        shown = self.shown(episode, index)
+        refinements = [o.refinement for o in step.counterfactuals]
+        refinements.insert(0, self.refinement(episode, index))
+        evidence = list(zip(shown, refinements, strict=True))
         if not all(refinement.text for _, refinement in evidence):
             # Where one context has no refinement none has: only their content is to differ.
             evidence = [(documents, NO_REFINEMENT) for documents, _ in evidence]
@@ -344,6 +370,13 @@ class InformationGain:
             for documents, refined in evidence
         ]
 
+    def before_reply(self, episode: Episode, index: int) -> Context:
+        """What the policy sees after search step ``index``, without the documents."""
+        # The documents are read in the next turn, so it is the context of that turn.
+        last = changed(episode.steps[index], reflection=None)
+        *seen, _ = changed(episode, steps=(*episode.steps[:index], last)).context
+        return tuple(seen)
+
     def until_reply(
         self, episode: Episode, index: int, documents: Sequence[Document]
     ) -> tuple[Segment, ...]:
@@ -351,10 +384,32 @@ class InformationGain:
         calls = episode.steps[episode.turn_of(index).start : index + 1]
         said = "".join(step.turn.text for step in calls)
         place = (len(calls) - 1, len(calls))
-        # The documents are read in the next turn, so it is the context of that turn.
-        last = changed(episode.steps[index], reflection=None)
-        *seen, _ = changed(episode, steps=(*episode.steps[:index], last)).context
-        return (*seen, self.protocol.render_documents(documents, said, place))
+        return (
+            *self.before_reply(episode, index),
+            self.protocol.render_documents(documents, said, place),
+        )
+
+    def shown(self, episode: Episode, index: int) -> list[tuple[Document, ...]]:
+        """The documents of step ``index`` that count, and those in their place, shape (1 + N,)."""
+        real, earlier = self.documents(episode, index), _found_earlier(episode, index)
+        others = [other.documents for other in episode.steps[index].counterfactuals]
+        if self.new_only:  # as many as count of the real ones
+            others = [documents[: len(real)] for documents in others]
+        return [real, *(_swapped(real, documents, earlier) for documents in others)]
+
+    def documents(self, episode: Episode, index: int) -> tuple[Document, ...]:
+        """The documents of step ``index`` that count; with ``new_only`` those not found before.
+
+        A document is known by its id, or by its title and text under another id.
+        """
+        found = episode.steps[index].documents
+        if not self.new_only or not found:
+            return found
+        known: set[object] = set()
+        for step in episode.steps[:index]:
+            for document in step.documents:
+                known |= {document.id, (document.title, document.text)}
+        return tuple(d for d in found if not known & {d.id, (d.title, d.text)})
 
     def refinement(self, episode: Episode, index: int) -> Segment:
         """What the policy wrote about the documents of step ``index``, where that is scored.
@@ -409,12 +464,13 @@ def _shown(refinement: Segment) -> tuple[Segment, ...]:
     return (refinement,) if refinement.text else ()
 
 
-def _settled(step: Step, row: LogProbs) -> Step:
+def _settled(step: Step, row: LogProbs, best: float | None) -> Step:
     """The step with its scores: that of the real context and those of the N others."""
     real, *others = row.tolist()
     return changed(
         step,
-        information_gain=_difference(row),
+        information_gain=limited(_difference(row), real, best),
         log_prob=real,
         baseline_log_probs=tuple(others),
+        best_log_prob=best,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, Self, runtime_checkable
 
@@ -50,8 +49,9 @@ class BoundedScorer(AnswerScorer, Protocol):
 class UnigramScorer:
     """A smoothed unigram model of the context: cheap, deterministic, free of weights.
 
-    The probability of a word is ``(count in the context + s / V) / (words in the context + s)``,
-    so an answer whose words the documents hold is more likely than one they do not.
+    The probability of a word is ``(1 or 0 + s / V) / (different words in the context + s)``, 1 if
+    the context holds it. So an answer whose words the documents hold is more likely than one that
+    they do not hold, and saying it again does not make it more likely still.
 
     Args:
         vocabulary_size: V, the number of words that the smoothing spreads over.
@@ -86,10 +86,10 @@ class UnigramScorer:
         words = _words(answer)
         if not words:
             raise ValueError(f"the answer {answer!r} has no words to score")
-        counts = Counter(word for segment in context for word in _words(segment.text))
-        total = counts.total() + self.smoothing
+        known = {word for segment in context for word in _words(segment.text)}
+        total = len(known) + self.smoothing
         floor = self.smoothing / self.vocabulary_size
-        return np.array([math.log((counts[word] + floor) / total) for word in words])
+        return np.array([math.log(((word in known) + floor) / total) for word in words])
 
 
 def _words(text: str) -> list[str]:

@@ -19,6 +19,10 @@ from trainers.config import TrainSettings, build, from_dict, read_toml
 
 Stage = Literal["develop", "qualify", "compare"]
 Settings = dict[str, dict[str, Any]]
+FIXED_UNDER: Settings = {"environment": {"new_only": False}}
+"""Defaults of the time when the study was fixed that are others now."""
+NAMED_THEN = {"igpo": "igpo_paper"}
+"""Credit methods whose names stood for another form when the study was fixed."""
 QUARTERS = 4
 """Evaluations per run, evenly spaced; the primary endpoint is the mean of their EM."""
 
@@ -244,7 +248,7 @@ def is_result_of(run: Mapping[str, Any], study: Study, trial: Trial) -> bool:
     config = trial_settings(study, trial)
     sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
     try:
-        kept = settings_record(from_dict(run["config"]))
+        kept = settings_record(_as_fixed(run["config"]))
     except ValueError:  # it has settings that there are no more
         return False
     return (
@@ -291,7 +295,15 @@ def shortened(study: Study) -> Study:
 
 def trial_settings(study: Study, trial: Trial) -> TrainSettings:
     """The training settings of a run."""
-    return from_dict(_settings_of(study, trial))
+    return _as_fixed(_settings_of(study, trial))
+
+
+def _as_fixed(data: dict[str, Any]) -> TrainSettings:
+    """Settings that were written down when the study was fixed, as they were meant then."""
+    data = merged(FIXED_UNDER, data)
+    credit = data["credit"]
+    credit["method"] = NAMED_THEN.get(credit["method"], credit["method"])
+    return from_dict(data)
 
 
 def _settings_of(study: Study, trial: Trial) -> dict[str, Any]:

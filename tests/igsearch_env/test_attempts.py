@@ -124,13 +124,14 @@ class TestPay:
     def test_any_outcome_is_recorded_per_attempt(self) -> None:
         episode, _ = play(["<answer>in Lima</answer>", WRONG], outcome="f1")
         assert episode.attempt_outcomes == (pytest.approx(2 / 3), 0.0)
-        episode, _ = play([RIGHT] + ["x"] * 5, outcome=lambda answer, _: -float(answer is None))
+        episode, _ = play([RIGHT] + ["x"] * 5, outcome=lambda e: -float(e.answer is None))
         assert episode.attempt_outcomes == (0.0, -1.0)
 
     def test_gains_settle_across_attempts_and_read_no_later_reflection(self) -> None:
-        gain = InformationGain()
+        paper: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
+        gain = InformationGain(**paper)
         turns = [SEARCH, "x", "x", "x", SEARCH, f"<refine>r</refine>{SEARCH}", RIGHT]
-        episode, _ = play(turns)
+        episode, _ = play(turns, **paper)
         assert all(value is not None for value in episode.information_gains)
         real = gain.contexts(episode, 4)[0]
         assert real[-1].text.endswith("<answer>")

@@ -13,7 +13,7 @@ import pytest
 from igsearch_env import BM25Retriever, Document, SearchQAEnv
 from igsearch_env.budgets import CUT, Budgets, Room, WordCounter, room_for
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import NO_REFINEMENT, Episode, Evidence
+from igsearch_env.episode import NO_REFINEMENT, Episode, Evidence, Question
 from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.gain.scorer import UnigramScorer
 from igsearch_env.record import episode_from_record, episode_record
@@ -48,8 +48,10 @@ def engine_of(retriever: Found | None = None, **budgets: Any) -> SearchQAEngine:
     return make_engine(QUESTIONS, retriever or Found(), "unigram", **options)
 
 
-def play(engine: SearchQAEngine, *turns: str) -> tuple[Episode, dict[str, Any]]:
-    episode, info = engine.rules.begin(PERU), dict[str, Any]()
+def play(
+    engine: SearchQAEngine, *turns: str, question: Question = PERU
+) -> tuple[Episode, dict[str, Any]]:
+    episode, info = engine.rules.begin(question), dict[str, Any]()
     for turn in turns:
         ((episode, info),) = engine.step([episode], [turn])
     return episode, info
@@ -123,23 +125,24 @@ class TestDocuments:
         texts = {d.text for e in step.counterfactuals for d in e.documents}
         assert texts == {"Nairobi is in" + CUT, "So is Mombasa" + CUT, "Tokyo is in" + CUT}
 
-    @pytest.mark.parametrize(("tokens", "shown"), [(1, 1), (2, 2), (None, 2)])
+    @pytest.mark.parametrize(("tokens", "shown"), [(1, 0), (2, 1), (None, 1)])
     def test_a_gain_is_that_of_what_was_shown(self, tokens: int | None, shown: int) -> None:
-        """By hand: the prompt says "Lima" once, and the document once more if not before the cut.
+        """By hand: the document says "Lyon" if not after the cut.
 
         Both contexts are equally long, so that the lengths cancel.
         """
-        other = Evidence((Document("x", "Peru", "Nil is big here."),), NO_REFINEMENT, "x", "x")
+        other = Evidence((Document("x", "Peru", "Na nb nc nd."),), NO_REFINEMENT, "x", "x")
         engine = engine_of(
-            Found([Document("a", "Peru", "The Lima is big.")]),
+            Found([Document("a", "Peru", "Qa Lyon qb qc.")]),
             document_tokens=tokens,
             num_counterfactuals=1,
-            counterfactual="documents",
+            floor="none",
         )
         engine.pool.add(other)
-        step = play(engine, SEARCH)[0].steps[0]
-        floor = 1 / UnigramScorer().vocabulary_size
-        assert step.information_gain == pytest.approx(log((shown + floor) / (1 + floor)))
+        lyon = replace(PERU, golden_answers=("Lyon",))
+        step = play(engine, SEARCH, question=lyon)[0].steps[0]
+        share = 1 / UnigramScorer().vocabulary_size
+        assert step.information_gain == pytest.approx(log((shown + share) / share))
 
 
 class TestEpisodes:

@@ -26,7 +26,11 @@ from tests.igsearch_env.fakes import (
 
 
 def engine_of(retriever: FakeRetriever | None = None, **more: Any) -> SearchQAEngine:
-    arguments: dict[str, Any] = {"pool": EvidencePool(tries=500)} | more
+    arguments: dict[str, Any] = {
+        "pool": EvidencePool(tries=500),
+        "counterfactual": "documents+refinement",
+        **more,
+    }
     return make_engine(QUESTIONS, retriever or FakeRetriever(), FakeScorer(), **arguments)
 
 

@@ -39,6 +39,8 @@ def warm_env(rows: int = 3, **more: Any) -> SearchQAVectorEnv:
         "retriever": FakeRetriever(),
         "scorer": FakeScorer(),
         "num_counterfactuals": 2,
+        "counterfactual": "documents+refinement",  # so that a gain settles one call later
+        "new_only": False,
         "pool": EvidencePool(tries=1000),
     }
     env = SearchQAVectorEnv(rows, **arguments | more)

@@ -47,9 +47,16 @@ class TestByHand:
         assert bonuses(TIPS(alpha=1.0), batch) == [pytest.approx([2.0, 0.0, 1.0])]
 
     def test_delta_belief_never_punishes(self) -> None:
-        credit = DeltaBelief(alpha=1.0, normalizer="none")
+        credit = DeltaBelief(alpha=1.0, normalizer="none", penalty=0.0)
         batch = [believing(-3.0, ("a", -2.0), ("b", -2.5), ("c", -1.0))]
         assert bonuses(credit, batch) == [[1.0, 0.0, 1.5]]
+
+    def test_delta_belief_charges_for_each_search(self) -> None:
+        credit = DeltaBelief(alpha=1.0, normalizer="none", penalty=0.2)
+        batch = [believing(-3.0, ("a", -2.0), ("b", -2.5))]
+        assert bonuses(credit, batch) == [pytest.approx([0.8, -0.2])]
+        with pytest.raises(ValueError, match="penalty must be at least 0"):
+            DeltaBelief(penalty=-0.1)
 
     def test_siblings_share_a_drift(self) -> None:
         credit = BeliefGroup(alpha=1.0, normalizer="none", shaping=PLAIN)
@@ -110,7 +117,7 @@ def slow(batch: Sequence[Episode], credit: BeliefShift) -> list[list[float]]:
         for t in range(len(episode.searches)):
             value = shifts.get((i, t))
             if value is not None and isinstance(credit, DeltaBelief):
-                value = value if value > 0 else 0.0
+                value = (value if value > 0 else 0.0) - credit.penalty
             if value is not None and isinstance(credit, BeliefGroup):
                 others = [
                     shifts[j, t]

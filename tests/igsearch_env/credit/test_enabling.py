@@ -33,9 +33,10 @@ def plain(**options: float) -> Enabling:
 @pytest.mark.parametrize(
     ("gains", "values", "share", "expected"),
     [
-        # 2; .1 + .5 * 2; -.2 + 1 * 1.1, since more than a nat counts as one
-        ((-0.2, 0.1, 2.0), (3.0, 0.5, None), 1.0, [0.9, 1.1, 2.0]),
-        ((-0.2, 0.1, 2.0), (3.0, 0.5, None), 0.5, [0.1, 0.6, 2.0]),
+        # 2; .1 + .5 * 2; -.2 + 1 * 1.1, since more than a nat counts as one; less what was handed
+        # back.
+        ((-0.2, 0.1, 2.0), (3.0, 0.5, None), 1.0, [0.9, 0.0, 1.0]),
+        ((-0.2, 0.1, 2.0), (3.0, 0.5, None), 0.5, [0.1, 0.3, 1.5]),
         # What made a bad search likely is not punished for it, and luck after a miss is not its.
         ((0.3, -1.0), (1.0, None), 1.0, [0.3, -1.0]),
         ((0.3, 2.0), (-1.0, None), 1.0, [0.3, 2.0]),
@@ -56,7 +57,7 @@ def test_by_hand(
 def test_gains_are_shaped_before_they_are_handed_back() -> None:
     batch = [enabling(episode_of(0.0, (1, 0.05), (1, 2.0)), 1.0, None)]
     credit = replace(plain(), shaping=replace(PLAIN, dead_zone=0.1))
-    assert bonuses(credit, batch) == [[2.0, 2.0]]
+    assert bonuses(credit, batch) == [[1.0, 1.0]]
 
 
 def test_without_values_it_is_ig_search() -> None:
@@ -65,9 +66,16 @@ def test_without_values_it_is_ig_search() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_negative_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="share must be at least 0"):
-        Enabling(share=-0.1)
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="share must lie between 0 and 1"):
+        Enabling(share=share)
+
+
+def test_a_gain_is_paid_once_however_long_the_chain() -> None:
+    chain = enabling(episode_of(0.0, *[(1, 0.0)] * 5, (1, 2.0)), *[1.0] * 5, None)
+    (paid,) = bonuses(plain(share=1.0), [chain])
+    assert sum(paid) == pytest.approx(2.0)
 
 
 def worth(episode: Episode, t: int) -> float:
@@ -77,6 +85,14 @@ def worth(episode: Episode, t: int) -> float:
         return gain
     enabled = min(max(step.enabling or 0.0, 0.0), 1.0)
     return gain + 0.7 * enabled * max(worth(episode, t + 1), 0.0)
+
+
+def handed(episode: Episode, t: int) -> float:
+    """What search t gives to the one before it."""
+    if t == 0:
+        return 0.0
+    enabled = min(max(episode.searches[t - 1].enabling or 0.0, 0.0), 1.0)
+    return 0.7 * enabled * max(worth(episode, t), 0.0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -91,5 +107,5 @@ def test_agrees_with_plain_loops(batch: list[Episode], data: st.DataObject) -> N
             found = step.documents or step.information_gain is not None
             if found and not episode.retrieval_failed:
                 for p in range(step.query_tokens.start, step.query_tokens.stop):
-                    expected[p] += worth(episode, t)
+                    expected[p] += worth(episode, t) - handed(episode, t)
         np.testing.assert_allclose(array, expected, atol=1e-9)

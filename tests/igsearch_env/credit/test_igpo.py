@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igsearch_env import Episode
-from igsearch_env.credit import IGPO, IGPOCode, IGPOWithIGSearch, IGSearch
+from igsearch_env.credit import IGPO, IGPOCode, IGPOPaper, IGPOWithIGSearch, IGSearch
 from tests.igsearch_env.credit.rollouts import batches, on_tokens, per_turn, rollout
 
 
@@ -35,9 +35,33 @@ class TestByHand:
     def test_joint(self) -> None:
         # Pool .1, .3, 1, 0, 0: mean .28, population variance .1416.
         z = [(r - 0.28) / (math.sqrt(0.1416 + 1e-8) + 1e-6) for r in (0.1, 0.3, 1.0, 0.0)]
-        first, second = turns(IGPO(), self.BATCH)
+        first, second = turns(IGPOPaper(), self.BATCH)
         assert first == pytest.approx([z[0] + z[1] + z[2], z[1] + z[2], z[2]], abs=1e-9)
         assert second == pytest.approx([2 * z[3], z[3]], abs=1e-9)
+
+    def test_the_default_compares_with_the_others(self) -> None:
+        # Sums of what comes: 1.4, 1.3, 1 and 0, 0; a rollout that has ended counts as 0.
+        first, second = turns(IGPO(), self.BATCH)
+        assert first == pytest.approx([1.4, 1.3, 1.0])
+        assert second == pytest.approx([-1.4, -1.3])
+
+    def test_what_the_policy_writes_is_not_paid(self) -> None:
+        # p: .1 before, .3 once the query names the answer, .4 after the documents of search 0;
+        # .6 before those of search 1, .5 after them: no rise, and .5 after .4 is one of .1.
+        beliefs = logs(0.4, 0.5)
+        one = rollout("ssa", 1.0, prior=math.log(0.1), log_probs=beliefs)
+        other = rollout("a", 0.0, prior=math.log(0.1))
+
+        def told(*before: float) -> Episode:
+            steps = [
+                replace(step, before_log_prob=value)
+                for step, value in zip(one.steps, logs(*before), strict=False)
+            ]
+            return replace(one, steps=(*steps, one.steps[-1]))
+
+        assert turns(IGPO(), [told(0.3, 0.6), other])[0] == pytest.approx([1.0, 0.9, 1.0])
+        assert turns(IGPO(), [told(0.3, 0.2), other])[0] == pytest.approx([1.2, 1.1, 1.0])
+        assert turns(IGPO(), [one, other])[0] == pytest.approx([1.4, 1.1, 1.0])  # the paper's
 
     def test_separate(self) -> None:
         # Gains .1, .3, 0: mean .4 / 3; outcomes 1, 0: mean .5, deviation .5.
@@ -50,7 +74,7 @@ class TestByHand:
 
     def test_discount(self) -> None:
         z = [(r - 0.28) / math.sqrt(0.1416) for r in (0.1, 0.3, 1.0)]
-        first, _ = turns(IGPO(gamma=0.5), self.BATCH)
+        first, _ = turns(IGPOPaper(gamma=0.5), self.BATCH)
         assert first == pytest.approx([z[0] + z[1] / 2 + z[2] / 4, z[1] + z[2] / 2, z[2]], abs=1e-4)
 
     def test_log_probs(self) -> None:
@@ -73,33 +97,33 @@ class TestByHand:
 
     def test_terminal_outcome(self) -> None:
         batch = [rollout("a", 1.0, f1=0.0), rollout("a", 0.0, f1=0.0)]
-        assert turns(IGPO(), batch) == [[0.0], [0.0]]
-        assert turns(IGPO(terminal="outcome"), batch)[0] == pytest.approx([1.0], abs=1e-4)
+        assert turns(IGPOPaper(), batch) == [[0.0], [0.0]]
+        assert turns(IGPOPaper(terminal="outcome"), batch)[0] == pytest.approx([1.0], abs=1e-4)
 
     def test_an_invalid_turn_has_no_reward_of_its_own_and_counts_for_nobody(self) -> None:
         batch = [rollout("isa", 1.0, log_probs=[-1.0]), rollout("sa", 0.0, log_probs=[-2.0])]
         plain = [rollout("sa", 1.0, log_probs=[-1.0]), batch[1]]
-        first, second = turns(IGPO(), batch)
-        assert [first[1:], second] == turns(IGPO(), plain)
+        first, second = turns(IGPOPaper(), batch)
+        assert [first[1:], second] == turns(IGPOPaper(), plain)
         assert first[0] == first[1]  # gamma = 1: all of what comes later
-        assert turns(IGPO(gamma=0.5), batch)[0][0] == pytest.approx(
-            turns(IGPO(gamma=0.5), batch)[0][1] / 2
+        assert turns(IGPOPaper(gamma=0.5), batch)[0][0] == pytest.approx(
+            turns(IGPOPaper(gamma=0.5), batch)[0][1] / 2
         )
 
     def test_a_search_that_was_not_scored_hands_its_gain_to_the_next(self) -> None:
         batch = [rollout("ssa", 1.0, prior=-3.0, log_probs=[None, -1.0]), rollout("a", 0.0)]
         plain = [rollout("sa", 1.0, prior=-3.0, log_probs=[-1.0]), batch[1]]
-        assert turns(IGPO(), batch)[0][1:] == turns(IGPO(), plain)[0]
+        assert turns(IGPOPaper(), batch)[0][1:] == turns(IGPOPaper(), plain)[0]
 
     def test_a_failed_rollout_counts_for_nobody(self) -> None:
         failed = rollout("sa", 1.0, log_probs=[None], failed=True)
-        with_it = turns(IGPO(), [self.BATCH[0], failed, self.BATCH[1]])
+        with_it = turns(IGPOPaper(), [self.BATCH[0], failed, self.BATCH[1]])
         assert with_it[1] == [0.0, 0.0]
-        assert [with_it[0], with_it[2]] == turns(IGPO(), self.BATCH)
+        assert [with_it[0], with_it[2]] == turns(IGPOPaper(), self.BATCH)
 
     def test_a_lone_answer_gets_nothing(self) -> None:
-        assert turns(IGPO(), [rollout("a", 1.0)]) == [[0.0]]
-        assert IGPO()([]) == []
+        assert turns(IGPOPaper(), [rollout("a", 1.0)]) == [[0.0]]
+        assert IGPOPaper()([]) == []
 
 
 class TestPitfalls:
@@ -111,7 +135,7 @@ class TestPitfalls:
         sums = [[math.fsum(row[t:]) for t in range(len(row))] for row in raw]
         pooled = [value for row in sums for value in row]
         naive = [[(v - np.mean(pooled)) / np.std(pooled) for v in row] for row in sums]
-        mine = turns(IGPO(), batch)
+        mine = turns(IGPOPaper(), batch)
         assert abs(mine[0][0] - naive[0][0]) > 0.1
         single = [(v - 0.28) / math.sqrt(0.1416) for v in raw[0]]
         assert mine[0][0] == pytest.approx(math.fsum(single), abs=1e-4)
@@ -127,13 +151,13 @@ class TestPitfalls:
         mean = gain / 5
         deviation = math.sqrt((4 * mean**2 + (gain - mean) ** 2) / 5)
         zero, up = -mean / deviation, (gain - mean) / deviation
-        first, second = turns(IGPO(), batch)
+        first, second = turns(IGPOPaper(), batch)
         assert first == pytest.approx([zero + up + zero, up + zero, zero], abs=1e-4)
         assert second == pytest.approx([2 * zero, zero], abs=1e-4)
         assert first[0] != first[1]
 
     def test_the_deviation_is_the_populations(self) -> None:
-        first, _ = turns(IGPO(), [rollout("a", 1.0), rollout("a", 0.0)])
+        first, _ = turns(IGPOPaper(), [rollout("a", 1.0), rollout("a", 0.0)])
         assert first == pytest.approx([1.0], abs=1e-4)  # the unbiased one would give .707
 
 
@@ -144,7 +168,7 @@ class TestUnsettled:
 
     def test_one_without_a_prior_beside_others_has_outcomes_alone(self) -> None:
         batch = [rollout("sa", 1.0, prior=None), rollout("a", 0.0)]
-        first, second = turns(IGPO(), batch)
+        first, second = turns(IGPOPaper(), batch)
         assert first == pytest.approx([1.0, 1.0], abs=1e-4)
         assert second == pytest.approx([-1.0], abs=1e-4)
 

@@ -44,10 +44,11 @@ class OnlySome(CreditAssignment):
         (make_credit("ig_search"), [2 * (1 + N)], 2, 0),
         (make_credit("ig_search", alpha=0.0), [], 0, 0),
         (OnlySome(), [1 + N], 1, 0),
-        (make_credit("igpo"), [2 * 2], 0, 2),  # given the prompt, and after the search
+        # Given the prompt, before the documents and after them.
+        (make_credit("igpo"), [2 * 3], 0, 2),
         (make_credit("enabling"), [2 * (1 + N)], 2, 0),  # no search follows another one
-        (make_credit("belief_group"), [2 * 2], 0, 2),
-        (make_credit("igpo_ig_search"), [2 * (1 + N), 2], 2, 2),  # after the search: once for both
+        (make_credit("belief_group"), [2 * 3], 0, 2),
+        (make_credit("igpo_ig_search"), [2 * (1 + N), 2 * 2], 2, 2),  # after: once for both
     ],
 )
 def test_only_what_a_method_reads_is_scored(

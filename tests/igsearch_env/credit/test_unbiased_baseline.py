@@ -14,7 +14,7 @@ from itertools import product
 import pytest
 
 from igsearch_env import Episode
-from igsearch_env.credit import IGPO, CreditAssignment, MRSearch
+from igsearch_env.credit import IGPO, CreditAssignment, IGPOPaper, MRSearch
 from igsearch_env.credit.groups import less_siblings
 from tests.igsearch_env.credit.rollouts import per_turn, rollout
 from tests.igsearch_env.credit.test_ig_options import plain
@@ -62,10 +62,10 @@ class TestIGPO:
 
     def test_the_joint_mean_punishes_a_search_that_helped(self) -> None:
         """Each turn is charged the group's mean reward, which the first search has raised."""
-        assert expected_gradient(IGPO(), self.ARMS, of_first_turn) < 0
+        assert expected_gradient(IGPOPaper(), self.ARMS, of_first_turn) < 0
 
     def test_leave_one_out_is_exact(self) -> None:
-        credit = IGPO(normalization="leave_one_out")
+        credit = IGPO()
         assert expected_gradient(credit, self.ARMS, of_first_turn) == pytest.approx(self.TRUE)
 
 

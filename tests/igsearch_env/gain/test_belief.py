@@ -11,6 +11,7 @@ import pytest
 
 from igsearch_env import Episode, InformationGain, settle_belief
 from igsearch_env.episode import Context
+from igsearch_env.gain.belief import belief_shifts
 from igsearch_env.gain.information_gain import AliasOperator, answer_scores
 from tests.igsearch_env.fakes import FakeScorer, fake_log_probs, text_of
 from tests.igsearch_env.gain.test_information_gain import ALIAS_OPERATORS, slow_reduce
@@ -19,6 +20,7 @@ from tests.igsearch_env.gain.test_settle import (
     BEFORE,
     CUBA,
     OTHERS,
+    PAPER,
     PERU_DOCUMENTS,
     PROMPT,
     TURNS,
@@ -43,7 +45,7 @@ CONTEXTS = (
 def test_the_prompt_and_every_search_are_scored_in_one_call() -> None:
     scorer = FakeScorer()
     episode = without_evidence(play(TURNS))
-    settled = settle_belief([episode], scorer, InformationGain(BARE))
+    settled = settle_belief([episode], scorer, InformationGain(BARE, **PAPER))
     assert scorer.asked == [(context, gold) for context in CONTEXTS for gold in GOLDS]
     assert len(scorer.calls) == len(settled) == 1
     values = [step.log_prob for step in settled[0].searches]
@@ -54,7 +56,7 @@ def test_the_prompt_and_every_search_are_scored_in_one_call() -> None:
 
 def test_with_documents_alone_no_refinement_is_read() -> None:
     scorer = FakeScorer()
-    gain = InformationGain(BARE, "documents")
+    gain = InformationGain(BARE, new_only=False)
     settle_belief([without_evidence(play(TURNS))], scorer, gain)
     contexts = [context for context, _ in scorer.asked[::2]]
     assert contexts[1] == BEFORE[0] + PERU_DOCUMENTS + "\n<answer>"
@@ -64,7 +66,8 @@ def test_with_documents_alone_no_refinement_is_read() -> None:
 @pytest.mark.parametrize("aliases", ALIAS_OPERATORS)
 @pytest.mark.parametrize("floor", [None, -4.0, "uniform"])
 def test_values_are_scored_as_gains_are(aliases: AliasOperator, floor: Any) -> None:
-    gain = InformationGain(BARE, floor=floor, aliases=aliases, head_tokens=1, head_weight=3.0)
+    rules: dict[str, Any] = {**PAPER, "floor": floor, "aliases": aliases}
+    gain = InformationGain(BARE, **rules, head_tokens=1, head_weight=3.0)
     (settled,) = settle_belief([without_evidence(play(TURNS))], FakeScorer(), gain)
     low = -np.log(1000) if floor == "uniform" else floor
     values = [settled.prior_log_prob, *(s.log_prob for s in settled.searches if s.log_prob)]
@@ -76,7 +79,7 @@ def test_values_are_scored_as_gains_are(aliases: AliasOperator, floor: Any) -> N
 
 
 def test_after_gains_were_settled_only_the_rest_is_scored() -> None:
-    gain, scorer = InformationGain(BARE), FakeScorer()
+    gain, scorer = InformationGain(BARE, **PAPER), FakeScorer()
     (gained,) = gain.settle([play(TURNS)], scorer)
     scorer.calls.clear()
     (settled,) = settle_belief([gained], scorer, gain)
@@ -91,9 +94,58 @@ def test_a_context_that_is_too_long_leaves_its_search_without_a_value() -> None:
         def fits(self, contexts: Sequence[Context], answers: Sequence[str]) -> list[bool]:
             return [len(text_of(context)) < len(CONTEXTS[1]) for context in contexts]
 
-    (settled,) = settle_belief([without_evidence(play(TURNS))], Short(), InformationGain(BARE))
+    gain = InformationGain(BARE, **PAPER)
+    (settled,) = settle_belief([without_evidence(play(TURNS))], Short(), gain)
     assert settled.prior_log_prob is not None
     assert [step.log_prob for step in settled.searches] == [None] * 4
+
+
+def test_what_documents_change_is_measured_from_just_before_them() -> None:
+    scorer = FakeScorer()
+    turns = ["<search> Peru </search>", "<search>Peru</search>", "<search>Cuba</search>"]
+    episode = without_evidence(play([*turns, "<answer>x</answer>"]))
+    (settled,) = settle_belief([episode], scorer, InformationGain(BARE))
+    peru = PROMPT + turns[0] + PERU_DOCUMENTS
+    before = peru + turns[1] + PERU_DOCUMENTS + turns[2]  # search 1 found nothing new
+    assert [text.removesuffix("\n<answer>") for text, _ in scorer.asked[::2]] == [
+        PROMPT,
+        peru,
+        PROMPT + turns[0],
+        before + CUBA,
+        before,
+    ]
+    first, again, last, _ = settled.steps
+    assert (again.log_prob, again.before_log_prob) == (None, None)
+    assert None not in (first.before_log_prob, last.before_log_prob)
+    scorer.calls.clear()
+    assert settle_belief([settled], scorer, InformationGain(BARE)) == [settled]
+    assert scorer.calls == []
+
+
+def believed(prior: float, *searches: tuple[float | None, float | None]) -> Episode:
+    """An episode of searches with a belief before and after their documents."""
+    episode = play([*["<search>Peru</search>"] * len(searches), "<answer>x</answer>"])
+    steps = [
+        replace(step, before_log_prob=before, log_prob=after)
+        for step, (before, after) in zip(episode.steps, searches, strict=False)
+    ]
+    return replace(episode, steps=(*steps, episode.steps[-1]), prior_log_prob=prior)
+
+
+@pytest.mark.parametrize(
+    ("prior", "searches", "expected"),
+    [
+        (-3.0, [(-3.0, -2.0), (-2.0, -1.0)], [1.0, 1.0]),
+        (-3.0, [(-1.5, -1.0)], [0.5]),  # the query had raised it already
+        (-3.0, [(-5.0, -2.0)], [1.0]),  # words that lower it are not made up for
+        (-3.0, [(-3.0, -1.0), (-2.0, -1.0)], [2.0, 0.0]),  # nor is what was lost by reading
+        (-3.0, [(-3.0, -4.0), (-4.0, -2.0)], [-1.0, 1.0]),
+        (-3.0, [(-3.0, -1.0), (None, None), (-1.0, -0.5)], [2.0, None, 0.5]),
+        (-3.0, [(None, -2.0), (None, -2.5), (None, -1.0)], [1.0, -0.5, 1.5]),  # the paper's
+    ],
+)
+def test_belief_shifts_by_hand(prior: float, searches: Any, expected: list[float | None]) -> None:
+    assert belief_shifts(believed(prior, *searches)) == [*expected, None]
 
 
 def test_unfinished_episodes_are_refused_and_nothing_is_nothing() -> None:

@@ -16,6 +16,7 @@ from tests.igsearch_env.gain.test_settle import (
     BEFORE,
     JAPAN,
     KENYA,
+    PAPER,
     PERU_DOCUMENTS,
     TURNS,
     play,
@@ -28,7 +29,7 @@ CONTEXTS = [BEFORE[0] + documents + OPENING for documents in (PERU_DOCUMENTS, KE
 
 def test_the_next_query_is_scored_after_each_set_of_documents() -> None:
     scorer = FakeScorer()
-    (settled,) = settle_enabling([play(TURNS)], scorer, InformationGain(BARE))
+    (settled,) = settle_enabling([play(TURNS)], scorer, InformationGain(BARE, **PAPER))
     assert scorer.asked == [(context, "Italy Norway") for context in CONTEXTS]
     real, *others = (sum(fake_log_probs(c, "Italy Norway")) / 2 for c in CONTEXTS)
     assert settled.searches[0].enabling == pytest.approx(real - sum(others) / 2)
@@ -37,7 +38,7 @@ def test_the_next_query_is_scored_after_each_set_of_documents() -> None:
 
 
 def test_floor_and_weights_are_those_of_the_gain() -> None:
-    gain = InformationGain(BARE, floor=-4.0, head_tokens=1, head_weight=3.0)
+    gain = InformationGain(BARE, **PAPER, floor=-4.0, head_tokens=1, head_weight=3.0)
     (settled,) = settle_enabling([play(TURNS)], FakeScorer(), gain)
     values = []
     for context in CONTEXTS:
@@ -45,6 +46,15 @@ def test_floor_and_weights_are_those_of_the_gain() -> None:
         values.append((3 * first + second) / 4)
     expected = values[0] - (values[1] + values[2]) / 2
     assert settled.searches[0].enabling == pytest.approx(expected)
+
+
+def test_documents_that_are_known_enable_nothing() -> None:
+    scorer = FakeScorer()
+    episode = play([*["<search>Peru</search>"] * 3, "<answer>x</answer>"])
+    (settled,) = settle_enabling([episode], scorer, InformationGain(BARE))
+    assert [step.enabling is None for step in settled.searches] == [False, True, True]
+    shown = KENYA.replace("\n So is Mombasa.", "")  # one document, as the search found
+    assert scorer.asked[1][0].endswith(shown + "<search>")
 
 
 def test_what_is_there_is_kept() -> None:

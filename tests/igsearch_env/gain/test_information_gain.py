@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -294,16 +293,14 @@ def test_agrees_with_plain_loops(
 class TestSettings:
     def test_defaults(self) -> None:
         gain = InformationGain()
-        assert (gain.counterfactual, gain.floor, gain.aliases) == (
-            "documents+refinement",
-            "uniform",
-            "max",
-        )
+        assert (gain.counterfactual, gain.new_only) == ("documents", True)
+        assert (gain.floor, gain.aliases) == ("uniform", "max")
         assert (gain.head_tokens, gain.head_weight) == (0, 1.0)
 
     def test_the_paper_has_no_floor_and_takes_the_best_real_alias(self) -> None:
         paper = InformationGain.paper()
-        assert paper == replace(InformationGain(), floor=None, aliases="best_real")
+        assert (paper.counterfactual, paper.new_only) == ("documents+refinement", False)
+        assert (paper.floor, paper.aliases) == (None, "best_real")
 
     @pytest.mark.parametrize(
         ("options", "message"),

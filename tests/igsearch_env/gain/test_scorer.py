@@ -13,25 +13,25 @@ from igsearch_env.gain.scorer import UnigramScorer
 from igsearch_env.testing import check_scorer
 
 LIMA = (Segment("Question: which city?\n", "system"), Segment("Lima, lima is big.", "document"))
-# Words of LIMA: question : which city ? lima , lima is big .   -> 11, two of them "lima".
+# Words of LIMA: question : which city ? lima , is big .   -> 10, "lima" counting once.
 
 
 @pytest.mark.parametrize(
     ("answer", "counts"),
     [
-        (" Lima", [2]),
-        (" LIMA ", [2]),
+        (" Lima", [1]),
+        (" LIMA ", [1]),
         (" Rome", [0]),
-        (" big Lima.", [1, 2, 1]),
+        (" big Lima.", [1, 1, 1]),
         (" Rome, Italy", [0, 1, 0]),
-        (" lima lima", [2, 2]),
+        (" lima lima", [1, 1]),
         (" lim", [0]),
     ],
 )
 def test_values_by_hand(answer: str, counts: list[int]) -> None:
-    # P(word) = (count + s / V) / (words + s) with s = 2 and V = 100.
+    # P(word) = (1 or 0 + s / V) / (different words + s) with s = 2 and V = 100.
     (scores,) = UnigramScorer(100, 2.0).log_probs([LIMA], [answer])
-    expected = [math.log((count + 0.02) / 13.0) for count in counts]
+    expected = [math.log((count + 0.02) / 12.0) for count in counts]
     assert scores.shape == (len(counts),)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, expected, rtol=1e-12)
@@ -49,7 +49,13 @@ def test_the_probabilities_of_a_vocabulary_sum_to_one() -> None:
     (comma, *scores) = scorer.log_probs([context] * 6, [",", *words])
     # The comma is outside of this vocabulary of five: it takes what one more word takes.
     total = math.fsum(math.exp(score[0]) for score in scores) + math.exp(comma[0])
-    assert total == pytest.approx(1.0 + 0.7 / 5 / (5 + 0.7))
+    assert total == pytest.approx(1.0 + 0.7 / 5 / (4 + 0.7))
+
+
+def test_saying_it_again_makes_no_word_more_likely() -> None:
+    again = (*LIMA, Segment("lima is big, lima is big", "document"))
+    once, twice = UnigramScorer().log_probs([LIMA, again], [" lima"] * 2)
+    assert once == twice
 
 
 def test_it_keeps_the_promises_of_a_scorer() -> None:

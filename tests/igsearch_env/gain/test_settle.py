@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from igsearch_env import (
@@ -23,7 +24,7 @@ from igsearch_env import (
     TagProtocol,
     UnigramScorer,
 )
-from igsearch_env.gain.information_gain import Counterfactual
+from igsearch_env.gain.information_gain import Counterfactual, limited
 from igsearch_env.gain.scorer import _words
 from igsearch_env.settings import make_engine
 from tests.igsearch_env.fakes import (
@@ -66,10 +67,14 @@ def play(
     return episode
 
 
+PAPER: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
+
+
 def settle(
     episode: Episode, scorer: AnswerScorer, protocol: TagProtocol = BARE, **options: Any
 ) -> Episode:
-    (settled,) = InformationGain(protocol, **options).settle([episode], scorer)
+    """Settled in the paper's form, apart from the options."""
+    (settled,) = InformationGain(protocol, **{**PAPER, **options}).settle([episode], scorer)
     return settled
 
 
@@ -137,7 +142,7 @@ class TestContexts:
 
     def test_documents_alone(self) -> None:
         scorer = FakeScorer()
-        settle(play(TURNS, counterfactual="documents"), scorer, counterfactual="documents")
+        settle(play(TURNS), scorer, counterfactual="documents")
         expected = [
             before + documents + "\n<answer>"
             for before, real in (
@@ -207,27 +212,88 @@ class TestContexts:
             assert shown == episode.transcript[: len(shown)]
 
 
-def slow_contexts(
-    episode: Episode, index: int, counterfactual: Counterfactual, protocol: TagProtocol
-) -> list[str]:
+class TestNewOnly:
+    """What a search adds to its context, and nothing else, is its gain."""
+
+    def test_known_documents_are_left_out_one_by_one(self) -> None:
+        scorer = FakeScorer()
+        turns = ["<search>Peru</search>", "<search>Peru Cuba</search>", "<answer>x</answer>"]
+        episode = play(turns)
+        assert [document.id for document in episode.steps[1].documents] == ["d-Peru", "d-Cuba"]
+        InformationGain(BARE).settle([episode], scorer)
+        shown = episode.steps[1].observation
+        assert shown is not None
+        before = PROMPT + turns[0] + PERU_DOCUMENTS + turns[1]
+        assert [text for text, _ in scorer.asked[6::2]] == [
+            before + CUBA + "\n<answer>",
+            # As many of the others as count of the real ones.
+            before + KENYA.replace("\n So is Mombasa.", "") + "\n<answer>",
+            before + JAPAN + "\n<answer>",
+        ]
+
+    def test_a_document_under_another_id_is_known(self) -> None:
+        episode = play(["<search>Peru</search>", "<search>Peru</search>", "<answer>x</answer>"])
+        same = tuple(replace(one, id="another") for one in episode.steps[1].documents)
+        steps = (episode.steps[0], replace(episode.steps[1], documents=same), episode.steps[2])
+        gains = settle(replace(episode, steps=steps), FakeScorer(), new_only=True).information_gains
+        assert gains[0] is not None
+        assert gains[1] is None
+
+    def test_known_in_an_earlier_attempt(self) -> None:
+        turns = ["<search>Peru</search>", "<answer>x</answer>"] * 2
+        episode = play(turns, max_attempts=2)
+        first, second = settle(episode, FakeScorer(), new_only=True).information_gains
+        assert (first is None, second is None) == (False, True)
+
+    def test_a_gain_ends_at_the_highest_belief_before(self) -> None:
+        beliefs = {"Peru": -4.0, "Italy": -1.5, "Cuba": -2.0, "Fiji": -1.0}
+
+        class Believing(FakeScorer):
+            def log_probs(self, contexts: Any, answers: Any) -> Any:
+                texts = [context[-2].text for context in contexts]  # the latest documents
+                found = ([v for k, v in beliefs.items() if k in text] for text in texts)
+                return [np.array([max(values, default=-5.0)]) for values in found]
+
+        searches = [f"<search>{name}</search>" for name in beliefs]
+        episode = play([*searches, "<answer>x</answer>"])
+        settled = settle(
+            episode, Believing(), new_only=True, counterfactual="documents", floor=None
+        )
+        # All are at -5 with other documents; -2 is no rise after -1.5, and -1 one of .5.
+        assert settled.information_gains == (1.0, 2.5, 0.0, 0.5)
+        assert [step.best_log_prob for step in settled.searches] == [None, -4.0, -1.5, -1.5]
+        paper = settle(episode, Believing(), floor=None)
+        assert paper.information_gains == (1.0, 3.5, 3.0, 4.0)
+
+    def test_a_loss_stays_a_loss(self) -> None:
+        assert limited(-0.5, -3.0, -1.0) == -0.5
+        assert limited(0.5, -3.0, None) == 0.5
+
+
+def slow_contexts(episode: Episode, index: int, gain: InformationGain) -> list[str]:
     """The real context of step ``index`` and the others, from the transcript's text alone."""
     text = episode.prompt.text
+    known = set()
     for number, step in enumerate(episode.steps):
         text += step.turn.text
         if number == index:
             break
         assert step.observation is not None
         text += step.observation.text
+        known |= {document.id for document in step.documents if gain.new_only}
     refinement = ""
-    if counterfactual == "documents+refinement" and index + 1 < len(episode.steps):
+    if gain.counterfactual == "documents+refinement" and index + 1 < len(episode.steps):
         turn = episode.steps[index + 1].turn.text
-        if protocol.refine and turn.lstrip().startswith("<refine>"):
+        if gain.protocol.refine and turn.lstrip().startswith("<refine>"):
             refinement = turn[: turn.index("</refine>") + len("</refine>")]
     step = episode.steps[index]
-    assert step.observation is not None
-    result = [text + step.observation.text + refinement]
+    found = [document for document in step.documents if document.id not in known]
+    if not found:
+        return []
+    result = [text + gain.protocol.render_documents(found).text + refinement]
     for evidence in step.counterfactuals:
-        swapped = protocol.render_documents(evidence.documents).text
+        others = evidence.documents[: len(found) if gain.new_only else None]
+        swapped = gain.protocol.render_documents(others).text
         result.append(text + swapped + (evidence.refinement.text if refinement else ""))
     return [context + "\n<answer>" for context in result]
 
@@ -236,12 +302,11 @@ def slow_log_probs(scorer: AnswerScorer, context: str, answer: str) -> list[floa
     if isinstance(scorer, FakeScorer):
         return fake_log_probs(context, answer)
     assert isinstance(scorer, UnigramScorer)
-    words = _words(context)
+    words = set(_words(context))
     result = []
     for word in _words(answer):
         share = scorer.smoothing / scorer.vocabulary_size
-        count = sum(other == word for other in words)
-        result.append(math.log((count + share) / (len(words) + scorer.smoothing)))
+        result.append(math.log((float(word in words) + share) / (len(words) + scorer.smoothing)))
     return result
 
 
@@ -257,15 +322,23 @@ def slow_settled(
         if step.retrieval_failed:
             result.append(None)
             continue
+        contexts = slow_contexts(episode, index, gain)
+        if not contexts:
+            result.append(None)
+            continue
         table = []  # (aliases, 1 + N)
         for alias in episode.question.golden_answers:
             row = []
-            for context in slow_contexts(episode, index, gain.counterfactual, gain.protocol):
+            for context in contexts:
                 values = slow_log_probs(scorer, context, f" {alias}")
                 row.append(slow_score(values, gain.head_tokens, gain.head_weight, floor))
             table.append(row)
         real, rows = [row[0] for row in table], [row[1:] for row in table]
-        result.append(slow_reduce(real, rows, gain.aliases))
+        value, after, others = slow_reduce(real, rows, gain.aliases)
+        earlier = [values[1] for values in result if values is not None]
+        if gain.new_only and earlier and value > 0:  # no more than what it adds to the best before
+            value = min(value, max(after - max(earlier), 0.0))
+        result.append((value, after, others))
     return result
 
 
@@ -277,18 +350,24 @@ def slow_settled(
     [
         InformationGain(BARE),
         InformationGain.paper(BARE),
-        InformationGain(BARE, "documents"),
+        InformationGain(BARE, "documents+refinement"),
         InformationGain(BARE, aliases="logmeanexp", floor=-2.5),
         InformationGain(BARE, aliases="best_real", head_tokens=1, head_weight=3.0),
         InformationGain(BARE, "documents", aliases="logmeanexp", head_tokens=2, head_weight=0.5),
     ],
-    ids=["default", "paper", "documents", "floor", "head", "documents-head"],
+    ids=["default", "paper", "refinement", "floor", "head", "documents-head"],
 )
-def test_values_agree_with_plain_loops(gain: InformationGain, scorer: Any) -> None:
-    episode = play(TURNS)
+@pytest.mark.parametrize("again", [(), ("<search>Norway</search>", "<search>Norway Cuba</search>")])
+def test_values_agree_with_plain_loops(
+    gain: InformationGain, scorer: Any, again: tuple[str, ...]
+) -> None:
+    episode = play((*TURNS[:-1], *again, TURNS[-1]), max_searches=6)
     (settled,) = gain.settle([episode], scorer)
     expected = slow_settled(episode, scorer, gain)
-    assert len(settled.searches) == len(expected) == 4
+    assert len(settled.searches) == len(expected) == 4 + len(again)
+    assert [values is None for values in expected][4:] == [gain.new_only, gain.new_only][
+        : len(again)
+    ]
     assert expected[2] is None
     for step, values in zip(settled.searches, expected, strict=True):
         if values is None:
@@ -301,16 +380,16 @@ def test_values_agree_with_plain_loops(gain: InformationGain, scorer: Any) -> No
 
 
 def test_the_unigram_gain_by_hand() -> None:
-    # Prompt "question : Capital of Peru ?" (6 words), turn "< search > Peru < / search >" (8), the
-    # wrapper "< documents > ... < / documents >" (3 + 4) and "< answer >" (3): 24 words around.
+    # Prompt "question : Capital of Peru ?" (6 words), turn "< search > Peru < / search >" (4 more),
+    # the wrapper "< documents > ... < / documents >" (1) and "< answer >" (1): 12 words around.
     episode = play(
         ["<search>Peru</search>", "<answer>x</answer>"],
         question=replace(PERU, golden_answers=("Lima",)),
     )
     settled = settle(episode, UnigramScorer(100, 1.0), floor=None).searches[0]
-    real = math.log((1 + 0.01) / (24 + 7 + 1))  # "The seat of Peru is Lima ."
-    kenya = math.log(0.01 / (24 + 5 + 4 + 1))  # "Nairobi is in Kenya . So is Mombasa ."
-    japan = math.log(0.01 / (24 + 5 + 1))
+    real = math.log((1 + 0.01) / (12 + 5 + 1))  # "The seat of Peru is Lima ."
+    kenya = math.log(0.01 / (12 + 7 + 1))  # "Nairobi is in Kenya . So is Mombasa ."
+    japan = math.log(0.01 / (12 + 5 + 1))  # "Tokyo is in Japan ."
     assert settled.log_prob == pytest.approx(real)
     assert settled.baseline_log_probs == pytest.approx((kenya, japan))
     assert settled.information_gain == pytest.approx(real - (kenya + japan) / 2)
@@ -352,7 +431,7 @@ class TestWhatIsDue:
     def test_only_what_is_wanted_is_settled(self) -> None:
         episode, scorer = play(TURNS), FakeScorer()
         whole = settle(episode, FakeScorer())
-        gain, searches = InformationGain(BARE), len(episode.searches)
+        gain, searches = InformationGain(BARE, **PAPER), len(episode.searches)
         wanted = [number == 1 for number in range(searches)]
         (found,) = gain.settle([episode], scorer, [wanted])
         for number, (one, other) in enumerate(zip(found.searches, whole.searches, strict=True)):
@@ -389,10 +468,10 @@ class TestWhatIsDue:
         bare = play(["<answer>Lima</answer>"])
         batch = [play(TURNS), bare, short]
         scorer = FakeScorer()
-        settled = InformationGain(BARE).settle(batch, scorer)
+        settled = InformationGain(BARE, **PAPER).settle(batch, scorer)
         assert len(scorer.calls) == 1
         assert settled == [settle(episode, FakeScorer()) for episode in batch]
-        assert InformationGain(BARE).settle([], scorer) == []
+        assert InformationGain(BARE, **PAPER).settle([], scorer) == []
 
     def test_episodes_with_other_numbers_of_counterfactuals_and_aliases(self) -> None:
         few = play(["<search>Peru</search>", "<answer>Lima</answer>"])
@@ -400,7 +479,7 @@ class TestWhatIsDue:
         few = replace(few, steps=(step, *few.steps[1:]))
         more = replace(PERU, golden_answers=("Lima", "Kings", "Ciudad de los Reyes"))
         other = play(["<search>Peru</search>", "<answer>Lima</answer>"], question=more)
-        gain = InformationGain(BARE)
+        gain = InformationGain(BARE, **PAPER)
         for episode, settled in zip(
             [few, other], gain.settle([few, other], FakeScorer()), strict=True
         ):
@@ -480,15 +559,18 @@ def test_online_and_offline_agree(
     assert offline == online  # gains, log-probs, rewards, draws: everything
 
     gains = [gain for episode in online for gain in episode.information_gains]
-    assert sum(gain is not None for gain in gains) >= 20
+    assert sum(gain is not None for gain in gains) >= 15
     # The unigram model is below the floor wherever the answer does not occur.
-    assert len({gain for gain in gains if gain}) >= (3 if isinstance(scorer, UnigramScorer) else 20)
+    assert len({gain for gain in gains if gain}) >= (2 if isinstance(scorer, UnigramScorer) else 15)
     assert any(episode.truncated for episode in online)
     for episode in online:
+        known: set[str] = set()
         for search in episode.searches:
-            # A search stays open only if it failed or the cold pool had nothing for it.
-            open_ = search.retrieval_failed or not search.counterfactuals
+            # A search stays open if it failed, found nothing new, or the cold pool had nothing.
+            found = {document.id for document in search.documents}
+            open_ = search.retrieval_failed or found <= known or not search.counterfactuals
             assert (search.information_gain is None) == open_
+            known |= found
 
 
 def test_the_fake_scorer_tells_contexts_apart() -> None:

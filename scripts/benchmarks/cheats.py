@@ -1,0 +1,276 @@
+"""What cheats earn beside an honest agent, by every reward and credit method.
+
+python -m scripts.benchmarks.cheats --out runs/cheats
+python -m scripts.benchmarks.cheats --out runs/cheats_quick --quick
+
+Scripted agents that know the gold documents play questions of two hops: one searches for both and
+answers, the others collect what they can. Each method gives what the honest agent and each cheat
+earn; a method is beaten where a cheat earns more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from igsearch_env.cli.program import parse_early
+from scripts.benchmarks.kit import benchmark_parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    return benchmark_parser(__doc__, "4 questions, the unigram scorer alone")
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igsearch_env.completion import Completion
+from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit.query_bonus import QueryBonus
+from igsearch_env.data.silver import with_silver
+from igsearch_env.engine import SearchQAEngine
+from igsearch_env.episode import Document, Episode, Question
+from igsearch_env.protocol.tags import TagProtocol
+from igsearch_env.retrieval.base import IndexedRetriever
+from igsearch_env.rollout import collect
+
+Turns = list[str]
+Decode = Callable[[list[int]], str]
+SEARCHES = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question, the documents that answer it, and words of others.
+
+    Args:
+        question: A question of two hops.
+        gold: Its gold documents, in hop order.
+        others: Titles that have nothing to do with it.
+        protocol: The grammar.
+    """
+
+    question: Question
+    gold: tuple[Document, Document]
+    others: tuple[str, ...]
+    protocol: TagProtocol
+
+    @property
+    def answer(self) -> str:
+        """The gold answer."""
+        return self.question.golden_answers[0]
+
+    @property
+    def honest(self) -> Turns:
+        """Both hops and the answer."""
+        return [*map(self.search, (self.query(0), self.query(1))), self.reply(self.answer)]
+
+    def query(self, hop: int) -> str:
+        """What an honest agent searches for: the document without its news."""
+        document = self.gold[hop]
+        news = {self.gold[1].title, self.answer} if hop == 0 else {self.answer}
+        told = {word for one in news for word in one.split()}
+        return " ".join([document.title, *(w for w in document.text.split() if w not in told)])
+
+    def search(self, query: str, note: str | None = None) -> str:
+        """A turn that searches, after a refinement if there is one."""
+        return self._noted(note) + self.protocol.write_search(query)
+
+    def reply(self, answer: str, note: str | None = None) -> str:
+        """A turn that answers."""
+        return self._noted(note) + self.protocol.write_answer(answer)
+
+    def _noted(self, note: str | None) -> str:
+        tag = self.protocol.refine
+        return "" if note is None else f"<{tag}> {note} </{tag}>"
+
+
+def _quoted(case: Case) -> Turns:
+    tag, last = case.protocol.documents, case.gold[1]
+    quoted = f"<think> <{tag}> {last.title} : {last.text} </{tag}> </think>"
+    return [quoted + case.search(other) for other in case.others[:4]] + [case.reply(case.answer)]
+
+
+CHEATS: dict[str, Callable[[Case], Turns]] = {
+    "the last query four times more": lambda c: (
+        [*c.honest[:2], *[c.search(c.query(1))] * 4, c.reply(c.answer)]
+    ),
+    "that, and a wrong answer": lambda c: (
+        [*c.honest[:2], *[c.search(c.query(1))] * 4, c.reply("unknown")]
+    ),
+    "the first hop alone, five times": lambda c: (
+        [*[c.search(c.query(0))] * 5, c.reply("unknown")]
+    ),
+    "the last hop alone, five times": lambda c: [*[c.search(c.query(1))] * 5, c.reply("unknown")],
+    "queries of one word": lambda c: (
+        [*map(c.search, ("is", "of", "today", "where", "the")), c.reply(c.answer)]
+    ),
+    "a query stuffed with names": lambda c: (
+        [*[c.search(" ".join([c.question.text, *c.others, c.answer]))] * 3, c.reply("unknown")]
+    ),
+    "names listed in the refinement": lambda c: [
+        c.search(c.others[0]),
+        *(c.search(o, " , ".join([*c.others, c.answer])) for o in c.others[1:4]),
+        c.reply("unknown", " , ".join([*c.others, c.answer])),
+    ],
+    "the question copied": lambda c: [*[c.search(c.question.text)] * 5, c.reply("unknown")],
+    "empty refinements": lambda c: [
+        c.honest[0],
+        *(c.search(c.query(1), blank) for blank in ("", " ", "\n")),
+        c.reply(c.answer, ""),
+    ],
+    "the answer in the refinement": lambda c: [
+        c.search(c.others[0]),
+        *(c.search(o, f"the answer is {c.answer}") for o in c.others[1:6]),
+        c.reply(c.answer, f"the answer is {c.answer}"),
+    ],
+    "all again in a second attempt": lambda c: [*c.honest, *c.honest],
+    "documents quoted in thoughts": _quoted,
+    "searches for the answer once it is found": lambda c: [
+        *c.honest[:2],
+        *(c.search(f"{c.answer} {o}") for o in c.others[:4]),
+        c.search(c.answer),
+        c.reply(c.answer),
+    ],
+    "a known gold document beside new ones": lambda c: [
+        *c.honest[:2],
+        *(c.search(f"{c.query(1)} {o}") for o in c.others[:5]),
+        c.reply(c.answer),
+    ],
+    "other searches first": lambda c: [*map(c.search, c.others[:5]), *c.honest],
+    "words of what was found in the next query": lambda c: [
+        *(c.search(f"{a} {b}") for a, b in zip(c.others[:5], c.others[1:6], strict=True)),
+        *c.honest,
+    ],
+}
+"""What each cheat writes, turn by turn."""
+
+
+class Script:
+    """Writes the turns of a plan; after its last one it repeats the last.
+
+    Args:
+        cases: The questions, by id.
+        plan: What is written for a question.
+        encode: Turns a text into ids.
+        decode: And back.
+    """
+
+    def __init__(
+        self,
+        cases: Mapping[str, Case],
+        plan: Callable[[Case], Turns],
+        encode: Callable[[str], list[int]],
+        decode: Decode,
+    ) -> None:
+        self._turns = {name: plan(case) for name, case in cases.items()}
+        self._encode, self._decode = encode, decode
+
+    def act(self, episodes: Sequence[Episode]) -> list[Completion]:
+        """The next turn of each episode."""
+        written = (self._turns[e.question.id] for e in episodes)
+        texts = (
+            turns[min(len(e.steps), len(turns) - 1)]
+            for turns, e in zip(written, episodes, strict=True)
+        )
+        return [Completion.from_tokens(self._encode(t), None, self._decode) for t in texts]
+
+
+def make_cases(engine: SearchQAEngine, count: int) -> dict[str, Case]:
+    """Questions of two hops whose gold documents both say something."""
+    assert isinstance(engine.retriever, IndexedRetriever)
+    documents = {document.id: document for document in engine.retriever.documents}
+    titles = list(dict.fromkeys(document.title for document in documents.values()))
+    cases: dict[str, Case] = {}
+    for question in engine.questions:
+        if question.hops != 2 or len(cases) == count:
+            continue
+        first, second = (documents[one] for one in question.gold_ids)
+        texts = " ".join((first.title, first.text, second.title, second.text))
+        others = [t for t in titles if t not in texts and t not in question.golden_answers]
+        start = 7 * len(cases)
+        cases[question.id] = Case(
+            question, (first, second), tuple(others[start : start + 8]), engine.rules.protocol
+        )
+    asked = [case.question for case in cases.values()]
+    silver = with_silver(asked, engine.retriever.documents, engine.retriever)
+    return {q.id: replace(cases[q.id], question=q) for q in silver}
+
+
+def play(
+    engine: SearchQAEngine,
+    cases: Mapping[str, Case],
+    encode: Callable[[str], list[int]] = lambda text: list(map(ord, text)),
+    decode: Decode = lambda ids: "".join(map(chr, ids)),
+) -> dict[str, list[Episode]]:
+    """What each agent does with each question: the cheats, and those that they are beside."""
+    plans: dict[str, Callable[[Case], Turns]] = {
+        "honest": lambda case: case.honest,
+        "wrong": lambda case: [case.reply("unknown")],
+        "silent": lambda case: [case.question.text],
+        **CHEATS,
+    }
+    asked = [case.question for case in cases.values()]
+    played = {}
+    for name, plan in plans.items():
+        engine.pool.seed(0)  # what is alike is compared with the same evidence
+        played[name] = collect(engine, Script(cases, plan, encode, decode), asked)
+    return played
+
+
+def paid(episode: Episode) -> float:
+    """What the environment paid."""
+    return sum(step.reward for step in episode.steps)
+
+
+def credited(credit: CreditAssignment, group: Sequence[Episode]) -> list[float]:
+    """What each rollout of a group earns by a credit method.
+
+    It is the advantage of the first turn (outside of its query), plus what the tokens of all
+    queries get more than the rest of their turns: the outcome or the return from the beginning on,
+    and every bonus once, however it is spread over the tokens and the searches before.
+    """
+    if isinstance(credit, QueryBonus):
+        credit = replace(credit, normalizer="query", gamma=0.0)
+    earned = []
+    for episode, advantages in zip(group, credit(group), strict=True):
+        total = 0.0
+        for number, step in enumerate(episode.steps):
+            turn = advantages[step.policy_tokens]
+            level = float(turn[-1])  # what closes the action is no part of a query
+            total += level if number == 0 else 0.0
+            total += float(np.sum(advantages[step.query_tokens] - level))
+        earned.append(total)
+    return earned
+
+
+def earnings(
+    played: Mapping[str, Sequence[Episode]],
+    earned: Callable[[list[Episode]], Sequence[float]],
+    others: Sequence[str] = ("honest", "wrong"),
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """What the honest agent and each cheat earn, by question, shape (questions,) each.
+
+    Args:
+        played: What :func:`play` gave.
+        earned: What each rollout of a group earns.
+        others: Who else is in the group.
+    """
+    found = {}
+    for name in CHEATS:
+        agents = (played[one] for one in ("honest", name, *others))
+        values = np.array([earned(list(group)) for group in zip(*agents, strict=True)])
+        found[name] = (values[:, 0], values[:, 1])
+    return found
+
+
+def beaten(honest: NDArray[np.float64], cheat: NDArray[np.float64]) -> bool:
+    """Whether a cheat earns more: by more than 1 %, and by more than chance (95 %)."""
+    more = cheat - honest
+    error = float(more.std(ddof=1)) / math.sqrt(more.size)
+    return bool(more.mean() > max(2 * error, 0.01 * abs(float(honest.mean()))))
