@@ -40,6 +40,13 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "never backwards": ("tests/test_architecture.py::test_imports_never_go_backwards",),
     },
     "docs/concepts/credit.md": {
+        "it pays for turns where most rollouts of a group give no answer": (
+            "tests/scripts/test_cheats.py::test_the_published_forms_do_not_keep_them_out",
+        ),
+        "a search gains only what it adds to its context": (
+            f"{LIBRARY}/gain/test_settle.py::test_known_documents_are_left_out_one_by_one",
+            "tests/scripts/test_cheats.py::test_no_cheat_earns_more",
+        ),
         "A rollout in which a search failed gets 0 and is left out of all statistics.": (
             f"{CREDIT}/test_outcome.py::test_a_failed_rollout_counts_for_nobody",
             f"{CREDIT}/test_ig_search.py::test_a_rollout_with_a_failed_search_is_left_out_whole",
@@ -96,6 +103,17 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "Trainers leave that rollout out": (LOCAL_FAILURE, METRIC_FAILURE),
     },
     "docs/concepts/information-gain.md": {
+        "A search that found nothing else has no gain.": (
+            f"{LIBRARY}/gain/test_settle.py::test_a_document_under_another_id_is_known",
+            f"{LIBRARY}/gain/test_settle.py::test_known_in_an_earlier_attempt",
+        ),
+        "So searching on once the answer is found earns nothing.": (
+            f"{LIBRARY}/gain/test_settle.py::test_a_gain_ends_at_the_highest_belief_before",
+            "tests/scripts/test_cheats.py::test_no_cheat_earns_more",
+        ),
+        "documents and the refinement that follows are replaced together": (
+            f"{LIBRARY}/gain/test_settle.py::test_documents_and_refinement_are_swapped_together",
+        ),
         "It never comes from the same question, never shares a document with the search": (
             POOL,
             f"{LIBRARY}/test_engine.py::test_the_rules_of_the_pool_hold_for_it",
@@ -287,6 +305,11 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
             f"{TRAINERS}/test_config.py::test_what_does_not_fit_is_refused",
             "tests/scripts/test_options.py::"
             "test_a_mistyped_setting_is_refused_before_anything_slow_is_loaded",
+        ),
+    },
+    "igsearch_env/gain/information_gain.py": {
+        "a search that found nothing else has no gain": (
+            f"{LIBRARY}/gain/test_settle.py::test_known_in_an_earlier_attempt",
         ),
     },
     "igsearch_env/credit/gigpo.py": {

@@ -1,7 +1,6 @@
 """What cheats earn beside an honest agent, by every reward and credit method.
 
 python -m scripts.benchmarks.cheats --out runs/cheats
-python -m scripts.benchmarks.cheats --out runs/cheats_quick --quick
 
 Scripted agents that know the gold documents play questions of two hops: one searches for both and
 answers, the others collect what they can. Each method gives what the honest agent and each cheat
@@ -14,13 +13,17 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
-from igsearch_env.cli.program import parse_early
-from scripts.benchmarks.kit import benchmark_parser
+from igsearch_env.cli.program import parse_early, positive, run
+from scripts.benchmarks.kit import benchmark_parser, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
-    return benchmark_parser(__doc__, "4 questions, the unigram scorer alone")
+    parser = benchmark_parser(__doc__)
+    parser.add_argument("--questions", type=positive, default=24, help="default: 24")
+    return parser
 
 
 if __name__ == "__main__":
@@ -29,19 +32,41 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.transformers_policy import TransformersPolicy
+from igsearch_env.cli.console import console
 from igsearch_env.completion import Completion
-from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.data.silver import with_silver
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Document, Episode, Question
+from igsearch_env.episode import Document, Episode, Question, changed
+from igsearch_env.files import write_json
+from igsearch_env.gain.belief import settle_belief
+from igsearch_env.gain.enabling import settle_enabling
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.rollout import collect
+from igsearch_env.settings import make_engine
 
 Turns = list[str]
 Decode = Callable[[list[int]], str]
-SEARCHES = 10
+FORMS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "counterfactual": "documents+refinement",
+        "new_only": False,
+        "floor": "none",
+        "aliases": "best_real",
+    },
+}
+"""How gains are computed: settings of the environment."""
+REWARD = "reward with gains"
+PUBLISHED = ("ig_search_paper", "igpo_paper", "igpo_code", "gigpo_code")
+"""Methods that keep to a published form whatever it pays for."""
+PLACEBO = "ig_permuted"
+"""It pays gains at the wrong searches: whoever searches more earns more."""
+GROUPS = (("honest", "wrong"), ("silent", "silent", "wrong"))
+"""Who is in a group beside the honest agent and a cheat."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +295,102 @@ def earnings(
 
 
 def beaten(honest: NDArray[np.float64], cheat: NDArray[np.float64]) -> bool:
-    """Whether a cheat earns more: by more than 1 %, and by more than chance (95 %)."""
+    """Whether a cheat earns more: by more than 1 %, and by more than chance (two errors)."""
     more = cheat - honest
     error = float(more.std(ddof=1)) / math.sqrt(more.size)
     return bool(more.mean() > max(2 * error, 0.01 * abs(float(honest.mean()))))
+
+
+def settled(engine: SearchQAEngine, played: Sequence[Episode]) -> list[Episode]:
+    """Episodes as a trainer has them: the outcome alone is paid, all that methods read is known."""
+    assert engine.scorer is not None
+    outcomes = []
+    for episode in played:
+        *steps, last = (changed(step, reward=0.0) for step in episode.steps)
+        last = changed(last, reward=episode.outcome)
+        outcomes.append(changed(episode, steps=(*steps, last)))
+    believed = settle_belief(outcomes, engine.scorer, engine.information_gain)
+    return settle_enabling(believed, engine.scorer, engine.information_gain)
+
+
+def compare(scorer: str, form: str, questions: int) -> list[dict[str, Any]]:
+    """What the honest agent and the best cheat earn by each method.
+
+    Args:
+        scorer: ``"unigram"``, or ``"policy"`` for the shipped one.
+        form: A name in :data:`FORMS`.
+        questions: How many questions are played.
+
+    Returns:
+        A row for the environment's reward and for each credit method: what the honest agent earns
+        (``honest``), what the cheat earns that is furthest ahead of it (``cheat``, ``earned``), and
+        ``beaten``, the names of those that earn more.
+    """
+    more: dict[str, Any] = {"scorer": "unigram", "top_k": 3}
+    tokens: dict[str, Any] = {}
+    if scorer == "policy":
+        policy = TransformersPolicy.from_pretrained("agents/world-tiny")
+        more = {"scorer": policy.scorer(), "protocol": policy.protocol, "top_k": 1}
+        tokens = {
+            "encode": lambda text: list(policy.tokenizer.encode_answer("", text)[1]),
+            "decode": policy.tokenizer.decode,
+        }
+    rules = {"max_searches": 10, "max_attempts": 2, "information_gain_weight": 0.3}
+    engine = make_engine("world-train", "bm25", **more, **rules, **FORMS[form])
+    played = play(engine, make_cases(engine, questions), **tokens)
+    rows = [_row(REWARD, played, lambda group: [*map(paid, group)])]
+    known = {name: settled(engine, episodes) for name, episodes in played.items()}
+    for name in sorted(CREDIT):
+        rows.append(_row(name, known, partial(credited, make_credit(name))))
+    return rows
+
+
+def _row(
+    method: str,
+    played: Mapping[str, Sequence[Episode]],
+    earned: Callable[[list[Episode]], Sequence[float]],
+) -> dict[str, Any]:
+    found = [
+        (float(cheat.mean() - honest.mean()), name, honest, cheat)
+        for others in GROUPS
+        for name, (honest, cheat) in earnings(played, earned, others).items()
+    ]
+    _, name, honest, cheat = max(found, key=lambda one: one[0])
+    return {
+        "method": method,
+        "honest": float(honest.mean()),
+        "cheat": name,
+        "earned": float(cheat.mean()),
+        "beaten": sorted({name for _, name, honest, cheat in found if beaten(honest, cheat)}),
+    }
+
+
+COLUMNS = {
+    "method": ("method", "s"),
+    "honest": ("honest", ".2f"),
+    "earned": ("best cheat", ".2f"),
+    "cheat": ("which", "s"),
+    "count": (f"ahead, of {len(CHEATS)}", "d"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Play, print a table for each scorer and form, and write results.json.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    results = []
+    for scorer in ("unigram", "policy"):
+        for form in FORMS:
+            rows = compare(scorer, form, arguments.questions)
+            shown = [row | {"count": len(row["beaten"])} for row in rows]
+            print_rows(f"{form}, scored by the {scorer}", shown, COLUMNS)
+            results += [row | {"scorer": scorer, "form": form} for row in rows]
+    write_json(arguments.out / "results.json", {"rows": results})
+    console.print(f"{arguments.out / 'results.json'} has the names of all that are ahead")
+
+
+if __name__ == "__main__":
+    run(main)
