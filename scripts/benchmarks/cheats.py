@@ -335,7 +335,11 @@ def compare(scorer: str, form: str, questions: int) -> list[dict[str, Any]]:
             "encode": lambda text: list(policy.tokenizer.encode_answer("", text)[1]),
             "decode": policy.tokenizer.decode,
         }
-    rules = {"max_searches": 10, "max_attempts": 2, "information_gain_weight": 0.3}
+    rules: dict[str, Any] = {
+        "max_searches": 10,
+        "max_attempts": 2,
+        "information_gain_weight": 0.3,
+    }
     engine = make_engine("world-train", "bm25", **more, **rules, **FORMS[form])
     played = play(engine, make_cases(engine, questions), **tokens)
     rows = [_row(REWARD, played, lambda group: [*map(paid, group)])]
