@@ -40,7 +40,7 @@ from rich.table import Table
 
 from igsearch_env.cli.console import console, make_table, print_table, progress_bar
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Question
+from igsearch_env.episode import Document, Question
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
 from igsearch_env.files import write_json
@@ -171,7 +171,6 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Sampled and greedy results on held-out questions; gains under the policy's own weights."""
     from trainers.setup import make_policy
-    from trainers.warm_start.training import NoDocuments
 
     policy = make_policy(replace(config.policy, path=path), config.environment.protocol)
     row: dict[str, Any] = {}
@@ -193,6 +192,14 @@ def _evaluate(
     by_heart = play_questions(silent, policy, questions, seed=EVAL_SEED)
     row["closed_book"] = evaluation_results(by_heart)
     return row
+
+
+class NoDocuments:
+    """A retriever that finds nothing, to see what a policy knows by heart."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """One empty list per query."""
+        return [[] for _ in queries]
 
 
 def _training_summary(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -23,21 +23,16 @@ from igsearch_env.data.rows import (
 from igsearch_env.episode import Question
 
 
-def _world_train(name: str) -> list[Question]:
+def _of_world(name: str) -> list[Question]:
     from igsearch_env.data.world import world_of_name
 
-    return list(world_of_name(name).train_questions)
-
-
-def _world_test(name: str) -> list[Question]:
-    from igsearch_env.data.world import world_of_name
-
-    return list(world_of_name(name).test_questions)
+    world = world_of_name(name)
+    return list(world.train_questions if name.startswith("world-train") else world.test_questions)
 
 
 BUILTIN_QUESTIONS: dict[str, Callable[[str], list[Question]]] = {
-    "world-train": _world_train,
-    "world-test": _world_test,
+    "world-train": _of_world,
+    "world-test": _of_world,
 }
 """Question sets that :func:`load_questions` knows by name; add an entry to register another.
 

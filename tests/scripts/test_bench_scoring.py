@@ -16,7 +16,6 @@ from scripts.benchmarks.scoring import (
     Measurement,
     RolloutShape,
     ScoringCase,
-    count_unique,
     measure,
     plan,
     summarise,
@@ -92,7 +91,3 @@ def test_the_plan() -> None:
     assert len(cases) == 2 * 3 * 4
     assert all(case.threads == 2 for case in cases)
     assert not any(c.rollouts < 10 for c in cases if c.layers == 4 or c.method == "trie")
-
-
-def test_unique_tokens_that_are_followed() -> None:
-    assert count_unique([[1, 2, 3], [1, 2, 4, 5], [2], [1, 2, 3]]) == 3

@@ -16,7 +16,6 @@ from trainers.warm_start.training import (
     Demonstration,
     WarmStart,
     WarmStartSettings,
-    evaluation_engine,
 )
 
 CONFIG = WarmStartSettings(
@@ -151,16 +150,6 @@ def test_the_loss_is_the_weighted_mean_over_learned_tokens() -> None:
 def test_too_few_demonstrations_for_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="episodes_per_world"):
         WarmStartSettings(batch_size=64, episodes_per_world=63)
-
-
-def test_evaluation_is_on_a_world_that_no_demonstration_came_from() -> None:
-    engine, questions = evaluation_engine(CONFIG, closed_book=False)
-    assert {question.hops for question in questions} == {2}
-    assert all(question.id.startswith("w0-") for question in questions)
-    assert engine.retriever.search(["lives"], 1)[0] != []
-    closed, same = evaluation_engine(CONFIG, closed_book=True)
-    assert same == questions
-    assert closed.retriever.search(["lives", "born"], 3) == [[], []]
 
 
 @pytest.mark.parametrize(

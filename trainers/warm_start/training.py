@@ -14,8 +14,7 @@ from transformers import Qwen2ForCausalLM
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.data.world import World
-from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Document, Episode, Question
+from igsearch_env.episode import Episode
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
@@ -266,35 +265,3 @@ def _padded(batch: Sequence[Demonstration]) -> tuple[Tensor, Tensor, Tensor]:
         mask[row, : len(one.ids)] = 1
         weights[row, : len(one.ids)] = torch.tensor(one.weights)
     return ids, mask, weights
-
-
-class NoDocuments:
-    """A retriever that finds nothing, to see what a policy knows by heart."""
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-        """One empty list per query."""
-        return [[] for _ in queries]
-
-
-def evaluation_engine(
-    config: WarmStartSettings, *, closed_book: bool
-) -> tuple[SearchQAEngine, list[Question]]:
-    """Held-out 2-hop questions of world 0, which no demonstration came from, and their engine.
-
-    Args:
-        config: Its ``people``, ``informative_bridges`` and ``max_searches`` are used.
-        closed_book: Let every search come back empty.
-    """
-    world = World.generate(0, people=config.people, informative_bridges=config.informative_bridges)
-    questions = [question for question in world.test_questions if question.hops == 2]
-    retriever = NoDocuments() if closed_book else BM25Retriever.build(world.documents)
-    engine = make_engine(
-        questions,
-        retriever,
-        None,
-        protocol=PROTOCOL,
-        max_searches=config.max_searches,
-        top_k=1,
-        num_counterfactuals=0,
-    )
-    return engine, questions
