@@ -59,7 +59,7 @@ PARTS = ("rollout", "retrieval", "information_gain", "update")  # of a step's ti
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train both arms in parallel, evaluate them, and write the table, the file and the plots.
+    """Train both arms in parallel, evaluate them, and write the table, the file and the plot.
 
     Args:
         argv: Command line arguments; None for those of the process.
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_folder(arguments)
     _train(arguments)
     with console.status("loading torch"):  # not above: --help and typos need not wait for it
-        from scripts.demo_plots import plot_curves, plot_results
+        from scripts.demo_plots import plot_curves
         from trainers.setup import make_questions, make_training_engine
 
         quiet_transformers()
@@ -99,9 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     write_json(arguments.out / "results.json", results)
     plot_curves(logs, arguments.out / "curves.png")
-    plot_results(results, arguments.out / "results.png")
     print_table(_table(results))
-    console.print(f"{arguments.out / 'results.json'}, curves.png, results.png, */view.html")
+    console.print(f"{arguments.out / 'results.json'}, curves.png, */view.html")
 
 
 def _check_folder(arguments: argparse.Namespace) -> None:

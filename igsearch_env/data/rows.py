@@ -331,38 +331,27 @@ def _of_articles(columns: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]
 
 def _table_rows(path: Path, kind: str) -> Iterator[Row]:
     csv.field_size_limit(_WIDEST)
-    where = str(path)
+    where, number = str(path), 0
+    names: list[str] = []
     try:
-        with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-            first = text.readline()
-            marks = [mark for mark in "\t,;" if mark in first]  # ";" as spreadsheets write it
-            delimiter = marks[0] if marks else ","
-            text.seek(0)
-            if delimiter == "\t" and _is_plain(first.rstrip("\r\n").split("\t"), kind):
-                yield from _plain_rows(path, kind)
-                return
-            lines = csv.reader(text, delimiter=delimiter, strict=True)
-            names: list[str] = []
-            number = 0
-            for cells in lines:
-                where = f"{path}, line {lines.line_num}"
-                if not names:
-                    names, is_header = _column_names(cells, kind, where)
-                    if is_header:
-                        twice = sorted(n for n in _HEADERS if names.count(n) > 1)
-                        if twice:
-                            raise ValueError(f"{where}: more than one column {twice[0]!r}")
-                        continue
-                if not cells:
+        for line, cells in _table_cells(path, kind):
+            where = f"{path}, line {line}"
+            if not names:
+                names, is_header = _column_names(cells, kind, where)
+                if is_header:
+                    if twice := sorted(n for n in _HEADERS if names.count(n) > 1):
+                        raise ValueError(f"{where}: more than one column {twice[0]!r}")
                     continue
-                if len(cells) != len(names):
-                    raise ValueError(
-                        f"{where}: expected {len(names)} columns, {', '.join(map(repr, names))}, "
-                        f"got {len(cells)}; a cell with a line end or quotes must stand in quotes"
-                    )
-                values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-                yield Row(values, number, where)
-                number += 1
+            if not cells:
+                continue
+            if len(cells) != len(names):
+                raise ValueError(
+                    f"{where}: expected {len(names)} columns, {', '.join(map(repr, names))}, "
+                    f"got {len(cells)}; a cell with a line end or quotes must stand in quotes"
+                )
+            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+            yield Row(values, number, where)
+            number += 1
     except csv.Error as error:
         raise ValueError(
             f"{where} or the row after it: {error}; a cell that begins with a quote must end with "
@@ -372,32 +361,29 @@ def _table_rows(path: Path, kind: str) -> Iterator[Row]:
         raise ValueError(f"{path}: expected text in UTF-8: {_unread(error)}") from error
 
 
+def _table_cells(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line of a table, and the line's number."""
+    with _opened(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        first = text.readline()
+        marks = [mark for mark in "\t,;" if mark in first]  # ";" as spreadsheets write it
+        delimiter = marks[0] if marks else ","
+        if delimiter != "\t" or not _is_plain(first.rstrip("\r\n").split("\t"), kind):
+            text.seek(0)
+            lines = csv.reader(text, delimiter=delimiter, strict=True)
+            for cells in lines:
+                yield lines.line_num, cells
+            return
+    with text_lines(path) as plain:  # a quote is a character as any other
+        for number, line in enumerate(plain, start=1):
+            if line.strip():
+                yield number, line.rstrip("\r\n").split("\t")
+
+
 def _is_plain(cells: list[str], kind: str) -> bool:
     """Whether a TSV file is written without quotes: MS MARCO's and TREC's have no header."""
     if _HEADERS & {cell.strip().strip('"').lower() for cell in cells}:
         return False
     return kind == "corpus" or not cells[-1].lstrip('" ').startswith("[")
-
-
-def _plain_rows(path: Path, kind: str) -> Iterator[Row]:
-    """Rows of a file without header in which a quote is a character as any other."""
-    names: list[str] = []
-    number = 0
-    with text_lines(path) as text:
-        for line_number, line in enumerate(text, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {line_number}"
-            cells = line.rstrip("\r\n").split("\t")
-            names = names or _column_names(cells, kind, where)[0]
-            if len(cells) != len(names):
-                raise ValueError(
-                    f"{where}: expected {len(names)} columns, {', '.join(map(repr, names))}, "
-                    f"got {len(cells)}"
-                )
-            values = {name: cell or None for name, cell in zip(names, cells, strict=True)}
-            yield Row(values, number, where)
-            number += 1
 
 
 def _column_names(cells: list[str], kind: str, where: str) -> tuple[list[str], bool]:
