@@ -2,11 +2,12 @@
 
 python -m scripts.benchmarks.env --out runs/bench_env
 
-Two workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
+Three workloads play scripted turns, the same ones in every arm: ``search`` is BM25 alone over the
 documents of IGSEARCH_DATA/wiki_pool.corpus.jsonl (over the embedded world where there are none),
 ``scoring`` the demo's world with every gain settled online by the shipped policy, which reads each
-transcript before a turn, as when it samples; that is not timed. A step is one turn of one row.
-Rounds of all arms take turns, and medians over rounds are reported.
+transcript before a turn, as when it samples; that is not timed. ``managed`` is the same with two
+calls a turn, budgets of tokens and a managed context. A step is one turn of one row. Rounds of all
+arms take turns, and medians over rounds are reported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,6 +38,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from agents.loading import load_policy
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env import (
+    PROTOCOLS,
     BM25Retriever,
     EvidencePool,
     Question,
@@ -76,12 +78,15 @@ class Workload:
     options: dict[str, Any]
     timed: Sequence[Timed]
     policy: TransformersPolicy | None = None
+    calls: int = 1
 
     def turns(self, question: Question) -> list[str]:
         """Searches for parts of the question, each refined in the next turn, then an answer."""
         words = query_words(question.text)
         queries = [" ".join(words[start:]) or words[-1] for start in range(SEARCHES)]
         turns = [f"<search> {query} </search>" for query in queries]
+        if self.calls > 1:
+            turns = [f"{turn} <search> {words[-1]} </search>" for turn in turns]
         return [
             turns[0],
             *(f"<refine> {words[0]} </refine> {turn}" for turn in turns[1:]),
@@ -150,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_threads(arguments.threads)
     keep_freed_memory()
     rows = []
-    for workload, rounds in ((search_workload(), 15), (scoring_workload(), 8)):
+    scoring = scoring_workload()
+    for workload, rounds in ((search_workload(), 15), (scoring, 8), (managed_workload(scoring), 8)):
         arms = [Player(workload, kind, rows) for kind, rows in ARMS]
         with lasting_objects():  # as in training
             rows += measure(arms, rounds)
@@ -181,6 +187,21 @@ def scoring_workload() -> Workload:
     scorer = Timed(policy.scorer(), "fits", "log_probs")
     options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
     return Workload("scoring", questions, options, [retriever, scorer], policy)
+
+
+def managed_workload(scoring: Workload) -> Workload:
+    """The same with everything on that an episode may have besides."""
+    assert scoring.policy is not None  # which counts
+    more = {
+        "protocol": replace(PROTOCOLS["refine-bare"], name="several", max_calls=2),
+        "tokenizer": scoring.policy.tokenizer,
+        "max_searches": 2 * SEARCHES,
+        "document_tokens": 6,
+        "observation_tokens": 40,
+        "episode_tokens": 2_000,
+        "keep_documents": 1,
+    }
+    return replace(scoring, name="managed", options={**scoring.options, **more}, calls=2)
 
 
 def measure(arms: Sequence[Player], rounds: int) -> list[dict[str, Any]]:

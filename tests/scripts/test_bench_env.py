@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.benchmarks import env as bench_env
-from scripts.benchmarks.env import Player, measure, scoring_workload
+from scripts.benchmarks.env import Player, managed_workload, measure, scoring_workload
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,19 @@ def test_every_arm_plays_the_same_turns_to_the_end(arms: list[Player]) -> None:
         assert episode.terminated
         assert len(episode.searches) == bench_env.SEARCHES
         assert None not in episode.information_gains
+
+
+def test_all_is_on_in_the_managed_workload() -> None:
+    workload = managed_workload(scoring_workload())
+    arm = Player(workload, "ours", 2)
+    arm.round(0)
+    for episode in arm.episodes():
+        assert episode.terminated
+        assert len(episode.searches) == 2 * bench_env.SEARCHES
+        assert {step.call for step in episode.searches} == {0, 1}
+        assert any(step.cut for step in episode.searches)
+        assert episode.tokens > 0
+        assert len(episode.training_sequences) > 1
 
 
 def test_time_inside_retriever_and_scorer_is_taken(arms: list[Player]) -> None:
