@@ -39,16 +39,6 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "never backwards": ("tests/test_architecture.py::test_imports_never_go_backwards",),
     },
-    "docs/guides/rewards-and-tools.md": {
-        "A call that finds nothing else has no gain.": (
-            f"{LIBRARY}/test_several_calls.py::test_what_two_queries_find_counts_once",
-        ),
-        "It has no gain.": (f"{LIBRARY}/test_tools.py::test_a_result_is_untrusted_text",),
-        "OpenRLHF and TRL train on one, and refuse managed contexts.": (
-            f"{TRAINERS}/test_managed_context.py::test_one_sequence_is_not_enough",
-            f"{TRAINERS}/test_managed_context.py::test_openrlhf_refuses_it",
-        ),
-    },
     "docs/concepts/credit.md": {
         "it pays for turns where most rollouts of a group give no answer": (
             "tests/scripts/test_cheats.py::test_the_published_forms_do_not_keep_them_out",
@@ -388,6 +378,14 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/rewards-and-tools.md": {
+        "A call that finds nothing else has no gain.": (
+            f"{LIBRARY}/test_several_calls.py::test_what_two_queries_find_counts_once",
+        ),
+        "It has no gain.": (f"{LIBRARY}/test_tools.py::test_a_result_is_untrusted_text",),
+        "OpenRLHF and TRL train on one, and refuse managed contexts.": (
+            f"{TRAINERS}/test_managed_context.py::test_one_sequence_is_not_enough",
+            f"{TRAINERS}/test_managed_context.py::test_openrlhf_refuses_it",
+        ),
         "A judgement that fails is neither 0 nor 1": (
             f"{LIBRARY}/test_judge.py::test_a_failure_is_masked_and_never_0_or_1",
             f"{TRAINERS}/test_judged.py::"
