@@ -36,7 +36,7 @@ OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolati
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints wheel audit \
+.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -81,6 +81,15 @@ constraints: ## Pin the newest versions of all dependencies afresh
 		| sed -e '/^pip==/d' -e 's/^torch==.*/torch>=2.6,<2.14/'; } > $(CONSTRAINTS).new
 	mv $(CONSTRAINTS).new $(CONSTRAINTS)
 	rm -rf $(VENV)-constraints
+
+fuzz: $(INSTALLED) ## Play a million random inputs to what reads strangers' text (minutes)
+	$(BIN)/python -m scripts.campaigns.fuzz --out runs/fuzz
+
+faults: $(INSTALLED) ## Kill, starve and disturb the programs, and compare what is left (an hour)
+	$(BIN)/python -m scripts.campaigns.faults --out runs/faults --report docs/results
+
+soak: $(INSTALLED) ## Run environment, trainer and server for long, and watch memory and time (an hour)
+	$(BIN)/python -m scripts.campaigns.soak --out runs/soak --report docs/results
 
 wheel: $(INSTALLED) ## Build the wheel of this commit into dist; the same commit gives the same bytes
 	rm -rf build/commit && mkdir -p build/commit

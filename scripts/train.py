@@ -183,7 +183,10 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     data: dict[str, Any] = {}
     if arguments.resume and not arguments.config:
         if not written.is_file():
-            raise ValueError(f"there is no run to resume in {arguments.out}: no config.json")
+            raise ValueError(
+                f"there is no run to resume in {arguments.out}: no config.json; if it was lost, "
+                "resume with the --config and --set that the run began with"
+            )
         data = read_settings(written)
     elif arguments.config:
         data = read_toml(arguments.config)

@@ -8,6 +8,7 @@ moment.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from igsearch_env.retrieval.index_directory import (
     write_manifest,
 )
 
+_MARK = "belongs_to"
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -211,6 +213,13 @@ class IndexBuild:
             write_json(file, {name: sha256_of(index / name) for name in (DOCUMENTS, OFFSETS)})
         return DocumentFile(index)
 
+    def _mark(self, number: int) -> NDArray[np.str_]:
+        """What a shard has in it, so that no other one is taken for it."""
+        digest = hashlib.sha256(str(number).encode())
+        for name in ("job.json", "corpus.json"):
+            digest.update((self.partial / name).read_bytes())
+        return np.array(digest.hexdigest())
+
     def _shard_file(self, number: int) -> Path:
         return self.partial / "shards" / f"{number:06d}.npz"
 
@@ -224,7 +233,7 @@ class IndexBuild:
         for number in missing:
             places = range(starts[number], starts[number] + sizes[number])
             shard = self.recipe.shard([documents[place] for place in places])
-            arrays: dict[str, Any] = dict(shard)
+            arrays: dict[str, Any] = dict(shard) | {_MARK: self._mark(number)}
             unfinished = self._shard_file(number).with_suffix(".unfinished")
             with unfinished.open("wb") as opened:
                 np.savez(opened, **arrays)
@@ -237,6 +246,8 @@ class IndexBuild:
             try:
                 with np.load(file) as arrays:
                     shard = dict(arrays)
+                if shard.pop(_MARK, None) != self._mark(number):
+                    raise ValueError("it belongs elsewhere")
             except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
                 raise CorruptIndexError(
                     f"{file} is damaged ({error}); remove it, and go on with --resume"

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.building import IndexBuild, Recipe, swap_in
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
+from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from tests.igsearch_env.retrieval.killed_build import NoBar, build
@@ -286,3 +288,30 @@ def test_an_index_is_written_where_a_link_leads(passages: list[Document], tmp_pa
     assert link.is_symlink()
     assert [path.name for path in disk.iterdir()] == ["index"]
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "index"}
+
+
+def test_a_shard_of_another_place_is_refused(tmp_path: Path) -> None:
+    documents = [Document(str(i), "", f"word{i} lima") for i in range(6)]
+    whole = IndexBuild(lambda: documents, tmp_path / "whole", BM25Recipe(), NoBar(), 2)
+    whole.run()
+    build = IndexBuild(lambda: documents, tmp_path / "index", Failing(), NoBar(), 2)
+    with pytest.raises(RuntimeError, match="no room"):
+        build.run()
+    shards = tmp_path / "index.partial" / "shards"
+    shutil.copy(shards / "000001.npz", shards / "000002.npz")
+    again = IndexBuild(lambda: documents, tmp_path / "index", BM25Recipe(), NoBar(), 2)
+    with pytest.raises(
+        CorruptIndexError, match=r"000002\.npz is damaged .*belongs elsewhere.*remove"
+    ):
+        again.run(resume=True)
+    (shards / "000002.npz").unlink()
+    again.run(resume=True)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "index" / file.name).read_bytes() == file.read_bytes()
+
+
+class Failing(BM25Recipe):
+    """Comes to its end once all shards are there."""
+
+    def finish(self, *args: Any) -> None:
+        raise RuntimeError("no room")

@@ -1,0 +1,268 @@
+r"""Run environment, trainer and server for long, and see that memory, files and time stay flat.
+
+python -m scripts.campaigns.soak --out runs/soak --report docs/results
+python -m scripts.campaigns.soak --out runs/soak --scale 0.01     # a short one
+
+At --scale 1: 204,800 steps of 64 environments, 500 training steps of the shipped policy, and 51,200
+requests of 64 clients to a server. Each part runs in a process of its own, and is sampled a hundred
+times. A slope is that of a straight line through the samples after the first fifth, over the whole
+part: what a run as long as this one adds, with its 95 % interval. Time is that of the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from igsearch_env.cli.program import Parser, parse_early, run
+
+SAMPLES = 100
+CLIENTS = 64
+
+
+def _parser() -> Parser:
+    parser = Parser(None, __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder of samples, and of the training run")
+    add("--scale", type=float, default=1.0, help="length of all parts (default: %(default)s)")
+    add("--report", type=Path, help="folder to write soak.json and soak.md into")
+    return parser
+
+
+if __name__ == "__main__":
+    parse_early(_parser)
+
+import numpy as np
+
+from igsearch_env.baselines import RandomQueryAgent
+from igsearch_env.data.world import World
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.http import HTTPRetriever
+from igsearch_env.vector_env import SearchQAVectorEnv
+
+ROOT = Path(__file__).resolve().parents[2]
+Sample = dict[str, float]
+Report = Callable[[int, float], None]
+
+
+class Watch:
+    """Samples a process.
+
+    Args:
+        samples: Where they go.
+        total: Steps that the part has.
+        process: Its id; None for this one.
+    """
+
+    def __init__(self, samples: list[Sample], total: int, process: int | None = None) -> None:
+        self._samples, self._every = samples, max(1, total // SAMPLES)
+        self._process = process or os.getpid()
+        self._at, self._cpu = 0, self._seconds()
+
+    def __call__(self, done: int) -> None:
+        """Sample, if enough has been done since the last time."""
+        if done - self._at < self._every:
+            return
+        cpu = self._seconds()
+        per_step = (cpu - self._cpu) / (done - self._at)
+        folder = Path(f"/proc/{self._process}")
+        pages = int((folder / "statm").read_text().split()[1])
+        self._samples.append(
+            {
+                "done": done,
+                "memory_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
+                "files": float(len(list((folder / "fd").iterdir()))),
+                "cpu_ms": per_step * 1000,
+            }
+        )
+        self._at, self._cpu = done, cpu
+
+    def _seconds(self) -> float:
+        fields = Path(f"/proc/{self._process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def environment(out: Path, scale: float) -> list[Sample]:
+    """Steps of 64 environments with counterfactuals, played by the agent of random queries."""
+    world = World.generate(seed=3, people=60)
+    envs = SearchQAVectorEnv(
+        64, questions=world.train_questions, retriever=BM25Retriever.build(world.documents)
+    )
+    agent, total = RandomQueryAgent(seed=0), max(100, int(3_200 * scale))
+    samples: list[Sample] = []
+    watch = Watch(samples, total * 64)
+    envs.reset(seed=0)
+    for number in range(1, total + 1):
+        envs.step([str(turn) for turn in agent.act(envs.episodes)])
+        watch(number * 64)
+    return samples
+
+
+def training(out: Path, scale: float) -> list[Sample]:
+    """Steps of the shipped policy on two rollouts of a question each, with checkpoints."""
+    import shutil
+
+    import torch
+
+    from trainers.config import load_config
+    from trainers.local.grpo import GRPOTrainer
+
+    torch.set_num_threads(1)
+    shutil.rmtree(out / "training", ignore_errors=True)
+    total = max(20, int(500 * scale))
+    settings = (
+        "world.people=40",
+        f"policy.path={json.dumps(str(ROOT / 'agents' / 'world-tiny'))}",
+        "policy.max_new_tokens=24",
+        f"optimization.steps={total}",
+        "optimization.questions_per_step=1",
+        "optimization.group_size=3",
+        "optimization.learning_rate=1e-5",
+        "run.checkpoint_every=50",
+        "run.save_rollouts_every=50",
+        "run.max_wasted_steps=0",
+        "run.threads=1",
+    )
+    trainer = GRPOTrainer(load_config(None, settings), out / "training")
+    samples: list[Sample] = []
+    watch = Watch(samples, total)
+    trainer.run(lambda row: watch(row["step"]))
+    return samples
+
+
+def _serve(ready: Any) -> None:
+    from igsearch_env.retrieval.server import RetrievalService, serve
+    from igsearch_env.retrieval.server_limits import ServerLimits
+
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    retriever = BM25Retriever.build(World.generate(seed=3, people=60).documents)
+    ready.send(listener.getsockname()[1])
+    serve(RetrievalService(ServerLimits()), lambda: retriever, listener)
+
+
+def server(out: Path, scale: float) -> list[Sample]:
+    """Requests of 64 clients at once; the process that is sampled is the server's."""
+    world = World.generate(seed=3, people=60)
+    total = max(400, int(51_200 * scale))
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    samples: list[Sample] = []
+    asked = [question.text for question in world.train_questions]
+    url = f"http://127.0.0.1:{ours.recv()}"
+    with HTTPRetriever(url, "skyrl", connections=CLIENTS, cache_size=0) as client:
+        client.wait_until_ready(60)
+        watch, done = Watch(samples, total, process.pid), 0
+        while done < total:
+            queries = [f"{asked[n % len(asked)]} {n}" for n in range(done, done + 2 * CLIENTS)]
+            client.search(queries, 3)
+            done += len(queries)
+            watch(done)
+    process.terminate()
+    process.join()
+    return samples
+
+
+PARTS: dict[str, Callable[[Path, float], list[Sample]]] = {
+    "environment steps": environment,
+    "training steps": training,
+    "server requests": server,
+}
+
+
+def _part(name: str, out: Path, scale: float, sender: Any) -> None:
+    sender.send(PARTS[name](out, scale))
+
+
+def slope(values: Sequence[float]) -> dict[str, float]:
+    """Mean, change over the whole length of a straight line, and its 95 % interval."""
+    from scipy import stats
+
+    kept = np.asarray(values[len(values) // 5 :], dtype=np.float64)
+    places = np.linspace(0.2, 1.0, len(kept))
+    line = stats.linregress(places, kept)
+    half = float(stats.t.ppf(0.975, len(kept) - 2)) * float(line.stderr)
+    found = {"mean": float(kept.mean()), "change": float(line.slope)}
+    return found | {"low": float(line.slope) - half, "high": float(line.slope) + half}
+
+
+def table(samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
+    """One row for each part and quantity."""
+    return [
+        {"part": part, "done": int(rows[-1]["done"]), "quantity": name}
+        | slope([row[name] for row in rows])
+        for part, rows in samples.items()
+        for name in ("memory_mib", "files", "cpu_ms")
+    ]
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The page of the table."""
+    labels = {"memory_mib": "memory, MiB", "files": "open files", "cpu_ms": "CPU ms a step"}
+    return "\n".join(
+        [
+            "# Endurance",
+            "",
+            "`python -m scripts.campaigns.soak --out runs/soak --report docs/results` runs",
+            "environment, trainer and server for long. *Change* is what a run of this length adds",
+            "by the straight line through the samples after the first fifth, with its 95 %",
+            "interval. A part runs in a process of its own; of the last one the server is sampled.",
+            "",
+            "| part | length | quantity | mean | change | 95 % interval |",
+            "|---|---|---|---|---|---|",
+            *(
+                f"| {row['part']} | {row['done']:,} | {labels[row['quantity']]} | "
+                f"{row['mean']:.3g} | {row['change']:+.3g} | "
+                f"{row['low']:+.3g} to {row['high']:+.3g} |"
+                for row in rows
+            ),
+            "",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the parts that are not done, and write the table.
+
+    Args:
+        argv: Command line arguments; None for those of the process.
+    """
+    arguments = _parser().parse_args(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    samples: dict[str, list[Sample]] = {}
+    for name in PARTS:
+        file = arguments.out / f"{name.replace(' ', '-')}-{arguments.scale:g}.json"
+        if not file.exists():
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_part, args=(name, arguments.out, arguments.scale, theirs)
+            )
+            started = time.monotonic()
+            process.start()
+            theirs.close()
+            try:
+                rows = ours.recv()
+            except EOFError as error:
+                raise ValueError(f"{name} failed; see above") from error
+            process.join()
+            print(f"{name}: {rows[-1]['done']:,.0f} in {time.monotonic() - started:.0f} s")
+            file.write_text(json.dumps(rows) + "\n")
+        samples[name] = json.loads(file.read_text())
+    rows = table(samples)
+    text = markdown(rows)
+    print(text)
+    if arguments.report:
+        (arguments.report / "soak.json").write_text(json.dumps(rows, indent=2) + "\n")
+        (arguments.report / "soak.md").write_text(text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,38 @@
+"""The figures of the endurance runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.campaigns import soak
+
+
+def test_a_slope_is_what_a_run_adds() -> None:
+    line = [3.0] * 20 + [3.0 + 0.5 * place for place in np.linspace(0.0, 1.0, 80)]
+    found = soak.slope(line)
+    assert found["change"] == pytest.approx(0.5 / 0.8)
+    assert found["mean"] == pytest.approx(3.25)
+    assert found["low"] == pytest.approx(found["high"])
+
+
+def test_an_interval_holds_the_slope_of_a_noisy_line() -> None:
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        places = np.linspace(0.0, 1.0, 100)
+        found = soak.slope(list(2.0 * places + rng.normal(0.0, 1.0, 100)))
+        held += found["low"] <= 2.0 <= found["high"]
+    assert 0.9 < held / 200 < 0.99
+
+
+def test_the_environment_is_sampled(tmp_path: Path) -> None:
+    samples = soak.environment(tmp_path, 0.01)
+    assert samples[-1]["done"] == 100 * 64
+    assert len(samples) == 100
+    assert all(one["memory_mib"] > 0 and one["files"] > 0 for one in samples)
+    rows = soak.table({"environment steps": samples})
+    assert {row["quantity"] for row in rows} == {"memory_mib", "files", "cpu_ms"}
+    assert "| environment steps | 6,400 | memory, MiB |" in soak.markdown(rows)
