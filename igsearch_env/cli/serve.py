@@ -3,10 +3,14 @@
 igsearch serve --index indexes/wiki
 igsearch serve --index indexes/e5 --device cuda --search nprobe=64
 igsearch serve --corpus data/wiki.jsonl --port 8001
+igsearch serve --index indexes/wiki --mcp
+igsearch serve --index indexes/wiki --mcp stdio
 
 One port speaks the dialects of Search-R1 and verl, of SkyRL and verl-agent, and of rLLM and RAGEN.
 A bare corpus is indexed with BM25 in memory. /health answers at once, /ready when the index is
-loaded, /metrics in Prometheus' text format.
+loaded, /metrics in Prometheus' text format. --mcp adds /mcp, where agents find the tools search
+and get_document by the Model Context Protocol; with stdio the process speaks it on its own input
+and output.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence, Sized
+from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -53,14 +58,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     names = (field.name for field in fields(ServerLimits))
     limits = ServerLimits(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})
-    service = RetrievalService(limits, arguments.top_k)
+    service = RetrievalService(limits, arguments.top_k, mcp=arguments.mcp is not None)
+    load = partial(_load, index or arguments.corpus, dense)
+    if arguments.mcp == "stdio":
+        from igsearch_env.retrieval.mcp_server import serve_stdio
+
+        with redirect_stdout(sys.stderr):  # what agents read is the protocol alone
+            service.open(load())
+        serve_stdio(service)
+        return
     # The thread that searches wants the interpreter back after each of many short calls; while the
     # answers of the batch before are written, it would wait up to 5 ms for it each time.
     sys.setswitchinterval(0.0005)
     listener = _listen(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     say(f"serving http://{host}:{port}/retrieve; /ready answers 200 when the index is loaded")
-    load = partial(_load, index or arguments.corpus, dense)
     serve(service, load, listener)
 
 
@@ -95,6 +107,14 @@ def _parser() -> Parser:
         type=positive,
         default=DEFAULT_TOP_K,
         help="documents for a request that does not say how many (default: %(default)s)",
+    )
+    add(
+        "--mcp",
+        nargs="?",
+        const="http",
+        choices=("http", "stdio"),
+        help="tools for agents: at /mcp beside the other addresses (http, the default), or on "
+        "input and output, without a port (stdio)",
     )
     dense = parser.add_argument_group("a dense index")
     dense.add_argument("--model", help="where its encoder is now")

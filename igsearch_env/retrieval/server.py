@@ -2,7 +2,8 @@
 
 ``POST /retrieve`` understands the dialects of :mod:`igsearch_env.retrieval.wire` and answers in the
 one it was asked in. ``GET /health`` says that the process lives, ``GET /ready`` whether the index
-is loaded, ``GET /metrics`` what has happened, in Prometheus' text format.
+is loaded, ``GET /metrics`` what has happened, in Prometheus' text format. Where it is asked to, the
+server also answers the Model Context Protocol (:mod:`igsearch_env.retrieval.mcp_server`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sized
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from igsearch_env.episode import Document
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import Retriever
-from igsearch_env.retrieval.batching import MicroBatcher, Overloaded
+from igsearch_env.retrieval.batching import Found, MicroBatcher, Overloaded
+from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.server_connection import LimitedConnection
 from igsearch_env.retrieval.server_gate import Gate
 from igsearch_env.retrieval.server_limits import ServerLimits
@@ -35,6 +38,10 @@ with extra("serve"):
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse, Response
     from pydantic import BaseModel, Field, StrictBool, StrictInt
+    from starlette.routing import BaseRoute
+
+if TYPE_CHECKING:
+    from igsearch_env.retrieval.mcp_server import DocumentsById
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +75,15 @@ class RetrievalService:
     Args:
         limits: What it puts up with.
         top_k: Documents per query of a request that does not say how many.
+        mcp: Whether agents can search and read documents by the Model Context Protocol, too.
 
     Raises:
         ValueError: If its limits do not allow that many.
     """
 
-    def __init__(self, limits: ServerLimits, top_k: int = DEFAULT_TOP_K) -> None:
+    def __init__(
+        self, limits: ServerLimits, top_k: int = DEFAULT_TOP_K, *, mcp: bool = False
+    ) -> None:
         if not 1 <= top_k <= limits.max_k:
             raise ValueError(
                 f"top_k is {top_k}, and the limits allow 1 to {limits.max_k} documents per query: "
@@ -81,12 +91,22 @@ class RetrievalService:
             )
         self.limits = limits
         self.top_k = top_k
+        self.mcp = mcp
         self.metrics = ServerMetrics()
         self.retriever: Retriever | None = None
         self._batcher: MicroBatcher | None = None
+        self._documents: DocumentsById | None = None
 
     def open(self, retriever: Retriever) -> None:
-        """Begin to answer."""
+        """Begin to answer.
+
+        Raises:
+            ValueError: If documents are to be read by their ids, and the retriever has none.
+        """
+        if self.mcp:
+            from igsearch_env.retrieval.mcp_server import DocumentsById  # needs the extra mcp
+
+            self._documents = DocumentsById(retriever)
         self.retriever = retriever
         limits, metrics = self.limits, self.metrics
         batcher = MicroBatcher(
@@ -113,27 +133,63 @@ class RetrievalService:
             HTTPException: 400 if it cannot be answered, 503 if it cannot be yet, or not now, and
                 500 if the search failed.
         """
-        if self._batcher is None:
-            raise HTTPException(503, "the index is still loading", {"Retry-After": "1"})
-        queries, k = self._check(request)
-        self.metrics.queries.labels(request.dialect).inc(len(queries))
+        if (request.queries is None) == (request.query is None):
+            raise HTTPException(400, "expected either 'queries', a list, or 'query', a string")
+        queries = [request.query] if request.query is not None else request.queries or []
+        found = await self.search(queries, request.topk or request.top_k, request.dialect)
+        answer = make_answer(request.dialect, found, request.return_scores)
+        # In ASCII: documents may hold halves of surrogate pairs, which UTF-8 cannot write.
+        return Response(json.dumps(answer), media_type="application/json")
+
+    async def search(self, queries: list[str], k: int | None, source: str) -> Found:
+        """The documents of each query.
+
+        Args:
+            queries: The queries.
+            k: How many documents for each; None for the server's default.
+            source: The dialect or protocol that they came by, for the metrics.
+
+        Raises:
+            HTTPException: As for :meth:`retrieve`.
+        """
+        batcher = self._ready_batcher()
+        queries, k = self._check(queries, k or self.top_k)
+        self.metrics.queries.labels(source).inc(len(queries))
         try:
-            found = await self._batcher.search(queries, k) if queries else []
+            return await batcher.search(queries, k) if queries else []
         except Overloaded as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
         except Exception as error:
             log.exception("a search for %d queries failed", len(queries))
             raise HTTPException(500, f"the search failed: {error}") from error
-        answer = make_answer(request.dialect, found, request.return_scores)
-        # In ASCII: documents may hold halves of surrogate pairs, which UTF-8 cannot write.
-        return Response(json.dumps(answer), media_type="application/json")
 
-    def _check(self, request: RetrieveRequest) -> tuple[list[str], int]:
+    def document(self, name: str) -> Document:
+        """The document of an id.
+
+        Raises:
+            HTTPException: 404 if there is none, and as for :meth:`retrieve`.
+        """
+        self._ready_batcher()
+        assert self._documents is not None  # only asked where there is the protocol for it
+        try:
+            return self._documents[name]
+        except KeyError:
+            short = name if len(name) <= 80 else name[:80] + "..."
+            raise HTTPException(
+                404, f"no document has the id {short!r}; search gives ids"
+            ) from None
+        except CorruptIndexError as error:
+            log.exception("a document could not be read")
+            raise HTTPException(500, str(error)) from error
+
+    def _ready_batcher(self) -> MicroBatcher:
+        if self._batcher is None:
+            raise HTTPException(503, "the index is still loading", {"Retry-After": "1"})
+        return self._batcher
+
+    def _check(self, queries: list[str], k: int) -> tuple[list[str], int]:
         """The queries, and how many documents for each: no more than there are."""
         limits = self.limits
-        if (request.queries is None) == (request.query is None):
-            raise HTTPException(400, "expected either 'queries', a list, or 'query', a string")
-        queries = [request.query] if request.query is not None else request.queries or []
         if len(queries) > limits.max_queries:
             raise HTTPException(
                 400, f"got {len(queries)} queries; send at most {limits.max_queries}"
@@ -143,7 +199,6 @@ class RetrievalService:
             raise HTTPException(
                 400, f"got a query of {longest} characters; send at most {limits.max_characters}"
             )
-        k = request.topk or request.top_k or self.top_k
         if not 1 <= k <= limits.max_k:
             raise HTTPException(400, f"got topk = {k}; set it from 1 to {limits.max_k}")
         if len(queries) * k > limits.max_documents:
@@ -156,15 +211,38 @@ class RetrievalService:
         return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
 
 
-def create_app(service: RetrievalService) -> FastAPI:
-    """The web application around a service."""
+def create_app(service: RetrievalService, host: str = "127.0.0.1") -> FastAPI:
+    """The web application around a service.
+
+    Args:
+        service: Answers requests.
+        host: Where it listens. On this machine alone, agents must name it by an address of this
+            machine: no web page can then make a browser speak the Model Context Protocol to it.
+    """
+    paths = [PATH]
+    routes: list[BaseRoute] = []
+    running: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    if service.mcp:
+        from igsearch_env.retrieval.mcp_server import MCP_PATH, make_mcp_server
+
+        tools = make_mcp_server(service)
+        routes = tools.streamable_http_app(
+            streamable_http_path=MCP_PATH,
+            json_response=True,
+            stateless_http=True,  # nothing is kept between calls, so nothing can be mixed up
+            max_request_body_size=service.limits.max_bytes,
+            host=host,
+        ).routes
+        running = tools.session_manager.run
+        paths.append(MCP_PATH)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with running():
+            yield
         service.close()
 
-    app = FastAPI(title="igsearch-env retriever", lifespan=lifespan)
+    app = FastAPI(title="igsearch-env retriever", lifespan=lifespan, routes=routes)
 
     @app.post(PATH)
     async def retrieve(request: RetrieveRequest) -> Response:
@@ -194,7 +272,7 @@ def create_app(service: RetrievalService) -> FastAPI:
         ]
         return JSONResponse({"detail": "; ".join(wrong)}, 400)
 
-    app.add_middleware(Gate, PATH, service.limits.max_bytes, service.metrics.observe_request)
+    app.add_middleware(Gate, paths, service.limits.max_bytes, service.metrics.observe_request)
     return app
 
 
@@ -224,7 +302,7 @@ def serve(
     limits = replace(service.limits, max_connections=_room(service.limits.max_connections))
     connection: Any = partial(LimitedConnection, limits, service.metrics.observe_request)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, listener.getsockname()[0]),
         http=connection,
         log_level="warning",
         timeout_keep_alive=75,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from igsearch_env.extras import extra
 
@@ -18,7 +18,7 @@ class Gate:
 
     Args:
         app: The application behind the gate.
-        path: Where requests with a body go; others are handed on as they are.
+        paths: Where requests with a body go; others are handed on as they are.
         max_bytes: Size of a body; a larger one is answered 413.
         observe: Called with status and seconds of each answer.
     """
@@ -26,18 +26,18 @@ class Gate:
     def __init__(
         self,
         app: ASGIApp,
-        path: str,
+        paths: Collection[str],
         max_bytes: int,
         observe: Callable[[int, float], None],
     ) -> None:
         self._app = app
-        self._path = path
+        self._paths = paths
         self._max_bytes = max_bytes
         self._observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection event, as ASGI has it."""
-        if scope["type"] != "http" or scope["path"] != self._path:
+        if scope["type"] != "http" or scope["path"] not in self._paths:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
