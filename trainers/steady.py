@@ -32,6 +32,7 @@ def collect_steadily(
     tries: int = FAILED_TRIES,
     seconds: defaultdict[str, float] | None = None,
     watched: Callable[[], Callable[[int], None]] | None = None,
+    restore: Callable[[], None] | None = None,
 ) -> list[Episode]:
     """Play one episode per question; again, if too many searches failed.
 
@@ -48,11 +49,15 @@ def collect_steadily(
         tries: How often the episodes are played.
         seconds: Where the time is added up.
         watched: Makes, for each try, what is called with the number of episodes that ended.
+        restore: Called before each further try: puts generators back to where they were, so that
+            a retriever that recovers leaves no trace.
 
     Raises:
         RetrieverLostError: If too many searches failed in each try.
     """
-    for _ in range(tries):
+    for number in range(tries):
+        if number and restore is not None:
+            restore()
         progress = None if watched is None else watched()
         episodes = collect(engine, agent, questions, group_ids, seconds=seconds, progress=progress)
         failed = failed_share(episodes)

@@ -617,6 +617,42 @@ def test_a_retriever_that_dies_ends_the_run_with_a_checkpoint(
     assert resumed.run()["step"] == 3
 
 
+def test_a_retriever_that_recovers_leaves_no_trace(
+    make_trainer: MakeTrainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The step is played again from where its generators stood."""
+    whole = make_trainer("optimization.steps=2", name="whole")
+    whole.run()
+    trainer = make_trainer("optimization.steps=2")
+    real = trainer.engine.retriever
+
+    class Recovers:
+        calls = 0
+
+        def search(self, queries: Sequence[str], k: int) -> list[list[Any]]:
+            self.calls += 1
+            if self.calls in (2, 3):
+                raise RetrievalError("busy")
+            return real.search(queries, k)
+
+    trainer.engine.retriever = Recovers()
+    trainer.run()
+    assert "it is tried again" in caplog.text
+    assert all(row["failed_searches"] == 0 for row in rows(trainer))
+    assert equal(weights(trainer), weights(whole))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"name": 1}'])
+def test_a_damaged_grammar_is_named(make_trainer: MakeTrainer, content: str) -> None:
+    trainer = make_trainer("optimization.steps=2")
+    run_until(trainer, 1)
+    (trainer.out / "protocol.json").write_text(content)
+    with pytest.raises(ValueError, match=r"protocol\.json is damaged .*or remove it"):
+        make_trainer("optimization.steps=2", resume=True)
+    (trainer.out / "protocol.json").unlink()
+    assert make_trainer("optimization.steps=2", resume=True).run()["step"] == 2
+
+
 def test_a_few_failures_are_left_out_and_the_rest_teaches(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,7 +247,13 @@ class GRPOTrainer:
             tries=run.failed_tries,
             seconds=seconds,
             watched=lambda: self._watched("rollouts", len(repeated)),
+            restore=self._sample_again,
         )
+
+    def _sample_again(self) -> None:
+        """Go back to the state before the rollouts of this step."""
+        self.policy.load_state_dict(self._state["policy"])
+        self.engine.pool.load_state_dict(self._state["pool"])
 
     def _questions(self) -> list[Question]:
         """The questions of a step follow from seed and step, so that all methods get the same."""
@@ -342,7 +348,13 @@ class GRPOTrainer:
         file = self.out / PROTOCOL
         if not file.is_file():
             return None
-        return protocol_from_record(json.loads(file.read_text(encoding="utf-8")))
+        try:
+            return protocol_from_record(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}); copy it from the policy of this run's newest "
+                "checkpoint, or remove it to take the grammar that the settings name"
+            ) from error
 
     def _state_now(self) -> dict[str, Any]:
         """What a checkpoint holds besides the weights."""
