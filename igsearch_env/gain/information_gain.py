@@ -400,16 +400,17 @@ class InformationGain:
     def documents(self, episode: Episode, index: int) -> tuple[Document, ...]:
         """The documents of step ``index`` that count; with ``new_only`` those not found before.
 
-        A document is known by its id, or by its title and text under another id.
+        A document is known by its id, or by its title and text under another id. One that was shown
+        in part counts once more when it is shown whole.
         """
         found = episode.steps[index].documents
         if not self.new_only or not found:
             return found
         known: set[object] = set()
         for step in episode.steps[:index]:
-            for document in step.documents:
-                known |= {document.id, (document.title, document.text)}
-        return tuple(d for d in found if not known & {d.id, (d.title, d.text)})
+            for one in step.documents:
+                known |= {(one.id, one.whole is None), (one.id, False), (one.title, one.text)}
+        return tuple(d for d in found if not known & {(d.id, d.whole is None), (d.title, d.text)})
 
     def refinement(self, episode: Episode, index: int) -> Segment:
         """What the policy wrote about the documents of step ``index``, where that is scored.

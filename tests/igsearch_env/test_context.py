@@ -39,7 +39,8 @@ TURNS = (
 
 
 def engine_of(**options: Any) -> SearchQAEngine:
-    given = {"num_counterfactuals": 2, **options}
+    paper = {"counterfactual": "documents+refinement", "new_only": False}
+    given = {"num_counterfactuals": 2, **paper, **options}
     scorer = given.pop("scorer", FakeScorer())
     engine = make_engine(QUESTIONS, FakeRetriever(), scorer, **given)
     for evidence in SWAP_PAIRS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -57,7 +58,7 @@ TURN = "<search>Peru</search> and <search>Italy</search>"
 
 
 def engine_of(protocol: Any = TAGS, **options: Any) -> SearchQAEngine:
-    given = {"num_counterfactuals": 2, "protocol": protocol, **options}
+    given = {"num_counterfactuals": 2, "protocol": protocol, "new_only": False, **options}
     scorer = given.pop("scorer", FakeScorer())
     return make_engine(QUESTIONS, given.pop("retriever", FakeRetriever()), scorer, **given)
 
@@ -215,11 +216,24 @@ BARE = replace(
 )
 
 
+class CountingScorer(UnigramScorer):
+    """A unigram model in which a word that is said again is more likely."""
+
+    def log_probs(self, contexts: Any, answers: Any) -> Any:
+        share, found = self.smoothing / self.vocabulary_size, []
+        for context, answer in zip(contexts, answers, strict=True):
+            words = re.findall(r"\w+|[^\w\s]", text_of(context))
+            count, total = words.count(answer.strip()), len(words) + self.smoothing
+            found.append(np.array([log((count + share) / total)]))
+        return found
+
+
 def bare_engine(**options: Any) -> SearchQAEngine:
     given: dict[str, Any] = {
         "num_counterfactuals": 1,
         "protocol": BARE,
-        "scorer": UnigramScorer(vocabulary_size=100, smoothing=1.0),
+        "scorer": CountingScorer(vocabulary_size=100, smoothing=1.0),
+        "new_only": False,
         "retriever": Countries(),
         **options,
     }
@@ -282,7 +296,8 @@ class TestGains:
 
     def test_all_settle_in_the_next_call(self) -> None:
         parts = (QUESTIONS, FakeRetriever(), FakeScorer())
-        env = SearchQAEnv(*parts, protocol=TAGS, num_counterfactuals=2)
+        paper: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
+        env = SearchQAEnv(*parts, protocol=TAGS, num_counterfactuals=2, **paper)
         env.reset(seed=0, options={"question": PERU})
         *_, info = env.step(TURN)
         assert info["query"] == ("Peru", "Italy")
@@ -409,6 +424,7 @@ class TestAround:
             "scorer": FakeScorer(),
             "protocol": TAGS,
             "num_counterfactuals": 1,
+            "counterfactual": "documents+refinement",
         }
         rows = SearchQAVectorEnv(2, **arguments)
         rows.reset(seed=3, options={"questions": [PERU, QUESTIONS[1]]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -189,7 +190,7 @@ class Encyclopedia:
     """Finds the documents whose id is in the query."""
 
     DOCUMENTS = (
-        Document("peru", "Peru", "A country. Its seat is Lima."),
+        Document("peru", "Peru", "A country. Its seat is Cusco."),
         Document("cuba", "Cuba", "An island. Its seat is Havana."),
     )
 
@@ -200,7 +201,7 @@ class Encyclopedia:
         return [[d for d in self.DOCUMENTS if d.id in query][:k] for query in queries]
 
 
-QUESTION = Question("q", "where ?", ("Lima",))
+QUESTION = Question("q", "where ?", ("Cusco",))
 OTHER = Evidence(
     (Document("x", "Xium", "A desert" + CUT, whole="A desert. Its seat is Xo."),),
     NO_REFINEMENT,
@@ -233,25 +234,28 @@ class TestGetDocument:
         assert found.observation is not None
         assert opened.observation is not None
         assert '(Id: peru) (Title: "Peru") A country [cut]' in found.observation.text
-        assert "A country. Its seat is Lima." in opened.observation.text
+        assert "A country. Its seat is Cusco." in opened.observation.text
         assert (opened.action, opened.tool, opened.query) == ("search", "get_document", "peru")
         assert opened.documents == (Encyclopedia.DOCUMENTS[0],)
         assert (found.search_step, opened.search_step) == (0, 1)
 
     def test_its_gain_by_hand(self) -> None:
-        """p(Lima) = (count + .001) / (words + 1): the snippets do not say it, the whole does.
+        """p(Cusco) = 1.001 / (different words + 1) where it is said, else that of a guess.
 
-        "Lima" stands in the prompt once. What it is compared with is the whole of another
-        question's first document, which is as long.
+        The snippets do not say it, the whole does. What that is compared with is the whole of
+        another question's first document.
         """
         episode = play(engine_of(), SEARCH, OPEN, "<answer>Lima</answer>")
         found, opened = episode.searches
         assert found.information_gain == pytest.approx(0.0)
-        assert opened.information_gain == pytest.approx(log(2.001 / 1.001))
+        real = text_of(engine_of().information_gain.contexts(episode, 1)[0])
+        words = len(set(re.findall(r"\w+|[^\w\s]", real.lower())))
+        expected = log(1.001 / (words + 1)) - log(1 / 1000)
+        assert opened.information_gain == pytest.approx(expected)
         (other,) = opened.counterfactuals
         assert [d.text for d in other.documents] == ["A desert. Its seat is Xo."]
         real, swapped = engine_of().information_gain.contexts(episode, 1)
-        assert "Its seat is Lima." in text_of(real)
+        assert "Its seat is Cusco." in text_of(real)
         assert "Its seat is Xo." in text_of(swapped)
 
     def test_its_argument_gets_the_credit(self) -> None:
