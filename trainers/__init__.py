@@ -10,7 +10,7 @@ A trainer for another framework needs little, for which it imports what is here 
 3. *Credit*: ``credit.at(progress)(episodes)`` gives one advantage per policy token.
 4. *Align*: :func:`trainers.local.token_batch.episode_tokens` gives the ids of an episode and which
    of them the policy wrote; advantages and log-probs are in the order of these. Of an episode with
-   ``retrieval_failed`` no token is learned from.
+   ``left_out`` no token is learned from.
 
 :mod:`trainers.trl.rollouts` does this in one file and is the one to copy from.
 """

@@ -52,7 +52,7 @@ class Graded:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Judge, print the agreement, and write results.json and verdicts.jsonl.
+    """Judge, print the agreement, and write agreement.json and verdicts.jsonl.
 
     Args:
         argv: Command line arguments; None for those of the process.
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for one, said, verdict in zip(items, correct, verdicts, strict=True)
         )
         write_whole(args.out / "verdicts.jsonl", "".join(lines))
-        write_json(args.out / "results.json", results)
+        write_json(args.out / "agreement.json", results)
     say(judge.summary())
     if not results["rows"]:
         raise ValueError("no answer was judged; see that the judge's server works")
@@ -236,5 +236,5 @@ def _parser() -> Parser:
         default=8,
         help="how often a request that fails is repeated (default: %(default)s)",
     )
-    add("--out", type=folder, help="folder for results.json and verdicts.jsonl")
+    add("--out", type=folder, help="folder for agreement.json and verdicts.jsonl")
     return parser

@@ -187,7 +187,7 @@ class Judge:
             return self._once(self._key(prompt), prompt)
         except JudgementFailedError as error:
             self._count(failed=1)
-            self.failure = str(error)
+            self.failure = clean_text(str(error))
             raise
 
     def summary(self) -> str:

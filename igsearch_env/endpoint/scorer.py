@@ -21,6 +21,7 @@ from igsearch_env.gain.prompt_scorer import (
     answer_log_probs,
     checked,
 )
+from igsearch_env.text import clean_text
 
 FORCED = 10_000.0  # added to the logit of a token; it outweighs every other one
 
@@ -210,4 +211,4 @@ class EndpointScorer(PromptScorer):
 
     def _failed(self, reason: str) -> None:
         with self._lock:
-            self.failure = reason
+            self.failure = clean_text(reason)

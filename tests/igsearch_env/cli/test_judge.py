@@ -63,7 +63,7 @@ def test_agreement_with_labels_by_hand(
     ]
     file = write_rows(tmp_path / "labels.jsonl", labels)
     assert judge("--labels", file, "--judge", server.url, "--model", "m", "--out", tmp_path) == 0
-    results = read_json(tmp_path / "results.json")
+    results = read_json(tmp_path / "agreement.json")
     assert results["failed"] == {"labels": 1}
     assert results["right"]["labels"]["share"] == pytest.approx(4 / 5)
     by_pair = {(row["first"], row["second"]): row["agreement"] for row in results["rows"]}
@@ -112,7 +112,7 @@ def test_an_evaluation_is_judged_while_it_is_made_and_afterwards(
     command = (out, "--judge", server.url, "--model", "m", "--cache", cache, "--out", tmp_path)
     assert judge(*command) == 0
     assert len(server.asked) == before  # all verdicts were known
-    (row,) = read_json(tmp_path / "results.json")["rows"]
+    (row,) = read_json(tmp_path / "agreement.json")["rows"]
     assert row["agreement"]["n"] == 12
     assert row["agreement"]["both"] / 12 == pytest.approx(results["em"])
 

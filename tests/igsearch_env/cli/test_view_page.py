@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from igsearch_env import Episode, OutcomeFailedError, SearchQAEnv, WeightedOutcome
+from igsearch_env.outcome import Component
+from igsearch_env.record import episode_record
 from igsearch_env.viewer.page import write_page
 from tests.igsearch_env.cli.hostile import HOSTILE
+from tests.igsearch_env.fakes import PERU, QUESTIONS, FakeRetriever
 
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
 
@@ -254,3 +258,30 @@ def test_the_colours_can_be_chosen(opened: Opened, hostile_run: Path) -> None:
         colours.append(tab.evaluate(paper))
     assert colours[0] != colours[1]
     assert tab.evaluate("document.documentElement.dataset.theme") == ""
+
+
+def test_the_parts_of_an_outcome_are_shown(opened: Opened, tmp_path: Path) -> None:
+    judged = WeightedOutcome(
+        {"em": 1.0, "searches": -0.05, "gold_titles": 0.5, "judge": 1.0},
+        {"judge": Component(no_verdict)},
+    )
+    env = SearchQAEnv(QUESTIONS, FakeRetriever(), None, num_counterfactuals=0, outcome=judged)
+    env.reset(options={"question": PERU})
+    env.step("<search> Peru </search>")
+    env.step("<answer> Lima </answer>")
+    (tmp_path / "episodes.jsonl").write_text(json.dumps(episode_record(env.episode)) + "\n")
+    tab = opened.open(tmp_path)
+    tab.goto(f"{tab.url.partition('#')[0]}#/rollout/0")
+    tab.wait_for_selector(".outcome .part")
+    shown = tab.eval_on_selector_all(".outcome .part", "all => all.map(e => e.textContent)")
+    assert [text.split(" ")[0] for text in shown[:4]] == ["em", "searches", "gold_titles", "judge"]
+    assert shown[2:] == [
+        "gold_titles does not apply",
+        "judge failed",
+        "the score could not be had",
+    ]
+    assert "0.05" in shown[1]
+
+
+def no_verdict(episode: Episode) -> float:
+    raise OutcomeFailedError("no verdict")
