@@ -95,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 results = all_averages([score for number in sorted(done) for score in done[number]])
                 seconds["total"] = time.perf_counter() - started
                 times = {name: round(value, 3) for name, value in seconds.items()}
-                counts = None if judge is None else judge.counts
+                asking = {"judge": judge, "scorer": evaluation.player.scorer}  # servers, if any
+                counts = {n: c for n, one in asking.items() if (c := getattr(one, "counts", None))}
                 folder.finish(results, times, len(evaluation.player.refused), counts)
         finally:
             evaluation.player.stop()

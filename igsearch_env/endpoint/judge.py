@@ -128,7 +128,6 @@ class Judge:
         self._model = model
         self._left_out: set[str] = set()
         self._lock = threading.Lock()
-        self._naming = threading.Lock()
         self._known: dict[str, Verdict] = {}
         self._running: dict[str, Future[Verdict]] = {}
 
@@ -303,15 +302,14 @@ class Judge:
 
     def _named(self) -> str:
         """The name of the model, which the server may have to be asked for."""
-        with self._naming:
-            if not self._model:
-                served = self.endpoint.models()
-                if len(served) != 1:
-                    raise ValueError(
-                        f"the judge's server {self.endpoint.url} serves "
-                        f"{', '.join(served) or 'no model'}; name one (judge_model)"
-                    )
-                self._model = served[0]
+        if not self._model:  # several threads may ask; one that waits for another gains nothing
+            served = self.endpoint.models()
+            if len(served) != 1:
+                raise ValueError(
+                    f"the judge's server {self.endpoint.url} serves "
+                    f"{', '.join(served) or 'no model'}; name one (judge_model)"
+                )
+            self._model = served[0]
         return self._model
 
     def _key(self, prompt: str) -> str:

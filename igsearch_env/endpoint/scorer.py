@@ -34,6 +34,9 @@ class EndpointScorer(PromptScorer):
     search is missing, and ``counts`` says how often. If the server cannot be reached, what is left
     of the call is given up too. If not one answer was ever scored, an error is raised.
 
+    vLLM holds the logits of all tokens of a prompt and does not foresee their memory: lower its
+    ``--gpu-memory-utilization``.
+
     Args:
         endpoint: The server: the base of its OpenAI API (``http://HOST:8000/v1``) for vLLM, and
             that of the server itself (``http://HOST:30000``) for SGLang and llama.cpp.

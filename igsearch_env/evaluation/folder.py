@@ -133,7 +133,7 @@ class EvaluationFolder:
         results: Mapping[str, Any],
         seconds: Mapping[str, float],
         refused: int = 0,
-        judge: Mapping[str, int] | None = None,
+        counts: Mapping[str, Mapping[str, int]] | None = None,
     ) -> None:
         """Write the records in order, the results, and the times; the evaluation is complete.
 
@@ -141,7 +141,7 @@ class EvaluationFolder:
             results: What came out.
             seconds: How long each part took in this run.
             refused: Questions that an endpoint refused in this run.
-            judge: The counts of the judge in this run, if there was one.
+            counts: What a ``judge`` and a ``scorer`` behind servers counted in this run.
         """
         if self._partial.exists():
             self._order_records()
@@ -150,8 +150,7 @@ class EvaluationFolder:
         self._described["runs"][-1] |= {"finished": _now(), "seconds": {**seconds}}
         if refused:
             self._described["runs"][-1]["refused"] = refused
-        if judge is not None:
-            self._described["runs"][-1]["judge"] = dict(judge)
+        self._described["runs"][-1] |= {name: {**of} for name, of in (counts or {}).items()}
         write_json(self._manifest, self._described)
         self._partial.unlink(missing_ok=True)
 

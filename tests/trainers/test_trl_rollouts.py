@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ trl = pytest.importorskip("trl", reason="needs the extra trl")
 
 from agents.grpo_agent import GRPOAgent  # noqa: E402
 from agents.loading import load_policy  # noqa: E402
+from agents.tokenization import SegmentTokenizer  # noqa: E402
 from igsearch_env import BM25Retriever, Document, RetrievalError, World, make_credit  # noqa: E402
 from igsearch_env.completion import Completion  # noqa: E402
 from igsearch_env.credit import GRPO  # noqa: E402
@@ -28,6 +30,7 @@ from trainers.trl.rollouts import (  # noqa: E402
     SearchRollouts,
     TokenCreditTrainer,
     check_config,
+    completion,
     prompts,
     reward,
 )
@@ -186,6 +189,17 @@ def test_an_episode_whose_search_failed_teaches_nothing(make: Make) -> None:
     assert any(failed)
     assert not (batch["tool_mask"] * batch["completion_mask"])[failed].any()
     assert not batch["advantages"][failed].any()
+
+
+def test_an_episode_whose_outcome_could_not_be_had_teaches_nothing(
+    sampled: list[Episode], tokenizer: SegmentTokenizer
+) -> None:
+    whole = completion(sampled[0], tokenizer)
+    masked = completion(replace(sampled[0], outcome=None, unscored=True), tokenizer)
+    assert (masked["paid"], sum(masked["env_mask"])) == (None, 0)
+    assert whole["paid"] is not None
+    assert sum(whole["env_mask"]) > 0
+    assert masked["completion_ids"] == whole["completion_ids"]
 
 
 def test_trls_own_trainer_learns_from_shaped_rewards(make: Make) -> None:

@@ -149,7 +149,11 @@ def test_gains_scored_at_an_endpoint_are_those_of_the_checkpoint(
     assert [value is None for value in gains[0]] == [value is None for value in gains[1]]
     for one, other in zip(*gains, strict=True):
         assert one == (None if other is None else pytest.approx(other, abs=1e-4))
-    assert read_json(tmp_path / "remote/manifest.json")["inputs"]["scorer"] == "EndpointScorer"
+    manifest = read_json(tmp_path / "remote/manifest.json")
+    assert manifest["inputs"]["scorer"] == "EndpointScorer"
+    counts = manifest["runs"][0]["scorer"]
+    assert 0 < counts["requests"] <= counts["answers"]
+    assert counts["failed"] == 0
 
 
 def test_sampling_at_an_endpoint_can_be_repeated(served: Served, tmp_path: Path) -> None:
