@@ -85,6 +85,6 @@ def _job(
     # the query in its turn.
     opening = Segment(text[:start], "system")
     contexts: list[Context] = [
-        (*information_gain.until_reply(episode, index, documents), opening) for documents in found
+        (*context, opening) for context in information_gain.until_replies(episode, index, found)
     ]
     return contexts, (text[start:end],)

@@ -365,9 +365,10 @@ class InformationGain:
             # Where one context has no refinement none has: only their content is to differ.
             evidence = [(documents, NO_REFINEMENT) for documents, _ in evidence]
         opening = Segment(self.protocol.answer_opening, "system")
+        replies = self.until_replies(episode, index, [documents for documents, _ in evidence])
         return [
-            (*self.until_reply(episode, index, documents), *_shown(refined), opening)
-            for documents, refined in evidence
+            (*context, *_shown(refined), opening)
+            for context, (_, refined) in zip(replies, evidence, strict=True)
         ]
 
     def before_reply(self, episode: Episode, index: int) -> Context:
@@ -377,17 +378,15 @@ class InformationGain:
         *seen, _ = changed(episode, steps=(*episode.steps[:index], last)).context
         return tuple(seen)
 
-    def until_reply(
-        self, episode: Episode, index: int, documents: Sequence[Document]
-    ) -> tuple[Segment, ...]:
-        """What the policy sees after search step ``index``, with these documents in its reply."""
+    def until_replies(
+        self, episode: Episode, index: int, documents: Sequence[Sequence[Document]]
+    ) -> list[Context]:
+        """What the policy sees after search step ``index``, with each of these in its reply."""
         calls = episode.steps[episode.turn_of(index).start : index + 1]
         said = "".join(step.turn.text for step in calls)
         place = (len(calls) - 1, len(calls))
-        return (
-            *self.before_reply(episode, index),
-            self.protocol.render_documents(documents, said, place),
-        )
+        before, render = self.before_reply(episode, index), self.protocol.render_documents
+        return [(*before, render(found, said, place)) for found in documents]
 
     def shown(self, episode: Episode, index: int) -> list[tuple[Document, ...]]:
         """The documents of step ``index`` that count, and those in their place, shape (1 + N,)."""

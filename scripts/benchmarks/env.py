@@ -185,7 +185,10 @@ def scoring_workload() -> Workload:
     retriever = Timed(BM25Retriever.build(world.documents), "search")
     policy = load_policy("agents/world-tiny", max_new_tokens=1)
     scorer = Timed(policy.scorer(), "fits", "log_probs")
-    options = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
+    # As published, so that every search is scored.
+    gain = {"counterfactual": "documents+refinement", "new_only": False}
+    parts = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
+    options = {**parts, **gain}
     return Workload("scoring", questions, options, [retriever, scorer], policy)
 
 

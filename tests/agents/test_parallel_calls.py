@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from agents.chat import _MORE_INSTRUCTIONS, _SEARCH_TOOL, protocol_for
 from agents.tokenization import SegmentTokenizer
 from igsearch_env import (
+    PROTOCOLS,
     BM25Retriever,
     Document,
     InformationGain,
     Question,
-    UnigramScorer,
     make_credit,
 )
 from igsearch_env.completion import Completion
@@ -30,6 +30,7 @@ from igsearch_env.record import episode_from_record, episode_record
 from igsearch_env.settings import make_engine
 from igsearch_env.tools import TOOLS
 from tests.agents.test_templates import DOCUMENTS, OTHER, QUESTION, make_env, tokenizer_for
+from tests.igsearch_env.fakes import CountingScorer
 from tests.scripted_server import ScriptedServer
 
 # What the models write, word for word, with the end of the turn.
@@ -124,6 +125,7 @@ def played(
     engine = make_engine(
         [QUESTION, OTHER, Question("q2", "sights of Chile ?", ("none",))],
         BM25Retriever.build([*DOCUMENTS, *MORE]),
+        CountingScorer(),
         protocol=protocol,
         top_k=1,
         num_counterfactuals=1,
@@ -182,7 +184,7 @@ def test_gains_are_those_of_a_scorer_that_comes_later(
             ],
         }
     )
-    (later,) = InformationGain(protocol).settle([bare], UnigramScorer())
+    (later,) = InformationGain(protocol).settle([bare], CountingScorer())
     assert later.information_gains == online
     shaped, plain = (make_credit(m)([episode])[0] for m in ("ig_search", "outcome"))
     paid = {int(i) for i in (shaped - plain).nonzero()[0]}
@@ -289,3 +291,31 @@ def test_which_templates_know_several_calls(
     env.step(Completion.from_tokens(ids, None, SegmentTokenizer(tokenizer).decode))
     assert [step.query for step in env.episode.steps] == ["capital of Peru", "Ecuador"]
     assert OTHER.id not in {e.question_id for e in env.episode.steps[1].counterfactuals}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_nothink"])
+def test_a_context_without_thoughts_is_what_the_template_renders(
+    bpe: PreTrainedTokenizerFast, name: str
+) -> None:
+    """These templates drop the thoughts of turns that a message of the user follows."""
+    tokenizer = tokenizer_for(bpe, name, "qwen")
+    protocol = protocol_for("chat:search-r1", tokenizer)
+    env = make_env(protocol, drop_thoughts=True)
+    thought = "<think>\nWhat of Ecuador?\n</think>\n\n"
+    written = "<search> Ecuador </search><|im_end|>"
+    ids = tokenizer(thought + written, add_special_tokens=False)["input_ids"]
+    env.step(Completion.from_tokens(ids, None, SegmentTokenizer(tokenizer).decode))
+    asked = PROTOCOLS["search-r1"].prompt.replace("{question}", QUESTION.text)
+    found = "<information>Doc 1(Title: Quito) Quito is the capital of Ecuador. </information>"
+    messages = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": f"{thought}<search> Ecuador </search>"},
+        {"role": "user", "content": found},
+    ]
+    # Where the template opens turns with an empty thought, it does so for the newest one alone.
+    opened = protocol.prompt.partition("<|im_start|>assistant\n")[2]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert "What of Ecuador" not in rendered
+    said = "".join(segment.text for segment in env.episode.context)
+    assert said.replace(opened or "\0", "") == rendered.replace(opened or "\0", "")
+    assert "What of Ecuador" in "".join(segment.text for segment in env.episode.transcript)

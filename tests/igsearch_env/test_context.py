@@ -179,7 +179,8 @@ class TestGains:
     @pytest.mark.parametrize("drop", [False, True])
     def test_against_a_slow_implementation(self, keep: int, drop: bool) -> None:
         """The context of the turn that reads the documents, written out as text."""
-        episode = play(engine_of(keep_documents=keep, drop_thoughts=drop))
+        paper = {"counterfactual": "documents+refinement", "new_only": False}
+        episode = play(engine_of(keep_documents=keep, drop_thoughts=drop, **paper))
         stub = STUB.text
         for t, search in enumerate(episode.searches):
             notes = episode.steps[t + 1].refinement.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +25,6 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import NO_REFINEMENT, Episode, Evidence
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
-from igsearch_env.gain.scorer import UnigramScorer
 from igsearch_env.protocol.tags import Answer, Frame, Invalid, Search
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
 from igsearch_env.record import episode_from_record, episode_record
@@ -38,6 +36,7 @@ from tests.igsearch_env.fakes import (
     PERU,
     QUESTIONS,
     SWAP_PAIRS,
+    CountingScorer,
     FakeRetriever,
     FakeScorer,
     fake_log_probs,
@@ -58,7 +57,7 @@ TURN = "<search>Peru</search> and <search>Italy</search>"
 
 
 def engine_of(protocol: Any = TAGS, **options: Any) -> SearchQAEngine:
-    given = {"num_counterfactuals": 2, "protocol": protocol, "new_only": False, **options}
+    given = {"num_counterfactuals": 2, "protocol": protocol, **options}
     scorer = given.pop("scorer", FakeScorer())
     return make_engine(QUESTIONS, given.pop("retriever", FakeRetriever()), scorer, **given)
 
@@ -216,23 +215,11 @@ BARE = replace(
 )
 
 
-class CountingScorer(UnigramScorer):
-    """A unigram model in which a word that is said again is more likely."""
-
-    def log_probs(self, contexts: Any, answers: Any) -> Any:
-        share, found = self.smoothing / self.vocabulary_size, []
-        for context, answer in zip(contexts, answers, strict=True):
-            words = re.findall(r"\w+|[^\w\s]", text_of(context))
-            count, total = words.count(answer.strip()), len(words) + self.smoothing
-            found.append(np.array([log((count + share) / total)]))
-        return found
-
-
 def bare_engine(**options: Any) -> SearchQAEngine:
     given: dict[str, Any] = {
         "num_counterfactuals": 1,
         "protocol": BARE,
-        "scorer": CountingScorer(vocabulary_size=100, smoothing=1.0),
+        "scorer": CountingScorer(),
         "new_only": False,
         "retriever": Countries(),
         **options,
@@ -251,34 +238,42 @@ def bare_play(engine: SearchQAEngine, *turns: str) -> Episode:
 
 
 class TestGains:
-    """By hand with a unigram model: p(gold) = (count + .01) / (words + 1).
+    """By hand with a model that counts: p(gold) = (count + .01) / (words + 1).
 
     Real and counterfactual contexts are equally long, so that only the counts differ.
     """
 
-    def test_two_queries_both_gains_by_hand(self) -> None:
+    @pytest.mark.parametrize("new_only", [True, False])
+    def test_two_queries_both_gains_by_hand(self, new_only: bool) -> None:
         # "gold" stands in its query, which all contexts hold, and in what the query found.
         turn = "<search>gold</search><search>silver</search>"
-        first, second = bare_play(bare_engine(), turn, "<answer>x</answer>").steps[:2]
+        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
+            :2
+        ]
         assert first.information_gain == pytest.approx(log(2.01 / 1.01))
         # The second is compared after the first reply, which stays; it adds nothing.
         assert second.information_gain == pytest.approx(0.0)
         turn = "<search>silver</search><search>gold</search>"
-        first, second = bare_play(bare_engine(), turn, "<answer>x</answer>").steps[:2]
+        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
+            :2
+        ]
         # The first is scored as if the turn had ended with it: "gold" has not been written yet.
         assert first.information_gain == pytest.approx(0.0)
         assert second.information_gain == pytest.approx(log(2.01 / 1.01))
 
-    def test_what_two_queries_find_counts_once(self) -> None:
+    @pytest.mark.parametrize("new_only", [True, False])
+    def test_what_two_queries_find_counts_once(self, new_only: bool) -> None:
         turn = "<search>gold</search><search>gold</search>"
-        first, second = bare_play(bare_engine(), turn, "<answer>x</answer>").steps[:2]
+        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
+            :2
+        ]
         assert first.information_gain == pytest.approx(log(2.01 / 1.01))
         assert second.documents == first.documents
         assert second.counterfactuals == ()
         assert second.information_gain is None
         both = make_credit("ig_search", alpha=1.0)
         turns = (sampled(turn), "<answer>x</answer>")
-        episode = bare_play(bare_engine(), *turns)
+        episode = bare_play(bare_engine(new_only=new_only), *turns)
         (bonus,) = both.bonuses([episode])  # type: ignore[attr-defined]
         assert bonus[episode.steps[0].query_tokens].sum() > 0
         assert not bonus[episode.steps[1].query_tokens].any()
@@ -296,8 +291,8 @@ class TestGains:
 
     def test_all_settle_in_the_next_call(self) -> None:
         parts = (QUESTIONS, FakeRetriever(), FakeScorer())
-        paper: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
-        env = SearchQAEnv(*parts, protocol=TAGS, num_counterfactuals=2, **paper)
+        options = {"counterfactual": "documents+refinement", "new_only": False}
+        env = SearchQAEnv(*parts, protocol=TAGS, num_counterfactuals=2, **options)
         env.reset(seed=0, options={"question": PERU})
         *_, info = env.step(TURN)
         assert info["query"] == ("Peru", "Italy")
@@ -317,7 +312,7 @@ class TestGains:
     @pytest.mark.parametrize("protocol", [TAGS, replace(CALLS, refine="refine")])
     def test_against_a_slow_implementation(self, counterfactual: Any, protocol: Any) -> None:
         """The contexts written out as text, turn by turn, and scored one by one."""
-        engine = engine_of(protocol, counterfactual=counterfactual, max_searches=9)
+        engine = engine_of(protocol, counterfactual=counterfactual, max_searches=9, new_only=False)
         for evidence in SWAP_PAIRS:
             engine.pool.add(evidence)
         write = protocol.write_search

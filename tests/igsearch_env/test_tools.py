@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,6 @@ from igsearch_env import PROTOCOLS, Document, Question, SearchQAEnv, make_credit
 from igsearch_env.budgets import CUT
 from igsearch_env.engine import NO_DOCUMENT, SearchQAEngine
 from igsearch_env.episode import NO_REFINEMENT, Episode, Evidence
-from igsearch_env.gain.scorer import UnigramScorer
 from igsearch_env.protocol.tags import ToolUse
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, ToolCallProtocol
 from igsearch_env.render import render_text
@@ -29,7 +27,7 @@ from igsearch_env.tools import (
     register_tool,
     run_tools,
 )
-from tests.igsearch_env.fakes import PERU, sampled, text_of
+from tests.igsearch_env.fakes import PERU, CountingScorer, sampled, text_of
 
 BROWSE = PROTOCOLS["browse"]
 
@@ -190,7 +188,7 @@ class Encyclopedia:
     """Finds the documents whose id is in the query."""
 
     DOCUMENTS = (
-        Document("peru", "Peru", "A country. Its seat is Cusco."),
+        Document("peru", "Peru", "A country. Its seat is Lima."),
         Document("cuba", "Cuba", "An island. Its seat is Havana."),
     )
 
@@ -201,7 +199,7 @@ class Encyclopedia:
         return [[d for d in self.DOCUMENTS if d.id in query][:k] for query in queries]
 
 
-QUESTION = Question("q", "where ?", ("Cusco",))
+QUESTION = Question("q", "where ?", ("Lima",))
 OTHER = Evidence(
     (Document("x", "Xium", "A desert" + CUT, whole="A desert. Its seat is Xo."),),
     NO_REFINEMENT,
@@ -212,8 +210,7 @@ OTHER = Evidence(
 
 def engine_of(**options: Any) -> SearchQAEngine:
     given = {"protocol": BROWSE, "num_counterfactuals": 1, "snippet_tokens": 2, **options}
-    scorer = UnigramScorer(vocabulary_size=1000)
-    engine = make_engine([QUESTION, PERU], Encyclopedia(), scorer, **given)
+    engine = make_engine([QUESTION, PERU], Encyclopedia(), CountingScorer(), **given)
     engine.pool.add(OTHER)
     return engine
 
@@ -234,28 +231,32 @@ class TestGetDocument:
         assert found.observation is not None
         assert opened.observation is not None
         assert '(Id: peru) (Title: "Peru") A country [cut]' in found.observation.text
-        assert "A country. Its seat is Cusco." in opened.observation.text
+        assert "A country. Its seat is Lima." in opened.observation.text
         assert (opened.action, opened.tool, opened.query) == ("search", "get_document", "peru")
         assert opened.documents == (Encyclopedia.DOCUMENTS[0],)
         assert (found.search_step, opened.search_step) == (0, 1)
 
-    def test_its_gain_by_hand(self) -> None:
-        """p(Cusco) = 1.001 / (different words + 1) where it is said, else that of a guess.
+    @pytest.mark.parametrize("new_only", [True, False])
+    def test_its_gain_by_hand(self, new_only: bool) -> None:
+        """p(Lima) = (count + .01) / (words + 1): the snippets do not say it, the whole does.
 
-        The snippets do not say it, the whole does. What that is compared with is the whole of
-        another question's first document.
+        "Lima" stands in the prompt once. What it is compared with is the whole of another
+        question's first document, which is as long. Under the default a gain ends at what the
+        belief rose to: the context has grown, so that is less.
         """
-        episode = play(engine_of(), SEARCH, OPEN, "<answer>Lima</answer>")
+        episode = play(engine_of(new_only=new_only), SEARCH, OPEN, "<answer>Lima</answer>")
         found, opened = episode.searches
         assert found.information_gain == pytest.approx(0.0)
-        real = text_of(engine_of().information_gain.contexts(episode, 1)[0])
-        words = len(set(re.findall(r"\w+|[^\w\s]", real.lower())))
-        expected = log(1.001 / (words + 1)) - log(1 / 1000)
-        assert opened.information_gain == pytest.approx(expected)
+        gain = log(2.01 / 1.01)
+        assert opened.log_prob is not None
+        assert found.log_prob is not None
+        risen = opened.log_prob - found.log_prob
+        assert 0 < risen < gain
+        assert opened.information_gain == pytest.approx(risen if new_only else gain)
         (other,) = opened.counterfactuals
         assert [d.text for d in other.documents] == ["A desert. Its seat is Xo."]
         real, swapped = engine_of().information_gain.contexts(episode, 1)
-        assert "Its seat is Cusco." in text_of(real)
+        assert "Its seat is Lima." in text_of(real)
         assert "Its seat is Xo." in text_of(swapped)
 
     def test_its_argument_gets_the_credit(self) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from igsearch_env import Episode, OutcomeFailedError, SearchQAEnv, WeightedOutcome
+from igsearch_env import (
+    PROTOCOLS,
+    Episode,
+    OutcomeFailedError,
+    SearchQAEnv,
+    WeightedOutcome,
+)
 from igsearch_env.outcome import Component
 from igsearch_env.record import episode_record
+from igsearch_env.settings import make_engine
 from igsearch_env.viewer.page import write_page
 from tests.igsearch_env.cli.hostile import HOSTILE
-from tests.igsearch_env.fakes import PERU, QUESTIONS, FakeRetriever
+from tests.igsearch_env.fakes import PERU, QUESTIONS, FakeRetriever, FakeScorer
 
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
 
@@ -285,3 +293,37 @@ def test_the_parts_of_an_outcome_are_shown(opened: Opened, tmp_path: Path) -> No
 
 def no_verdict(episode: Episode) -> float:
     raise OutcomeFailedError("no verdict")
+
+
+def test_turns_of_several_calls_and_tools(opened: Opened, tmp_path: Path) -> None:
+    protocol = replace(PROTOCOLS["refine"], name="several", max_calls=3, tools=("calculator",))
+    engine = make_engine(
+        QUESTIONS,
+        FakeRetriever(),
+        FakeScorer(),
+        protocol=protocol,
+        document_tokens=4,
+        num_counterfactuals=1,
+    )
+    episode = engine.rules.begin(PERU)
+    turns = (
+        "<search>Peru</search><search>Italy</search><calculator>6 * 7</calculator>",
+        "<answer>Lima</answer>",
+    )
+    for turn in turns:
+        ((episode, _),) = engine.step([episode], [turn])
+    (tmp_path / "episodes.jsonl").write_text(json.dumps(episode_record(episode)) + "\n")
+    tab = opened.open(tmp_path)
+    opened.click(".rows li a", ".rollout")
+    assert tab.locator("section.turn h2").all_inner_texts() == [
+        "Search 1 turn 1",
+        "Search 2 turn 1, call 2",
+        "Call of calculator turn 1, call 3",
+        "Answer turn 2",
+    ]
+    assert "cut to the budget of tokens per document" in tab.inner_text("#search-0")
+    assert opened.gains(".gain-block data") == list(episode.information_gains)
+    tab.click("text=Transcript")
+    tab.wait_for_selector(".transcript")
+    assert tab.inner_text(".transcript") == "".join(s.text for s in episode.transcript).strip()
+    assert fits(tab)
