@@ -176,7 +176,14 @@ def load_tokenizer(folder: Path | str) -> SegmentTokenizer:
     Raises:
         ValueError: If there is none, or it is not a fast one.
     """
-    loaded: Any = AutoTokenizer.from_pretrained(folder)  # checked by the wrapper
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(folder)  # runs no code of the checkpoint
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load a tokenizer from {str(folder)!r}: expected a checkpoint folder or the "
+            f"name of a model on the Hugging Face hub ({reason})"
+        ) from error
     return SegmentTokenizer(loaded)
 
 

@@ -21,7 +21,7 @@ from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.protocol.names import get_protocol
 from trainers.openrlhf import policy_actor, trainers
 from trainers.openrlhf.flags import Flags
-from trainers.openrlhf.preparation import check_engines, prepare
+from trainers.openrlhf.preparation import prepare
 
 PROGRAM = "openrlhf.cli.train_ppo_ray"
 SETTINGS = "IGSEARCH_ROLLOUT"  # trainers.openrlhf.agent_function reads both
@@ -86,7 +86,11 @@ class _WrappedCalls:
         """Add this project's settings to OpenRLHF's."""
         flags = self.flags
         self.args = self._hierarchize(flat)
-        check_engines(self.args)
+        if not (engines := self.args.vllm.num_engines):  # before OpenRLHF compares their number
+            raise ValueError(
+                f"episodes are played by vLLM engines, got --vllm.num_engines {engines}; "
+                "give at least 1"
+            )
         self.args.ig = SimpleNamespace(
             rollout=flags.rollout, credit=flags.credit, modules=flags.modules
         )

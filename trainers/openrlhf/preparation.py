@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from transformers import AutoTokenizer
-
+from agents.loading import load_tokenizer
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.data.questions import load_questions
 from igsearch_env.engine import SearchQAEngine
@@ -47,12 +46,14 @@ def prepare(args: Any, flags: Flags) -> RolloutSettings:
     }
     record = without_logins(record)
     check_folder(flags, record)
-    tokenizer = load_tokenizer(args.actor.model_name_or_path)
+    if not args.actor.model_name_or_path:
+        raise ValueError("there is no policy; give --actor.model_name_or_path")
+    segments = load_tokenizer(args.actor.model_name_or_path)
+    tokenizer = segments.tokenizer
     engine = flags.rollout.engine(tokenizer)
     held_out = load_questions(flags.rollout.eval_questions) if flags.rollout.eval_questions else []
     asked = whole_batches(engine.questions, args)
     args.ig.steps = len(asked) * args.train.num_episodes // args.rollout.batch_size
-    segments = SegmentTokenizer(tokenizer)
     check_prompts(engine, [*engine.questions, *held_out], segments, args.data.max_len)
     check_alive(engine.retriever, engine.questions[0].text, engine.top_k)
     if flags.check:
@@ -120,24 +121,6 @@ def check_folder(flags: Flags, record: dict[str, Any]) -> None:
         )
 
 
-def load_tokenizer(path: str | None) -> Any:
-    """The policy's tokenizer.
-
-    Raises:
-        ValueError: If there is none at that path.
-    """
-    if not path:
-        raise ValueError("there is no policy; give --actor.model_name_or_path")
-    try:
-        return AutoTokenizer.from_pretrained(path)  # runs no code of the checkpoint
-    except Exception as error:  # transformers and what it is built on raise whatever they like
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"cannot load a tokenizer from {path!r}: expected a checkpoint folder or the name of a "
-            f"model on the Hugging Face hub ({reason})"
-        ) from error
-
-
 def check_prompts(
     engine: SearchQAEngine,
     questions: Sequence[Question],
@@ -165,19 +148,6 @@ def prompt_data(questions: Sequence[Question], *, training: bool) -> str:
         for question in questions
     )
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def check_engines(args: Any) -> None:
-    """Check that there are vLLM engines, before OpenRLHF compares their number.
-
-    Raises:
-        ValueError: If there are none.
-    """
-    if not args.vllm.num_engines:
-        raise ValueError(
-            f"episodes are played by vLLM engines, got --vllm.num_engines {args.vllm.num_engines}; "
-            "give at least 1"
-        )
 
 
 def check_arguments(args: Any, flags: Flags) -> None:
