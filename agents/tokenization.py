@@ -21,8 +21,9 @@ from igsearch_env.episode import Context, Segment
 class SegmentTokenizer:
     """Tokenises segments one by one, and answers in place.
 
-    System text may hold control tokens (a chat template's markers); document and policy text and
-    answers cannot form any (:class:`GuardedTokenizer`). Threads may share one.
+    System text may hold control tokens (a chat template's markers); questions, documents, what
+    tools return, policy text and answers cannot form any (:class:`GuardedTokenizer`), in whatever
+    segment they stand (:attr:`igsearch_env.Segment.parts`). Threads may share one.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -52,6 +53,11 @@ class SegmentTokenizer:
     def __len__(self) -> int:
         """Number of tokens that the tokenizer knows, added ones included."""
         return len(self.tokenizer)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The tokens that only system text may hold, as they are written."""
+        return self._guarded.control_tokens
 
     def encode_context(self, segments: Context) -> list[int]:
         """Concatenate the ids of segments, each of them tokenised on its own.
@@ -101,7 +107,8 @@ class SegmentTokenizer:
         Raises:
             ValueError: If the answer has no tokens.
         """
-        return self._encode_pair(opening_text, answer_text, self._starts(before))
+        trusted = ((0, len(opening_text)),)
+        return self._encode_pair(opening_text, answer_text, trusted, self._starts(before))
 
     def encode_scored(self, context: Context, answer: str) -> tuple[list[int], int]:
         """The ids of a context with an answer, and how many of them, at the end, are the answer's.
@@ -120,7 +127,9 @@ class SegmentTokenizer:
                 f"without token_ids, got {context[-1] if context else 'no segments'!r}"
             )
         ids = self.encode_context(context[:-1])
-        opening, scored = self.encode_answer(context[-1].text, answer, ids)
+        opening, scored = self._encode_pair(
+            context[-1].text, answer, _trusted(context[-1]), self._starts(ids)
+        )
         ids += opening
         if not ids:
             raise ValueError(f"nothing precedes the answer {answer!r}; give a context with text")
@@ -184,9 +193,9 @@ class SegmentTokenizer:
         return tuple(end for _, end in self._guarded.tokenise(text, ())[1])
 
     def _encode_opening_and_answer(
-        self, opening: str, answer: str, starts: bool
+        self, opening: str, answer: str, trusted: Spans, starts: bool
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ids, spans = self._guarded.tokenise(opening + answer, ((0, len(opening)),), starts)
+        ids, spans = self._guarded.tokenise(opening + answer, trusted, starts)
         first = next((i for i, (_, end) in enumerate(spans) if end > len(opening)), len(ids))
         if first == len(ids):
             raise ValueError(
@@ -233,6 +242,7 @@ class GuardedTokenizer:
 
     Attributes:
         backend: The copy.
+        control_tokens: The control tokens, as they are written.
         leading: Ids that the tokenizer puts before every text.
 
     Raises:
@@ -241,6 +251,8 @@ class GuardedTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._control = _control_ids(tokenizer)
+        known = tokenizer.added_tokens_decoder
+        self.control_tokens = tuple(sorted(known[one].content for one in self._control))
         self.backend = deepcopy(tokenizer.backend_tokenizer)
         self.backend.no_padding()
         self.backend.no_truncation()

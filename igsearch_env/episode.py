@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeVar
 from igsearch_env.completion import StopReason
 from igsearch_env.text import clean_text
 
-Source = Literal["policy", "document", "system"]
+Source = Literal["policy", "document", "user", "system"]
 Action = Literal["search", "tool", "answer", "invalid"]
 EndedBy = Literal["turns", "tokens", "seconds"]
 
@@ -111,8 +111,9 @@ class Segment:
 
     Args:
         text: The text.
-        source: ``"policy"`` (sampled), ``"document"`` (retrieved, untrusted) or ``"system"``
-            (prompt, corrections and the protocol's own tags).
+        source: ``"policy"`` (sampled), ``"document"`` (retrieved, or what a tool returned;
+            untrusted), ``"user"`` (a question, or what quotes others; untrusted) or ``"system"``
+            (templates and the protocol's own tags).
         token_ids: The ids that were sampled for this text, or None where it was never tokenised.
         parts: Where two sides wrote it (a chat template's markers around documents), the pieces in
             reading order; only those of the system may hold control tokens. They join to ``text``.

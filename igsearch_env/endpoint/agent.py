@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Protocol, get_args
 
 from igsearch_env.completion import Completion, StopReason
@@ -16,7 +17,8 @@ from igsearch_env.endpoint import Api, RequestField
 from igsearch_env.endpoint.client import Endpoint
 from igsearch_env.endpoint.errors import ContextTooLongError, RequestRefusedError, ServerError
 from igsearch_env.episode import Context, Episode, Segment, Step, changed
-from igsearch_env.protocol.tags import Invalid, TagProtocol
+from igsearch_env.protocol.special_tokens import break_up
+from igsearch_env.protocol.tags import Invalid, TagProtocol, thought_marks
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, ToolCallProtocol
 
 EVERY_REQUEST = (401, 402, 403, 404, 405)
@@ -26,6 +28,11 @@ UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter"
 
 class Tokenizer(Protocol):
     """What the agent needs of a tokenizer; ``agents.tokenization.SegmentTokenizer`` has it."""
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The special tokens, as they are written."""
+        ...
 
     def encode_context(self, segments: Context) -> list[int]:
         """The ids of a transcript, shape (tokens,)."""
@@ -73,6 +80,10 @@ class OpenAIAgent:
 
     The seed of a request follows from the agent's seed, the question, its group and the turn, so a
     server that honours seeds answers alike in whatever order it is asked.
+
+    Where the server makes the tokens (the chat API, and completions without a tokenizer), special
+    tokens of questions, documents, tools and turns are broken up: those of the tokenizer, if there
+    is one, and those of published models (:mod:`igsearch_env.protocol.special_tokens`).
 
     With a tokenizer, the completions API is asked with token ids, so that the server reads exactly
     the tokens that a policy was trained on, and for the ids of the turn (vLLM's
@@ -223,7 +234,7 @@ class OpenAIAgent:
         turn = f"{self.seed} {episode.question.id} {episode.group_id} {len(episode.steps)}"
         body = self._settings(turn)
         if self.api == "chat":
-            body["messages"] = messages(episode)
+            body["messages"] = messages(episode, self._text)
         else:
             body["prompt"] = self._prompt(episode)
             if self.tokenizer is not None:
@@ -244,8 +255,25 @@ class OpenAIAgent:
 
     def _prompt(self, episode: Episode) -> str | list[int]:
         if self.tokenizer is None:
-            return "".join(segment.text for segment in episode.context)
+            return "".join(map(self._text, episode.context))
         return self.tokenizer.encode_context(episode.context)
+
+    def _text(self, segment: Segment) -> str:
+        """A segment as text in which only what the system wrote holds special tokens.
+
+        The server makes the tokens, and it cannot know who wrote what.
+        """
+        known = () if self.tokenizer is None else self.tokenizer.control_tokens
+        written = frozenset[str]()
+        if segment.source == "policy":  # the grammar's own marks, some of which are special tokens
+            protocol = self.protocol
+            marks = (*thought_marks(protocol.think),) if protocol.think else ()
+            actions = (mark for action in protocol.actions for mark in action)
+            written = frozenset((*marks, *actions, *protocol.turn_ends))
+        return "".join(
+            part.text if part.source == "system" else break_up(part.text, known, written)
+            for part in segment.parts or (segment,)
+        )
 
     def _completion(self, answer: dict[str, Any]) -> Completion:
         """The turn in an answer, the string that stopped it included."""
@@ -345,16 +373,22 @@ def _part(part: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def messages(episode: Episode) -> list[dict[str, str]]:
+def messages(
+    episode: Episode, text: Callable[[Segment], str] = attrgetter("text")
+) -> list[dict[str, str]]:
     """The transcript as a conversation: the environment's side is the user's, in one message.
 
     A blank turn is left out, since servers refuse blank messages of the assistant; what stands
     around it becomes one message.
+
+    Args:
+        episode: The episode.
+        text: How a segment is written.
     """
     said = [s for s in episode.context if s.source != "policy" or s.text.strip()]
     sides = groupby(said, lambda segment: segment.source == "policy")
     return [
-        {"role": "assistant" if policy else "user", "content": "".join(s.text for s in said)}
+        {"role": "assistant" if policy else "user", "content": "".join(map(text, said))}
         for policy, said in sides
     ]
 

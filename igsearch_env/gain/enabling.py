@@ -7,6 +7,7 @@ than after other documents.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -83,7 +84,10 @@ def _job(
     found = information_gain.shown(episode, index)
     # A scored context ends with what opens the answer, as system text: here all that stands before
     # the query in its turn.
-    opening = Segment(text[:start], "system")
+    marks = [mark for pair in information_gain.protocol.actions for mark in pair if mark]
+    pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text[:start])
+    parts = (Segment(one, "system" if one in marks else "policy") for one in pieces if one)
+    opening = Segment(text[:start], "system", parts=tuple(parts))
     contexts: list[Context] = [
         (*context, opening) for context in information_gain.until_replies(episode, index, found)
     ]

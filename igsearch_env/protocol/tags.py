@@ -316,7 +316,18 @@ class TagProtocol:
 
     def render_prompt(self, question: str) -> Segment:
         """The first observation for a question."""
-        return Segment(self.prompt.replace("{question}", self.escape(question)), "system")
+        return self._filled(self.prompt, "{question}", question)
+
+    def _filled(self, template: str, place: str, text: str) -> Segment:
+        """A template with untrusted text in a place: only the template is the system's."""
+        said = Segment(self.escape(text), "user")
+        parts: list[Segment] = []
+        for piece in template.split(place):
+            parts += [Segment(piece, "system"), said]
+        shown = tuple(part for part in parts[:-1] if part.text)
+        if said not in shown:
+            return Segment(template.replace(place, ""), "system")
+        return Segment("".join(part.text for part in shown), "system", parts=shown)
 
     def render_documents(
         self, documents: Sequence[Document], turn: str = "", place: Place = ALONE
@@ -362,8 +373,11 @@ class TagProtocol:
 
     def render_correction(self, reason: str, turn: str = "", place: Place = ALONE) -> Segment:
         """The observation after a turn, or a call of it, that could not be carried out."""
-        text = self._with_tag_names(self.correction.replace("{reason}", reason))
-        return self._framed(Segment(text, "system"), turn, place)
+        return self._framed(self._corrected(reason), turn, place)
+
+    def _corrected(self, reason: str) -> Segment:
+        # A reason may quote the policy, or a tool that was called.
+        return self._filled(self._with_tag_names(self.correction), "{reason}", reason)
 
     def render_failure(self, turn: str = "", place: Place = ALONE, tool: str = "") -> Segment:
         """The observation after a search that the retriever gave up on, or a tool that broke."""
@@ -373,9 +387,7 @@ class TagProtocol:
     def render_reflection(self, question: str, turn: str = "") -> Segment:
         """What opens another attempt at a question."""
         text = self._with_tag_names(self.reflection)
-        return self._framed(
-            Segment(text.replace("{question}", self.escape(question)), "system"), turn
-        )
+        return self._framed(self._filled(text, "{question}", question), turn)
 
     def _with_tag_names(self, text: str) -> str:
         return text.replace("{search}", self.search).replace("{answer}", self.answer)
@@ -403,9 +415,9 @@ class TagProtocol:
         before = Segment(between if number else opening, "system")
         after = Segment(frame.after if number + 1 == calls else "", "system")
         text = before.text + said.text + after.text
-        if said.source == "system":
+        if said.source == "system" and not said.parts:
             return Segment(text, "system")
-        return Segment(text, said.source, parts=(before, said, after))
+        return Segment(text, said.source, parts=(before, *(said.parts or (said,)), after))
 
     def write_search(self, query: str) -> str:
         """A search for a query, as a policy would write it."""

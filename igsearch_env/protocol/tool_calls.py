@@ -433,8 +433,7 @@ class ToolCallProtocol(TagProtocol):
         """
         if place == ALONE:
             return super().render_correction(reason, turn)
-        text = self._with_tag_names(self.correction.replace("{reason}", reason))
-        return self._replied(Segment(text, "system"), turn, place)
+        return self._replied(self._corrected(reason), turn, place)
 
     def _result(self, body: str, turn: str, place: Place) -> Segment:
         """The tool's reply with, untrusted, its result in it."""
@@ -443,7 +442,8 @@ class ToolCallProtocol(TagProtocol):
 
     def _replied(self, said: Segment, turn: str, place: Place) -> Segment:
         if self.json_reply:
-            said = Segment(_in_json(said.text), said.source)
+            quoted = tuple(Segment(_in_json(part.text), part.source) for part in said.parts)
+            said = Segment(_in_json(said.text), said.source, parts=quoted)
         reply, between = self.reply, self.between
         if "{id}" in reply.before + reply.after + between:
             ids, number = self._ids(turn), place[0]

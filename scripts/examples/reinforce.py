@@ -86,7 +86,9 @@ def play(envs: Any, model: Any, tokenizer: Any, **reset: Any) -> list[Rollout]:
     running = list(range(envs.num_envs))
     while running:
         for row in running:
-            rollouts[row].extend(tokenizer(observations[row]).input_ids)
+            # Questions and documents stand in it, so that no special token may be made of it.
+            read = tokenizer(observations[row], split_special_tokens=True)
+            rollouts[row].extend(read.input_ids)
         turns = sample(model, tokenizer, [rollouts[row].ids for row in running])
         actions = [""] * envs.num_envs
         for row, ids in zip(running, turns, strict=True):
