@@ -293,12 +293,12 @@ class TestGetDocument:
     def test_evidence_with_the_answer_in_its_whole_is_not_drawn(self) -> None:
         engine = engine_of()
         engine.pool.seed(0)
-        poison = replace(OTHER.documents[0], whole="A desert. Its seat is Cusco, too.")
+        poison = replace(OTHER.documents[0], whole="A desert. Its seat is Lima, too.")
         engine.pool.add(replace(OTHER, documents=(poison,)))
         episode = play(engine, SEARCH, OPEN)
         assert episode.steps[0].counterfactuals  # whose snippet does not say it
         assert not any(
-            "Cusco" in d.text for e in episode.steps[1].counterfactuals for d in e.documents
+            "Lima" in d.text for e in episode.steps[1].counterfactuals for d in e.documents
         )
 
     def test_in_text_it_is_named(self) -> None:
