@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from igsearch_env.endpoint.errors import (
     ContextTooLongError,
@@ -92,6 +92,7 @@ class Endpoint:
             timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
+        finalize(self, self._client.close).atexit = False  # where nobody closed it
 
     def models(self) -> list[str]:
         """The names of the models that it serves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import socket
 import threading
@@ -181,6 +182,16 @@ def test_the_seed_follows_from_the_question_and_the_turn(server: ScriptedServer)
     seeds = [body["seed"] for body in server.asked]
     assert seeds[0] == seeds[1]
     assert len(set(seeds)) == 3
+
+
+def test_one_that_nobody_closes_closes_its_connections(server: ScriptedServer) -> None:
+    server.says("x")
+    asked = endpoint(server)
+    asked.post("/x", {})
+    client = asked._client
+    del asked
+    gc.collect()
+    assert client.is_closed
 
 
 def failing(times: int, failure: tuple[int, Any] | None) -> Callable[..., tuple[int, Any] | None]:
