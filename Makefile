@@ -34,9 +34,13 @@ OPENRLHF_GPU := .venv-openrlhf-gpu
 OPENRLHF_GPU_PINS := requirements/openrlhf-gpu.txt
 OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolation
 
+# So has verifiers, which needs no torch.
+VERIFIERS := .venv-verifiers
+VERIFIERS_PINS := requirements/verifiers.txt
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf test-verifiers lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -63,6 +67,9 @@ test: $(INSTALLED) ## Run the tests
 
 test-openrlhf: $(OPENRLHF)/.installed ## Run the tests of the OpenRLHF trainer, on a CPU
 	$(OPENRLHF)/bin/python -m pytest tests/openrlhf
+
+test-verifiers: $(VERIFIERS)/.installed ## Run the tests of the environment in verifiers
+	$(VERIFIERS)/bin/python -m pytest --confcutdir=tests/verifiers tests/verifiers
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -124,4 +131,11 @@ $(OPENRLHF)/.installed: pyproject.toml $(OPENRLHF_PINS)
 	$(OPENRLHF_PIP) -r $(OPENRLHF)/pins.txt
 	DS_BUILD_OPS=0 $(OPENRLHF_PIP) --no-build-isolation $$(grep '^deepspeed==' $(OPENRLHF_PINS))
 	$(OPENRLHF_PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VERIFIERS)/.installed: pyproject.toml trainers/verifiers/pyproject.toml $(VERIFIERS_PINS)
+	rm -rf $(VERIFIERS)
+	$(PYTHON) -m venv $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install --no-deps --no-compile -r $(VERIFIERS_PINS)
+	$(VERIFIERS)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/verifiers
 	@touch $@

@@ -61,6 +61,8 @@ class ScriptedServer:
                 """Say nothing."""
 
         class Http(ThreadingHTTPServer):
+            request_queue_size = 128  # clients that connect at once
+
             def handle_error(self, *arguments: Any) -> None:
                 """Say nothing of clients that no longer wait."""
 
