@@ -38,9 +38,13 @@ OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolati
 VERIFIERS := .venv-verifiers
 VERIFIERS_PINS := requirements/verifiers.txt
 
+# OpenEnv brings a hundred packages along, which nothing else here needs.
+OPENENV := .venv-openenv
+OPENENV_PINS := requirements/openenv.txt
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu demo docs test test-openrlhf test-verifiers lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-openenv lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -56,6 +60,8 @@ venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run h
 	$(OPENRLHF_GPU_PIP) -r $(OPENRLHF_GPU_PINS)
 	$(OPENRLHF_GPU_PIP) --no-deps -e .
 
+venv-openenv: $(OPENENV)/.installed ## Make .venv-openenv, for the OpenEnv environment
+
 demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
 	$(BIN)/python -m scripts.demo $(DEMO)
 
@@ -70,6 +76,9 @@ test-openrlhf: $(OPENRLHF)/.installed ## Run the tests of the OpenRLHF trainer, 
 
 test-verifiers: $(VERIFIERS)/.installed ## Run the tests of the environment in verifiers
 	$(VERIFIERS)/bin/python -m pytest --confcutdir=tests/verifiers tests/verifiers
+
+test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
+	$(OPENENV)/bin/python -m pytest --confcutdir=tests/openenv tests/openenv
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -138,4 +147,11 @@ $(VERIFIERS)/.installed: pyproject.toml trainers/verifiers/pyproject.toml $(VERI
 	$(PYTHON) -m venv $(VERIFIERS)
 	$(VERIFIERS)/bin/python -m pip install --no-deps --no-compile -r $(VERIFIERS_PINS)
 	$(VERIFIERS)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/verifiers
+	@touch $@
+
+$(OPENENV)/.installed: pyproject.toml trainers/openenv/pyproject.toml $(OPENENV_PINS)
+	rm -rf $(OPENENV)
+	$(PYTHON) -m venv $(OPENENV)
+	$(OPENENV)/bin/python -m pip install --no-deps --no-compile -r $(OPENENV_PINS)
+	$(OPENENV)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/openenv
 	@touch $@

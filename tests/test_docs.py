@@ -96,6 +96,7 @@ def test_what_runs_elsewhere_does() -> None:
     marked = [block for block in BLOCKS if block.runs_in is not None]
     assert {block.runs_in for block in marked} == {
         ".ci/run",
+        "tests/openenv/test_openenv.py",
         "tests/openrlhf/test_under_ray.py",
         "tests/test_makefile.py",
         "tests/verifiers/test_environment.py",
@@ -123,6 +124,8 @@ def test_files_and_programs_that_are_named_exist() -> None:
             r"\b((?:trainers|tests|docs|igsearch_env|agents)/[\w/.-]+\.\w+)", text
         ):
             assert (ROOT / file).exists() or "NAME" in file, (page, file)
+        for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (page, test)
         for target in re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), (page, target)
 
