@@ -130,13 +130,14 @@ class SearchQAEngine:
         searches = {p: one.query for p, one in calls.items() if isinstance(one, Search)}
         found = dict(zip(searches, self._retrieve([*searches.values()]), strict=True))
         found |= self._use_tools(episodes, {p: c for p, c in calls.items() if p not in found})
-        rooms = {
-            (row, place): self.rules.room(
-                episodes[row], turns[row], snippets=isinstance(action, Search)
-            )
-            for (row, place), action in calls.items()
-        }
-        results = {place: self._fit(found[place], rooms[place]) for place in calls}
+        rooms: dict[tuple[int, int], Room | None] = dict.fromkeys(calls)
+        results = found
+        if self.rules.budgets.cuts:
+            for (row, place), action in calls.items():
+                rooms[row, place] = self.rules.room(
+                    episodes[row], turns[row], snippets=isinstance(action, Search)
+                )
+            results = {place: self._fit(found[place], rooms[place]) for place in calls}
         compared = {place: self._found_so_far(results, place) for place in calls}
         for (row, place), (documents, anew) in compared.items():
             if anew:  # what found nothing new has no gain, and is compared with nothing
@@ -323,13 +324,15 @@ class SearchQAEngine:
         settled = _newly_settled(before, after)
         if self.information_gain.counterfactual == "documents+refinement":
             # A gain that truncation settles stands in information_gains alone.
-            settled = [(t, gain) for t, gain in settled if t < len(before.searches)]
+            known = len(before.searches)
+            settled = [(t, gain) for t, gain in settled if t < known]
+        all_searches = after.searches if settled else ()
         info |= self._of_searches(
             {
                 "information_gain": gain,
                 "information_gain_step": t,
-                "log_prob": after.searches[t].log_prob,
-                "baseline_log_probs": after.searches[t].baseline_log_probs,
+                "log_prob": all_searches[t].log_prob,
+                "baseline_log_probs": all_searches[t].baseline_log_probs,
             }
             for t, gain in settled
         )

@@ -354,7 +354,17 @@ class Episode:
     def context_before(self, index: int) -> Context:
         """What the policy saw when it wrote the turn of step ``index``."""
         first = self.turn_of(index).start if index < len(self.steps) else index
-        steps = self.steps[:first]
+        return self._context(self.steps[:first])
+
+    def context_after(self, index: int) -> Context:
+        """What the policy sees after step ``index``, up to what was answered to it.
+
+        Of a turn of several calls, it is as if the turn had ended with this one.
+        """
+        seen = self._context(self.steps[: index + 1])
+        return seen[: -len(self.steps[index].replies)] if self.steps[index].replies else seen
+
+    def _context(self, steps: tuple[Step, ...]) -> Context:
         if self.keep_documents is None and all(step.bare is None for step in steps):
             return (self.prompt, *_segments(steps))
         turns = list(accumulate(not step.call for step in steps))  # number of each step's turn
@@ -432,8 +442,9 @@ def changed(record: Record, **fields: Any) -> Record:
     Raises:
         TypeError: If there is no such field.
     """
-    if unknown := fields.keys() - record.__dict__.keys():
-        raise TypeError(f"{type(record).__name__} has no field {', '.join(sorted(unknown))}")
+    if not fields.keys() <= record.__dict__.keys():
+        unknown = ", ".join(sorted(fields.keys() - record.__dict__.keys()))
+        raise TypeError(f"{type(record).__name__} has no field {unknown}")
     copied = object.__new__(type(record))
     copied.__dict__.update(record.__dict__, **fields)
     return copied

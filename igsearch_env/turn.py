@@ -241,7 +241,10 @@ class Turn:
             reflection = rules.protocol.render_reflection(episode.question.text, said)
             steps[-1] = changed(steps[-1], reflection=reflection)
         truncated = ended and answer is None and not again
-        tokens = sum(rules.count(part) for step in steps for part in (step.turn, *step.replies))
+        tokens = 0
+        if rules.budgets.episode_tokens is not None:
+            parts = (part for step in steps for part in (step.turn, *step.replies))
+            tokens = sum(map(rules.count, parts))
         return changed(
             episode,
             steps=(*episode.steps, *steps),

@@ -374,9 +374,7 @@ class InformationGain:
     def before_reply(self, episode: Episode, index: int) -> Context:
         """What the policy sees after search step ``index``, without the documents."""
         # The documents are read in the next turn, so it is the context of that turn.
-        last = changed(episode.steps[index], reflection=None)
-        *seen, _ = changed(episode, steps=(*episode.steps[:index], last)).context
-        return tuple(seen)
+        return episode.context_after(index)
 
     def until_replies(
         self, episode: Episode, index: int, documents: Sequence[Sequence[Document]]
