@@ -33,12 +33,19 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
     and gives the prompt, reward 0, both flags False and ``question`` in the info. A trainer must
     leave such steps out, as with every Gymnasium environment in this mode.
 
+    Loops after Stable-Baselines want ``autoreset_mode="SameStep"``: the call that ends a row gives
+    its reward and flags, and already the prompt of the next episode with its ``question``. What
+    the call itself brought stands in the info as ``final_obs`` and ``final_info``.
+
     Args:
         num_envs: Number of rows.
-        autoreset_mode: A :class:`gymnasium.vector.AutoresetMode` or its value: ``"Disabled"`` or
-            ``"NextStep"``.
+        autoreset_mode: A :class:`gymnasium.vector.AutoresetMode` or its value: ``"Disabled"``,
+            ``"NextStep"`` or ``"SameStep"``.
         render_mode: ``"ansi"`` makes :meth:`render` return each row as text.
         **kwargs: As for :class:`SearchQAEnv`.
+
+    Attributes:
+        final_episodes: With ``"SameStep"``, the episodes that the last call ended, by row.
     """
 
     metadata = {  # noqa: RUF012 (Gymnasium's own convention)
@@ -60,11 +67,6 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be 'ansi' or None, got {render_mode!r}")
         mode = AutoresetMode(autoreset_mode)
-        if mode is AutoresetMode.SAME_STEP:
-            raise ValueError(
-                "autoreset_mode must be 'Disabled' or 'NextStep', got 'SameStep': the observation "
-                "of the call that ends an episode would be lost"
-            )
         self.metadata = {**self.metadata, "autoreset_mode": mode}
         self.engine = make_engine(**kwargs)
         self.num_envs = num_envs
@@ -75,6 +77,7 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators = [np.random.default_rng() for _ in range(num_envs)]
         self._episodes: list[Episode] = []
+        self.final_episodes: dict[int, Episode] = {}
 
     @property
     def episodes(self) -> tuple[Episode, ...]:
@@ -131,7 +134,8 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
     ) -> tuple[tuple[str, ...], NDArray[Any], Flags, Flags, dict[str, Any]]:
         """Play one turn of every row that has not ended.
 
-        With ``autoreset_mode="NextStep"`` the others begin a new episode.
+        With ``autoreset_mode="NextStep"`` the others begin a new episode; with ``"SameStep"`` those
+        begin one that end in this call.
 
         Args:
             actions: The text of one turn per row; those of ended rows are ignored.
@@ -163,9 +167,18 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         shown = {row: info for row, (_, info) in zip(rows, played, strict=True)}
         if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
             for row in over:
-                self._episodes[row] = episode = self._begin(row, None, None)
-                texts[row], shown[row] = episode.prompt.text, {"question": episode.question}
-        infos = self._stacked(shown.items())
+                texts[row], shown[row] = self._begin_anew(row)
+        final: dict[str, Any] = {}
+        if self.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP:
+            ended = [row for row in rows if self._episodes[row].finished]
+            self.final_episodes = {row: self._episodes[row] for row in ended}
+            if ended:
+                final = self._stacked((row, {"final_obs": texts[row]}) for row in ended)
+                final["final_info"] = self._stacked((row, shown[row]) for row in ended)
+                final["_final_info"] = final["_final_obs"].copy()
+            for row in ended:
+                texts[row], shown[row] = self._begin_anew(row)
+        infos = self._stacked(shown.items()) | final
         return tuple(texts), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
@@ -193,6 +206,11 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
             present[list(column)] = True
             stacked |= {key: array, f"_{key}": present}
         return stacked
+
+    def _begin_anew(self, row: int) -> tuple[str, dict[str, Any]]:
+        """Start an episode without being asked to; its prompt and info."""
+        self._episodes[row] = episode = self._begin(row, None, None)
+        return episode.prompt.text, {"question": episode.question}
 
     def _begin(self, row: int, question: Question | None, group_id: str | None) -> Episode:
         options = {"question": question, "group_id": group_id or ""}

@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorObservationWrapper
+from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from igsearch_env.env import SearchQAEnv
@@ -47,8 +47,11 @@ class TranscriptObservation(gymnasium.ObservationWrapper[str, str, str], RecordC
         return _text(self._inner.episode)
 
 
-class VectorTranscriptObservation(VectorObservationWrapper):
+class VectorTranscriptObservation(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
     """The whole transcript of each row; a row that has ended keeps its last one.
+
+    ``final_obs`` of ``autoreset_mode="SameStep"`` is the whole transcript, too. (Gymnasium's own
+    ``VectorObservationWrapper`` refuses that mode.)
 
     Args:
         env: A :class:`SearchQAVectorEnv`, wrapped or not.
@@ -65,8 +68,20 @@ class VectorTranscriptObservation(VectorObservationWrapper):
             )
         self._inner = env.unwrapped
 
-    def observations(self, observations: tuple[str, ...]) -> tuple[str, ...]:
-        """The transcript of each row's episode so far."""
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start episodes; rows that were left alone give their transcripts, too."""
+        _, infos = self.env.reset(seed=seed, options=options)
+        return self._texts(), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Play one turn of every row that has not ended."""
+        _, rewards, terminated, truncated, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            for row, episode in self._inner.final_episodes.items():
+                infos["final_obs"][row] = _text(episode)
+        return self._texts(), rewards, terminated, truncated, infos
+
+    def _texts(self) -> tuple[str, ...]:
         return tuple(map(_text, self._inner.episodes))
 
 

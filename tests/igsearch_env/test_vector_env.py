@@ -507,10 +507,9 @@ class TestNextStepAutoreset:
         mode = AutoresetMode.NEXT_STEP
         assert SearchQAVectorEnv(2, autoreset_mode=mode).metadata["autoreset_mode"] is mode
 
-    @pytest.mark.parametrize("mode", ["SameStep", AutoresetMode.SAME_STEP, "always"])
-    def test_other_modes_are_refused(self, mode: Any) -> None:
-        with pytest.raises(ValueError, match=r"SameStep|always"):
-            SearchQAVectorEnv(2, autoreset_mode=mode)
+    def test_other_modes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="always"):
+            SearchQAVectorEnv(2, autoreset_mode="always")
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32])
