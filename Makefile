@@ -34,9 +34,11 @@ OPENRLHF_GPU := .venv-openrlhf-gpu
 OPENRLHF_GPU_PINS := requirements/openrlhf-gpu.txt
 OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolation
 
-# So has verifiers, which needs no torch.
+# So have verifiers and SkyRL-gym; their tests need no torch.
 VERIFIERS := .venv-verifiers
 VERIFIERS_PINS := requirements/verifiers.txt
+SKYRL := .venv-skyrl
+SKYRL_PINS := requirements/skyrl.txt
 
 # OpenEnv brings a hundred packages along, which nothing else here needs.
 OPENENV := .venv-openenv
@@ -44,7 +46,7 @@ OPENENV_PINS := requirements/openenv.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-openenv lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-openenv lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -79,6 +81,9 @@ test-verifiers: $(VERIFIERS)/.installed ## Run the tests of the environment in v
 
 test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
 	$(OPENENV)/bin/python -m pytest --confcutdir=tests/openenv tests/openenv
+
+test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment in SkyRL-gym
+	$(SKYRL)/bin/python -m pytest --confcutdir=tests/skyrl tests/skyrl
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -154,4 +159,11 @@ $(OPENENV)/.installed: pyproject.toml trainers/openenv/pyproject.toml $(OPENENV_
 	$(PYTHON) -m venv $(OPENENV)
 	$(OPENENV)/bin/python -m pip install --no-deps --no-compile -r $(OPENENV_PINS)
 	$(OPENENV)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/openenv
+	@touch $@
+
+$(SKYRL)/.installed: pyproject.toml $(SKYRL_PINS)
+	rm -rf $(SKYRL)
+	$(PYTHON) -m venv $(SKYRL)
+	$(SKYRL)/bin/python -m pip install --no-deps --no-compile -r $(SKYRL_PINS)
+	$(SKYRL)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -98,7 +98,9 @@ def test_what_runs_elsewhere_does() -> None:
         ".ci/run",
         "tests/openenv/test_openenv.py",
         "tests/openrlhf/test_under_ray.py",
+        "tests/skyrl/test_environment.py",
         "tests/test_makefile.py",
+        "tests/trainers/test_trl_tools.py",
         "tests/verifiers/test_environment.py",
     }
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -20,33 +20,14 @@ vf = pytest.importorskip("verifiers.v1", reason="needs verifiers: make test-veri
 
 from verifiers.v1.clients import ModelContext  # noqa: E402
 
-from igsearch_env import SearchQAEnv, load_questions  # noqa: E402
-from igsearch_env.episode import Document, Episode  # noqa: E402
+from igsearch_env.episode import Document  # noqa: E402
 from igsearch_env.retrieval.base import RetrievalError  # noqa: E402
 from tests.doc_pages import read_blocks  # noqa: E402
+from tests.scripted_policy import SETTINGS, played_directly, reply  # noqa: E402
 from tests.scripted_server import ScriptedServer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trainers" / "verifiers"
-SETTINGS = {"questions": "world-train", "max_searches": 2, "information_gain_weight": 0.5}
-Messages = list[dict[str, Any]]
-KNOWN = {q.text: q.golden_answers[0] for q in load_questions("world-train")[::2]}
-
-
-def reply(messages: Messages) -> str:
-    """What the model says: it searches for the question, then for a title, then answers.
-
-    It knows the answer to every other question.
-    """
-    question = messages[0]["content"].rsplit("Question: ", 1)[1].strip()
-    titles = [
-        line.split('"')[1] for m in messages for line in m["content"].split("\n") if '"' in line
-    ]
-    if len(messages) == 1:
-        return f"<think> so </think> <search> {question} </search>"
-    if len(messages) == 3:
-        return f"<refine> {titles[0]} </refine> <search> {titles[-1]} </search>"
-    return f"<refine> so </refine>\n<answer> {KNOWN.get(question, titles[-1])} </answer>"
 
 
 @pytest.fixture
@@ -90,28 +71,11 @@ def play(env: Any, server: ScriptedServer, count: int, side_by_side: int) -> lis
     return asyncio.run(run())
 
 
-def directly(count: int) -> list[Episode]:
-    """The same questions in the Gymnasium environment, with the same replies."""
-    env = SearchQAEnv(**SETTINGS)
-    episodes = []
-    for number, question in enumerate(load_questions(SETTINGS["questions"])[:count]):
-        seed = None if number else 0
-        said, _ = env.reset(seed=seed, options={"question": question})
-        messages, ended = [{"content": said}], False
-        while not ended:
-            messages.append({"content": reply(messages)})
-            said, _, terminated, truncated, _ = env.step(messages[-1]["content"])
-            messages.append({"content": said})
-            ended = terminated or truncated
-        episodes.append(env.episode)
-    return episodes
-
-
 def test_transcripts_outcomes_and_gains_are_those_of_the_environment(
     server: ScriptedServer,
 ) -> None:
     played = play(make(), server, 6, side_by_side=1)
-    expected = directly(6)
+    expected = played_directly(6)
     assert any(episode.outcome for episode in expected)
     assert any(gain for episode in expected for gain in episode.information_gains)
     for episode, ours in zip(played, expected, strict=True):

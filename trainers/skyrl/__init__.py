@@ -1,0 +1,1 @@
+"""The environment in SkyRL, as a text environment of SkyRL-gym."""
