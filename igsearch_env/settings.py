@@ -61,7 +61,7 @@ class EnvironmentSettings:
         num_counterfactuals: N, counterfactual contexts per search; 0 for no information gain.
         counterfactual: What is replaced in them: ``"documents"``, or ``"documents+refinement"`` as
             in the paper, where a policy is paid for an answer that it writes into a refinement.
-        new_only: Whether a search gains only what it adds to its context; without it, as in the
+        added_only: Whether a search gains only what it adds to its context; without it, as in the
             paper, finding the same document again is paid again. See
             :class:`igsearch_env.InformationGain`.
         floor: Least log-probability of an answer token in nats: a number below 0, ``"uniform"``
@@ -117,7 +117,7 @@ class EnvironmentSettings:
     top_k: int = 3
     num_counterfactuals: int = 3
     counterfactual: Counterfactual = "documents"
-    new_only: bool = True
+    added_only: bool = True
     floor: float | Literal["uniform", "none"] = "uniform"
     aliases: AliasOperator = "max"
     outcome: str | dict[str, float] = "em"
@@ -216,7 +216,7 @@ class EnvironmentSettings:
             self.counterfactual,
             floor=None if self.floor == "none" else self.floor,
             aliases=self.aliases,
-            new_only=self.new_only,
+            added_only=self.added_only,
         )
 
 

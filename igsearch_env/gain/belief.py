@@ -18,7 +18,7 @@ def settle_belief(
 ) -> list[Episode]:
     """Fill in ``prior_log_prob`` of each episode and ``log_prob`` of each of its searches.
 
-    With ``information_gain.new_only`` the ``before_log_prob`` of each search is filled in too, so
+    With ``information_gain.added_only`` the ``before_log_prob`` of each search is filled in too, so
     that :func:`belief_shifts` can tell what its documents changed from what the policy wrote.
 
     For credit methods that reward the growth of p(gold answer), as IGPO does; they need no
@@ -54,7 +54,7 @@ def settle_belief(
             if step.log_prob is None:
                 places.append((number, index, "log_prob"))
                 jobs.append((information_gain.contexts(episode, index)[:1], golds))
-            if information_gain.new_only and step.before_log_prob is None:
+            if information_gain.added_only and step.before_log_prob is None:
                 places.append((number, index, "before_log_prob"))
                 jobs.append(([(*information_gain.before_reply(episode, index), opening)], golds))
     settled = list(episodes)

@@ -199,9 +199,9 @@ class InformationGain:
         head_tokens: See :func:`answer_scores`.
         head_weight: See :func:`answer_scores`.
         aliases: See :func:`information_gain`.
-        new_only: Whether a search gains only what it adds to its context: documents that an earlier
-            search of the episode found are left out of the scored contexts, a search that found
-            nothing else has no gain, and a gain ends where the belief in the gold answer was
+        added_only: Whether a search gains only what it adds to its context: documents that an
+            earlier search of the episode found are left out of the scored contexts, a search that
+            found nothing else has no gain, and a gain ends where the belief in the gold answer was
             after an earlier search. Without it (the paper) a policy can live on finding the same
             again and again.
     """
@@ -212,7 +212,7 @@ class InformationGain:
     head_tokens: int = 0
     head_weight: float = 1.0
     aliases: AliasOperator = "max"
-    new_only: bool = True
+    added_only: bool = True
 
     def __post_init__(self) -> None:
         if self.counterfactual not in ("documents+refinement", "documents"):
@@ -234,7 +234,7 @@ class InformationGain:
         Of several gold answers, the one with the highest real score counts.
         """
         return cls(
-            protocol, "documents+refinement", new_only=False, floor=None, aliases="best_real"
+            protocol, "documents+refinement", added_only=False, floor=None, aliases="best_real"
         )
 
     def settle(
@@ -278,7 +278,7 @@ class InformationGain:
             if table is not None:
                 steps = settled[number]
                 known = [step.log_prob for step in steps[:index] if step.log_prob is not None]
-                best = max(known, default=None) if self.new_only else None
+                best = max(known, default=None) if self.added_only else None
                 steps[index] = _settled(steps[index], _reduced(table, self.aliases), best)
         touched = {number for number, _ in places}
         return [
@@ -390,18 +390,18 @@ class InformationGain:
         """The documents of step ``index`` that count, and those in their place, shape (1 + N,)."""
         real, earlier = self.documents(episode, index), _found_earlier(episode, index)
         others = [other.documents for other in episode.steps[index].counterfactuals]
-        if self.new_only:  # as many as count of the real ones
+        if self.added_only:  # as many as count of the real ones
             others = [documents[: len(real)] for documents in others]
         return [real, *(_swapped(real, documents, earlier) for documents in others)]
 
     def documents(self, episode: Episode, index: int) -> tuple[Document, ...]:
-        """The documents of step ``index`` that count; with ``new_only`` those not found before.
+        """The documents of step ``index`` that count; with ``added_only`` those not found before.
 
         A document is known by its id, or by its title and text under another id. One that was shown
         in part counts once more when it is shown whole.
         """
         found = episode.steps[index].documents
-        if not self.new_only or not found:
+        if not self.added_only or not found:
             return found
         known: set[object] = set()
         for step in episode.steps[:index]:

@@ -54,7 +54,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {
         "counterfactual": "documents+refinement",
-        "new_only": False,
+        "added_only": False,
         "floor": "none",
         "aliases": "best_real",
     },

@@ -186,7 +186,7 @@ def scoring_workload() -> Workload:
     policy = load_policy("agents/world-tiny", max_new_tokens=1)
     scorer = Timed(policy.scorer(), "fits", "log_probs")
     # As published, so that every search is scored.
-    gain = {"counterfactual": "documents+refinement", "new_only": False}
+    gain = {"counterfactual": "documents+refinement", "added_only": False}
     parts = {"retriever": retriever, "scorer": scorer, "protocol": "refine-bare", "top_k": 1}
     options = {**parts, **gain}
     return Workload("scoring", questions, options, [retriever, scorer], policy)

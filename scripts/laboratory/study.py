@@ -19,7 +19,7 @@ from trainers.config import TrainSettings, build, from_dict, read_toml
 
 Stage = Literal["develop", "qualify", "compare"]
 Settings = dict[str, dict[str, Any]]
-FIXED_UNDER: Settings = {"environment": {"new_only": False}}
+FIXED_UNDER: Settings = {"environment": {"added_only": False}}
 """Defaults of the time when the study was fixed that are others now."""
 NAMED_THEN = {"igpo": "igpo_paper"}
 """Credit methods whose names stood for another form when the study was fixed."""

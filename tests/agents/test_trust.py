@@ -195,7 +195,7 @@ def test_a_query_that_follows_a_thought_is_scored_without_special_tokens(
     tokenizer = SegmentTokenizer(tokenizer_of("byte-level", "smollm2", bpe))
     episode = episode_with("refinement", "<file_sep>", PROTOCOLS["refine"])
     scorer = FakeScorer()
-    settle_enabling([episode], scorer, InformationGain(new_only=False))
+    settle_enabling([episode], scorer, InformationGain(added_only=False))
     for context, query in scorer.calls[0]:
         assert "<file_sep>" in context[-1].text
         assert not controls(tokenizer, tokenizer.encode_scored(context, query)[0])

@@ -128,7 +128,7 @@ class TestPay:
         assert episode.attempt_outcomes == (0.0, -1.0)
 
     def test_gains_settle_across_attempts_and_read_no_later_reflection(self) -> None:
-        paper: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
+        paper: dict[str, Any] = {"counterfactual": "documents+refinement", "added_only": False}
         gain = InformationGain(**paper)
         turns = [SEARCH, "x", "x", "x", SEARCH, f"<refine>r</refine>{SEARCH}", RIGHT]
         episode, _ = play(turns, **paper)

@@ -39,7 +39,7 @@ TURNS = (
 
 
 def engine_of(**options: Any) -> SearchQAEngine:
-    paper = {"counterfactual": "documents+refinement", "new_only": False}
+    paper = {"counterfactual": "documents+refinement", "added_only": False}
     given = {"num_counterfactuals": 2, **paper, **options}
     scorer = given.pop("scorer", FakeScorer())
     engine = make_engine(QUESTIONS, FakeRetriever(), scorer, **given)
@@ -179,7 +179,7 @@ class TestGains:
     @pytest.mark.parametrize("drop", [False, True])
     def test_against_a_slow_implementation(self, keep: int, drop: bool) -> None:
         """The context of the turn that reads the documents, written out as text."""
-        paper = {"counterfactual": "documents+refinement", "new_only": False}
+        paper = {"counterfactual": "documents+refinement", "added_only": False}
         episode = play(engine_of(keep_documents=keep, drop_thoughts=drop, **paper))
         stub = STUB.text
         for t, search in enumerate(episode.searches):

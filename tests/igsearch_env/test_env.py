@@ -52,7 +52,7 @@ def warm_env(**more: Any) -> SearchQAEnv:
         "scorer": FakeScorer(),
         "num_counterfactuals": 2,
         "counterfactual": "documents+refinement",  # so that a gain settles one call later
-        "new_only": False,
+        "added_only": False,
         "pool": EvidencePool(tries=1000),
     }
     env = SearchQAEnv(**arguments | more)

@@ -198,7 +198,7 @@ def test_a_record_and_keywords_make_the_same_engine() -> None:
         top_k=1,
         num_counterfactuals=2,
         counterfactual="documents",
-        new_only=False,
+        added_only=False,
         floor="none",
         aliases="logmeanexp",
         outcome="f1",
@@ -209,7 +209,7 @@ def test_a_record_and_keywords_make_the_same_engine() -> None:
     engines = [make_engine(settings=record), make_engine(**given)]
     for engine in engines:
         gain = InformationGain(PROTOCOLS["search-r1"], "documents", None, aliases="logmeanexp")
-        assert engine.information_gain == replace(gain, new_only=False)
+        assert engine.information_gain == replace(gain, added_only=False)
         assert (engine.rules.max_searches, engine.rules.max_attempts, engine.top_k) == (2, 3, 1)
         assert (engine.num_counterfactuals, engine.outcome) == (2, "f1")
         assert (engine.information_gain_weight, engine.shared_counterfactuals) == (0.25, True)

@@ -220,7 +220,7 @@ def bare_engine(**options: Any) -> SearchQAEngine:
         "num_counterfactuals": 1,
         "protocol": BARE,
         "scorer": CountingScorer(),
-        "new_only": False,
+        "added_only": False,
         "retriever": Countries(),
         **options,
     }
@@ -243,37 +243,37 @@ class TestGains:
     Real and counterfactual contexts are equally long, so that only the counts differ.
     """
 
-    @pytest.mark.parametrize("new_only", [True, False])
-    def test_two_queries_both_gains_by_hand(self, new_only: bool) -> None:
+    @pytest.mark.parametrize("added_only", [True, False])
+    def test_two_queries_both_gains_by_hand(self, added_only: bool) -> None:
         # "gold" stands in its query, which all contexts hold, and in what the query found.
         turn = "<search>gold</search><search>silver</search>"
-        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
-            :2
-        ]
+        first, second = bare_play(
+            bare_engine(added_only=added_only), turn, "<answer>x</answer>"
+        ).steps[:2]
         assert first.information_gain == pytest.approx(log(2.01 / 1.01))
         # The second is compared after the first reply, which stays; it adds nothing.
         assert second.information_gain == pytest.approx(0.0)
         turn = "<search>silver</search><search>gold</search>"
-        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
-            :2
-        ]
+        first, second = bare_play(
+            bare_engine(added_only=added_only), turn, "<answer>x</answer>"
+        ).steps[:2]
         # The first is scored as if the turn had ended with it: "gold" has not been written yet.
         assert first.information_gain == pytest.approx(0.0)
         assert second.information_gain == pytest.approx(log(2.01 / 1.01))
 
-    @pytest.mark.parametrize("new_only", [True, False])
-    def test_what_two_queries_find_counts_once(self, new_only: bool) -> None:
+    @pytest.mark.parametrize("added_only", [True, False])
+    def test_what_two_queries_find_counts_once(self, added_only: bool) -> None:
         turn = "<search>gold</search><search>gold</search>"
-        first, second = bare_play(bare_engine(new_only=new_only), turn, "<answer>x</answer>").steps[
-            :2
-        ]
+        first, second = bare_play(
+            bare_engine(added_only=added_only), turn, "<answer>x</answer>"
+        ).steps[:2]
         assert first.information_gain == pytest.approx(log(2.01 / 1.01))
         assert second.documents == first.documents
         assert second.counterfactuals == ()
         assert second.information_gain is None
         both = make_credit("ig_search", alpha=1.0)
         turns = (sampled(turn), "<answer>x</answer>")
-        episode = bare_play(bare_engine(new_only=new_only), *turns)
+        episode = bare_play(bare_engine(added_only=added_only), *turns)
         (bonus,) = both.bonuses([episode])  # type: ignore[attr-defined]
         assert bonus[episode.steps[0].query_tokens].sum() > 0
         assert not bonus[episode.steps[1].query_tokens].any()
@@ -291,7 +291,7 @@ class TestGains:
 
     def test_all_settle_in_the_next_call(self) -> None:
         parts = (QUESTIONS, FakeRetriever(), FakeScorer())
-        options = {"counterfactual": "documents+refinement", "new_only": False}
+        options = {"counterfactual": "documents+refinement", "added_only": False}
         env = SearchQAEnv(*parts, protocol=TAGS, num_counterfactuals=2, **options)
         env.reset(seed=0, options={"question": PERU})
         *_, info = env.step(TURN)
@@ -312,7 +312,9 @@ class TestGains:
     @pytest.mark.parametrize("protocol", [TAGS, replace(CALLS, refine="refine")])
     def test_against_a_slow_implementation(self, counterfactual: Any, protocol: Any) -> None:
         """The contexts written out as text, turn by turn, and scored one by one."""
-        engine = engine_of(protocol, counterfactual=counterfactual, max_searches=9, new_only=False)
+        engine = engine_of(
+            protocol, counterfactual=counterfactual, max_searches=9, added_only=False
+        )
         for evidence in SWAP_PAIRS:
             engine.pool.add(evidence)
         write = protocol.write_search

@@ -236,15 +236,15 @@ class TestGetDocument:
         assert opened.documents == (Encyclopedia.DOCUMENTS[0],)
         assert (found.search_step, opened.search_step) == (0, 1)
 
-    @pytest.mark.parametrize("new_only", [True, False])
-    def test_its_gain_by_hand(self, new_only: bool) -> None:
+    @pytest.mark.parametrize("added_only", [True, False])
+    def test_its_gain_by_hand(self, added_only: bool) -> None:
         """p(Lima) = (count + .01) / (words + 1): the snippets do not say it, the whole does.
 
         "Lima" stands in the prompt once. What it is compared with is the whole of another
         question's first document, which is as long. Under the default a gain ends at what the
         belief rose to: the context has grown, so that is less.
         """
-        episode = play(engine_of(new_only=new_only), SEARCH, OPEN, "<answer>Lima</answer>")
+        episode = play(engine_of(added_only=added_only), SEARCH, OPEN, "<answer>Lima</answer>")
         found, opened = episode.searches
         assert found.information_gain == pytest.approx(0.0)
         gain = log(2.01 / 1.01)
@@ -252,7 +252,7 @@ class TestGetDocument:
         assert found.log_prob is not None
         risen = opened.log_prob - found.log_prob
         assert 0 < risen < gain
-        assert opened.information_gain == pytest.approx(risen if new_only else gain)
+        assert opened.information_gain == pytest.approx(risen if added_only else gain)
         (other,) = opened.counterfactuals
         assert [d.text for d in other.documents] == ["A desert. Its seat is Xo."]
         real, swapped = engine_of().information_gain.contexts(episode, 1)

@@ -40,7 +40,7 @@ def warm_env(rows: int = 3, **more: Any) -> SearchQAVectorEnv:
         "scorer": FakeScorer(),
         "num_counterfactuals": 2,
         "counterfactual": "documents+refinement",  # so that a gain settles one call later
-        "new_only": False,
+        "added_only": False,
         "pool": EvidencePool(tries=1000),
     }
     env = SearchQAVectorEnv(rows, **arguments | more)

@@ -56,7 +56,7 @@ def test_the_prompt_and_every_search_are_scored_in_one_call() -> None:
 
 def test_with_documents_alone_no_refinement_is_read() -> None:
     scorer = FakeScorer()
-    gain = InformationGain(BARE, new_only=False)
+    gain = InformationGain(BARE, added_only=False)
     settle_belief([without_evidence(play(TURNS))], scorer, gain)
     contexts = [context for context, _ in scorer.asked[::2]]
     assert contexts[1] == BEFORE[0] + PERU_DOCUMENTS + "\n<answer>"

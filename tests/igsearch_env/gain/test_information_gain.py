@@ -293,13 +293,13 @@ def test_agrees_with_plain_loops(
 class TestSettings:
     def test_defaults(self) -> None:
         gain = InformationGain()
-        assert (gain.counterfactual, gain.new_only) == ("documents", True)
+        assert (gain.counterfactual, gain.added_only) == ("documents", True)
         assert (gain.floor, gain.aliases) == ("uniform", "max")
         assert (gain.head_tokens, gain.head_weight) == (0, 1.0)
 
     def test_the_paper_has_no_floor_and_takes_the_best_real_alias(self) -> None:
         paper = InformationGain.paper()
-        assert (paper.counterfactual, paper.new_only) == ("documents+refinement", False)
+        assert (paper.counterfactual, paper.added_only) == ("documents+refinement", False)
         assert (paper.floor, paper.aliases) == (None, "best_real")
 
     @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def play(
     return episode
 
 
-PAPER: dict[str, Any] = {"counterfactual": "documents+refinement", "new_only": False}
+PAPER: dict[str, Any] = {"counterfactual": "documents+refinement", "added_only": False}
 
 
 def settle(
@@ -235,14 +235,16 @@ class TestNewOnly:
         episode = play(["<search>Peru</search>", "<search>Peru</search>", "<answer>x</answer>"])
         same = tuple(replace(one, id="another") for one in episode.steps[1].documents)
         steps = (episode.steps[0], replace(episode.steps[1], documents=same), episode.steps[2])
-        gains = settle(replace(episode, steps=steps), FakeScorer(), new_only=True).information_gains
+        gains = settle(
+            replace(episode, steps=steps), FakeScorer(), added_only=True
+        ).information_gains
         assert gains[0] is not None
         assert gains[1] is None
 
     def test_known_in_an_earlier_attempt(self) -> None:
         turns = ["<search>Peru</search>", "<answer>x</answer>"] * 2
         episode = play(turns, max_attempts=2)
-        first, second = settle(episode, FakeScorer(), new_only=True).information_gains
+        first, second = settle(episode, FakeScorer(), added_only=True).information_gains
         assert (first is None, second is None) == (False, True)
 
     def test_a_gain_ends_at_the_highest_belief_before(self) -> None:
@@ -257,7 +259,7 @@ class TestNewOnly:
         searches = [f"<search>{name}</search>" for name in beliefs]
         episode = play([*searches, "<answer>x</answer>"])
         settled = settle(
-            episode, Believing(), new_only=True, counterfactual="documents", floor=None
+            episode, Believing(), added_only=True, counterfactual="documents", floor=None
         )
         # All are at -5 with other documents; -2 is no rise after -1.5, and -1 one of .5.
         assert settled.information_gains == (1.0, 2.5, 0.0, 0.5)
@@ -280,7 +282,7 @@ def slow_contexts(episode: Episode, index: int, gain: InformationGain) -> list[s
             break
         assert step.observation is not None
         text += step.observation.text
-        known |= {document.id for document in step.documents if gain.new_only}
+        known |= {document.id for document in step.documents if gain.added_only}
     refinement = ""
     if gain.counterfactual == "documents+refinement" and index + 1 < len(episode.steps):
         turn = episode.steps[index + 1].turn.text
@@ -292,7 +294,7 @@ def slow_contexts(episode: Episode, index: int, gain: InformationGain) -> list[s
         return []
     result = [text + gain.protocol.render_documents(found).text + refinement]
     for evidence in step.counterfactuals:
-        others = evidence.documents[: len(found) if gain.new_only else None]
+        others = evidence.documents[: len(found) if gain.added_only else None]
         swapped = gain.protocol.render_documents(others).text
         result.append(text + swapped + (evidence.refinement.text if refinement else ""))
     return [context + "\n<answer>" for context in result]
@@ -336,7 +338,9 @@ def slow_settled(
         real, rows = [row[0] for row in table], [row[1:] for row in table]
         value, after, others = slow_reduce(real, rows, gain.aliases)
         earlier = [values[1] for values in result if values is not None]
-        if gain.new_only and earlier and value > 0:  # no more than what it adds to the best before
+        if (
+            gain.added_only and earlier and value > 0
+        ):  # no more than what it adds to the best before
             value = min(value, max(after - max(earlier), 0.0))
         result.append((value, after, others))
     return result
@@ -365,7 +369,7 @@ def test_values_agree_with_plain_loops(
     (settled,) = gain.settle([episode], scorer)
     expected = slow_settled(episode, scorer, gain)
     assert len(settled.searches) == len(expected) == 4 + len(again)
-    assert [values is None for values in expected][4:] == [gain.new_only, gain.new_only][
+    assert [values is None for values in expected][4:] == [gain.added_only, gain.added_only][
         : len(again)
     ]
     assert expected[2] is None
