@@ -49,8 +49,8 @@ class EnvironmentSettings:
             registered name. ``"bm25"`` is BM25 over the documents of the questions' own world.
             Empty where it is given as an object.
         protocol: Name of the grammar (:mod:`igsearch_env.protocol.names`): a preset, ``chat`` or
-            ``tools`` for the model's own chat template, or a .toml or .json file. None for that of
-            the policy's checkpoint, or else ``"refine"``.
+            ``tools`` for the model's own chat template, or a .toml or .json file (default: that of
+            the policy's checkpoint, or else ``refine``).
         max_searches: Searches per attempt. After ``2 * max_searches + 1`` turns without an answer
             the attempt has ended, and the episode is truncated if it was the last one.
         max_attempts: Attempts at the question. An answer (or the end of an attempt without one) is

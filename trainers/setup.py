@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -32,6 +33,8 @@ from trainers.config import (
     WorldSettings,
     make_credit_from,
 )
+
+log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=2)
@@ -149,6 +152,11 @@ def make_agent(
         raise ValueError(
             f"the credit method {config.credit['method']!r} needs information gain; set "
             "environment.num_counterfactuals to at least 1"
+        )
+    if config.credit["method"] == "mr_search" and config.environment.max_attempts == 1:
+        log.warning(
+            "credit.method = 'mr_search' with one attempt is GRPO without a division ('rloo'): set "
+            "environment.max_attempts to 2 or more, so that there are attempts to compare"
         )
     asked = config.environment.protocol
     policy = make_policy(

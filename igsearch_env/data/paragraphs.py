@@ -272,6 +272,11 @@ class _Source:
 def _sources(name: str, splits: Sequence[str] | None) -> Iterator[_Source]:
     known = PARAGRAPH_SETS.get(name)
     if known is None:
+        if not name.startswith("hf:") and not Path(name).exists():
+            raise ValueError(
+                f"unknown data set {name!r}: expected {', '.join(PARAGRAPH_SETS)}, the path of a "
+                "file, or hf:REPO[:CONFIG], and no file was found at that path"
+            )
         unknown = "not known to this program; the source states it"
         for split in splits or (None,):
             yield _Source(source_stem(name), name, split, unknown)

@@ -101,8 +101,9 @@ def load_question_set(
 
     A text that is a list or an object (``'["a", "b"]'``) is read as one, see
     :mod:`igsearch_env.data.containers`. A row without an id gets ``"{name of the file}-{row}"``,
-    rows counted from 0. The questions of a benchmark get its name as their ``dataset``, and in
-    front of their ids, which are unique within one set only.
+    rows counted from 0, and one without a data set the name of the file as its ``dataset``. The
+    questions of a benchmark get its name as their ``dataset``, and in front of their ids, which are
+    unique within one set only.
 
     Args:
         name_or_path: A name of :data:`BUILTIN_QUESTIONS` (``"world-test:PEOPLE:SEED"`` for a world
@@ -179,6 +180,7 @@ def _questions(
     stem = source_stem(source)
     source = str(file_in_folder(source, "queries") or source)
     qrels = _qrels(Path(source), split)
+    stem = stem if qrels is None else Path(source).absolute().parent.name  # BEIR's folder
     split = None if qrels is not None else split
     seen: dict[str, str] = {}
     questions = []
@@ -253,7 +255,7 @@ def question_of_row(row: Row, stem: str, answers_needed: bool) -> Question:
 
     Args:
         row: The row.
-        stem: Opens the id of a row that has none.
+        stem: Opens the id of a row that has none, and is the data set of one that names none.
         answers_needed: Whether a question without answers is an error.
 
     Raises:
@@ -269,7 +271,7 @@ def question_of_row(row: Row, stem: str, answers_needed: bool) -> Question:
         hops = int(hops) if hops.is_integer() else None if hops != hops else hops
     if hops is not None and (isinstance(hops, bool) or not isinstance(hops, int)):
         raise row.error(f"'hops' must be a whole number, got {hops!r}")
-    dataset = str(_first(columns, "dataset", "data_source") or "")
+    dataset = str(_first(columns, "dataset", "data_source") or stem)
     text, answers = _text(row), _answers(row, answers_needed)
     ids = _gold_ids(row)
     titles = _strings(row, *_found(columns, "gold_titles", "supporting_titles"))

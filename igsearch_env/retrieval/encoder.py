@@ -78,8 +78,8 @@ class EncoderSettings:
     Args:
         model: Name on the Hugging Face hub, or folder, of a sentence-transformers model or of any
             transformers encoder.
-        preset: ``plain``, ``e5``, ``bge`` or ``contriever``; None goes by the
-            name of the model.
+        preset: ``plain``, ``e5``, ``bge`` or ``contriever`` (default: by the name of the
+            model).
         max_length: Longer texts are cut to so many tokens.
 
     Raises:

@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
+    results = arguments.out / "results.json"
+    if results.exists():
+        raise ValueError(f"{results} exists already; choose another folder or remove it")
     config = load_config(arguments.config, arguments.set)
     episodes, costs = rollouts(config, arguments.questions, constructed=arguments.constructed)
     found = signals(episodes)
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for table in (_table_of_kinds(rows, len(episodes)), _table_of_aucs(aucs, costs)):
         print_table(table)
     write_json(
-        arguments.out / "results.json",
+        results,
         {
             "config": config.to_dict(),
             "constructed": arguments.constructed,

@@ -184,3 +184,10 @@ def test_real_rollouts(
     assert 0 < costs["belief"]["tokens"] < costs["information gain"]["tokens"]
     if constructed:
         assert {row["found"] for row in results["kinds"]} & {"bridge", "last"}
+
+
+def test_results_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"results\.json exists already"):
+        play(tmp_path)
+    assert (tmp_path / "results.json").read_text() == "{}"

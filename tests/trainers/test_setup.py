@@ -246,6 +246,16 @@ def test_the_agent_has_the_settings(tiny_settings: Settings) -> None:
     assert agent.credit == IGSearch()
 
 
+def test_attempts_need_more_than_one(
+    tiny_settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    for attempts in (2, 1):
+        words = ["credit.method=mr_search", f"environment.max_attempts={attempts}"]
+        config = load_config(None, tiny_settings(*words))
+        make_agent(config, make_training_engine(config, 0))
+        assert ("set environment.max_attempts to 2 or more" in caplog.text) is (attempts == 1)
+
+
 def test_a_checkpoints_own_grammar_is_taken_over(tiny_settings: Settings, tmp_path: Path) -> None:
     config = load_config(None, tiny_settings())
     taught = make_policy(config.policy, None)

@@ -57,7 +57,7 @@ def test_beir(beir: Path) -> None:
     for source in (beir, beir / "queries.jsonl"):
         first, second = load_question_set(source, answers_needed=False).questions
         assert first == Question(
-            "q0", "Capital 0?", ("Lima",), gold_ids=("d 1", "2"), gold_titles=("Lima",)
+            "q0", "Capital 0?", ("Lima",), beir.name, None, ("d 1", "2"), ("Lima",)
         )
         assert (second.id, second.gold_ids) == ("q2", ())
     (other,) = load_question_set(beir, split="train", answers_needed=False).questions
@@ -362,7 +362,7 @@ def test_squad_as_questions_and_as_a_corpus(tmp_path: Path) -> None:
         data = json.dumps({"version": "v2.0", "data": [{"title": "Lima", "paragraphs": texts}]})
         file = write(tmp_path / "dev.json", json.dumps(json.loads(data), indent=indent))
         assert load_questions(file) == [
-            Question("s1", "Capital of Peru?", ("Lima",), gold_titles=("Lima",))
+            Question("s1", "Capital of Peru?", ("Lima",), "dev", gold_titles=("Lima",))
         ]
         assert load_corpus(file) == [
             Document("Lima-0", "Lima", "Lima is Peru's."),

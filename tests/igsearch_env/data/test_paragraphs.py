@@ -252,3 +252,10 @@ def test_a_name_is_the_hubs(tmp_path: Path, name: str, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=r"cannot load hf:\w+/"):
         write_paragraph_sets([name], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_name_and_no_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown data set 'hotpot': expected hotpotqa, .*hf:REPO"
+    ):
+        write_paragraph_sets(["hotpot"], tmp_path / "out")

@@ -45,7 +45,7 @@ def test_every_field_is_read_from_every_kind_of_file(tmp_path: Path, name: str) 
     write_parquet(path, [full, bare]) if path.suffix == ".parquet" else write(path, full, bare)
     assert load_questions(path) == [
         Question("q7", "Who?", ("A", "B"), "quiz", 2, ("d1", "d2"), ("T", "T")),
-        Question("set-1", "What?", ("C",)),
+        Question("set-1", "What?", ("C",), "set"),
     ]
 
 

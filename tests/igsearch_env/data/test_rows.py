@@ -76,7 +76,7 @@ def test_a_hub_data_set_with_configurations(tmp_path: Path, hub_cache: None) -> 
     )
     (folder / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
     (question,) = load_questions(f"hf:{folder}:italy")
-    assert question == Question("quizzes-0", "Capital of Italy?", ("Rome",))
+    assert question == Question("quizzes-0", "Capital of Italy?", ("Rome",), "quizzes")
     with pytest.raises(ValueError, match=r"cannot load hf:.*france"):
         load_questions(f"hf:{folder}:france:train")
 
@@ -190,7 +190,7 @@ def test_conversations_are_refused_with_a_hint(tmp_path: Path, name: str) -> Non
 
 def test_columns_in_any_case(tmp_path: Path) -> None:
     row = {"ID": "a", "Question": "Capital of Peru?", "Answer": "Lima"}
-    expected = [Question("a", "Capital of Peru?", ("Lima",))]
+    expected = [Question("a", "Capital of Peru?", ("Lima",), "set")]
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pytest.importorskip("pyarrow").Table.from_pylist([row])
     parquet.write_table(table, tmp_path / "set.parquet")
