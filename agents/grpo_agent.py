@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
-from igsearch_env.credit import CreditAssignment, assign_credit, settle_for
+from igsearch_env.credit import CreditAssignment, Hindsight, assign_credit, settle_for
 from igsearch_env.episode import Episode
 from igsearch_env.gain.information_gain import InformationGain
 
@@ -80,3 +80,13 @@ class GRPOAgent:
             ValueError: If an advantage is not a finite number, or one is missing or too many.
         """
         return assign_credit(self.credit.at(progress), episodes)
+
+    def hindsight(self, episodes: Sequence[Episode], progress: float = 0.0) -> Hindsight | None:
+        """What a teacher reads before each episode; None if the credit method has no teacher.
+
+        Args:
+            episodes: Finished episodes.
+            progress: As for :meth:`advantages`.
+        """
+        credit = self.credit.at(progress)
+        return credit.hindsight(episodes) if credit.uses_hindsight else None

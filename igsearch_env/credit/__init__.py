@@ -12,6 +12,7 @@ from igsearch_env.credit.answer_string_bonus import AnswerStringBonus
 from igsearch_env.credit.base import (
     CREDIT,
     CreditAssignment,
+    Hindsight,
     assign_credit,
     make_credit,
     register_credit,
@@ -30,6 +31,7 @@ from igsearch_env.credit.oracle_bonus import OracleBonus
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.credit.reinforce import Reinforce
 from igsearch_env.credit.rloo import RLOO
+from igsearch_env.credit.sd_search import SDSearch
 from igsearch_env.credit.settle import settle_for
 from igsearch_env.credit.silver_chain import SilverChain
 from igsearch_env.credit.silver_rollouts import SilverRollouts
@@ -48,6 +50,7 @@ __all__ = [
     "Enabling",
     "GiGPO",
     "GiGPOCode",
+    "Hindsight",
     "IGPOCode",
     "IGPOPaper",
     "IGPOWithIGSearch",
@@ -58,6 +61,7 @@ __all__ = [
     "OracleBonus",
     "QueryBonus",
     "Reinforce",
+    "SDSearch",
     "SilverChain",
     "SilverRollouts",
     "assign_credit",

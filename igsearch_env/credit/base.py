@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from inspect import isabstract
 from typing import Any, ClassVar, Self, TypeVar
@@ -13,6 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from igsearch_env.episode import Episode
+
+
+@dataclass(frozen=True)
+class Hindsight:
+    """What a teacher reads before the transcript of each episode.
+
+    The teacher is the policy itself. The policy is pulled towards it on the tokens of queries.
+
+    Args:
+        weight: Weight of the Jensen-Shannon divergence in the loss, at least 0.
+        texts: One per episode; empty for one that has no teacher.
+    """
+
+    weight: float
+    texts: Sequence[str]
 
 
 class CreditAssignment(ABC):
@@ -33,6 +48,8 @@ class CreditAssignment(ABC):
             ``uses_information_gain`` must be True.
         uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
             looks for silver evidence in the corpus before it starts.
+        uses_hindsight: Set it to True if the method has a teacher (:meth:`hindsight`), which is a
+            loss beside the advantages. Only the local trainer has it; the others refuse the method.
 
     Raises:
         TypeError: When a class is defined that misspells one of these names, or that has a public
@@ -58,6 +75,7 @@ class CreditAssignment(ABC):
     uses_belief: ClassVar[bool] = False
     uses_enabling: ClassVar[bool] = False
     uses_silver: ClassVar[bool] = False
+    uses_hindsight: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
@@ -92,6 +110,16 @@ class CreditAssignment(ABC):
             progress: From 0.0 (the first step) to 1.0 (the last).
         """
         return self
+
+    def hindsight(self, episodes: Sequence[Episode]) -> Hindsight:
+        """What a teacher knows of the episodes; asked for if ``uses_hindsight`` is True.
+
+        Args:
+            episodes: Finished episodes, the same as for the advantages.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} sets uses_hindsight; write hindsight(episodes), too"
+        )
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -132,8 +160,14 @@ def assign_credit(
     return advantages
 
 
-FLAGS = ("uses_information_gain", "uses_belief", "uses_enabling", "uses_silver")
-CONTRACT = (*FLAGS, "needs_gain", "at")
+FLAGS = (
+    "uses_information_gain",
+    "uses_belief",
+    "uses_enabling",
+    "uses_silver",
+    "uses_hindsight",
+)
+CONTRACT = (*FLAGS, "needs_gain", "hindsight", "at")
 """What a credit method may set beside its options."""
 
 CREDIT: dict[str, type[CreditAssignment]] = {}

@@ -280,7 +280,11 @@ class GRPOTrainer:
         _, shuffling = self._generators()
         updates = len(episodes) * self.config.optimization.epochs
         losses = self.updater.step(
-            episodes, advantages, shuffling, self._watched("update", updates)
+            episodes,
+            advantages,
+            shuffling,
+            self._watched("update", updates),
+            self.agent.hindsight(episodes, progress),
         )
         give_back_freed_memory()
         self.step += 1

@@ -20,8 +20,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agents.inference import check_logits, check_weights, computing_in, evaluating
 from agents.lora import adapters_off
 from agents.tokenization import SegmentTokenizer
+from igsearch_env.credit import Hindsight
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings
+from trainers.local.distillation import Lesson, divergence, lessons
 from trainers.local.health import TrainingStoppedError
 from trainers.local.token_batch import TokenBatch, micro_batches, policy_log_probs, training_tokens
 from trainers.memory import give_back_freed_memory
@@ -42,6 +44,7 @@ class _Row:
         advantages: Of those, shape (policy tokens that are run,).
         old_log_probs: Under the policy that sampled, in nats, of the same shape.
         policy_tokens: Number of policy tokens of the whole sequence.
+        lessons: What a teacher is asked about, if the credit method has one.
     """
 
     ids: list[int]
@@ -49,6 +52,7 @@ class _Row:
     advantages: NDArray[np.float64]
     old_log_probs: NDArray[np.float64]
     policy_tokens: int
+    lessons: Sequence[Lesson] = ()
 
 
 class Updater:
@@ -94,6 +98,7 @@ class Updater:
         advantages: Sequence[NDArray[np.float64]],
         rng: np.random.Generator,
         progress: Callable[[int], None] | None = None,
+        hindsight: Hindsight | None = None,
     ) -> dict[str, float]:
         """Learn from a batch.
 
@@ -106,6 +111,8 @@ class Updater:
             advantages: One array of shape (policy tokens,) per episode.
             rng: Shuffles the episodes into minibatches.
             progress: Called with the number of episodes of each micro-batch that was run.
+            hindsight: What a teacher reads, for methods that have one. The sequences with queries
+                are run once more for it, and with the teacher's text.
 
         Returns:
             ``episodes_used``, how many episodes had no failed search; ``groups_without_advantage``,
@@ -117,21 +124,23 @@ class Updater:
             ``entropy``; and, before the first update, ``sampling_gap``, the mean difference in nats
             between the log-probs that they were sampled with and those that the update computes,
             and ``recomputed``, the share of tokens where the latter were taken (see
-            ``max_sampling_gap``).
+            ``max_sampling_gap``). With a teacher, ``divergence``: the mean over query tokens, nats.
         """
+        texts = [""] * len(episodes) if hindsight is None else hindsight.texts
+        weight = 0.0 if hindsight is None else hindsight.weight
         usable = [
-            (episode, advantage)
-            for episode, advantage in zip(episodes, advantages, strict=True)
+            (episode, advantage, text if weight else "")
+            for episode, advantage, text in zip(episodes, advantages, texts, strict=True)
             if not episode.left_out and episode.policy_tokens
         ]
         groups: dict[str, bool] = {}  # whether there is an advantage in it
-        for episode, advantage in usable:
+        for episode, advantage, _ in usable:
             groups[episode.group_id] = groups.get(episode.group_id, False) or bool(advantage.any())
         rows = [
             row
-            for episode, advantage in usable
-            if groups[episode.group_id] or not self.config.dynamic_sampling
-            for row in self._rows(episode, advantage)
+            for episode, advantage, text in usable
+            if groups[episode.group_id] or text or not self.config.dynamic_sampling
+            for row in self._rows(episode, advantage, text)
         ]
         sums: defaultdict[str, float] = defaultdict(float)
         norms: list[float] = []
@@ -145,7 +154,7 @@ class Updater:
                     found: defaultdict[str, float] = defaultdict(float)
                     minibatch = [rows[i] for i in part]
                     try:
-                        norm = self._update(minibatch, found, progress, first=not norms)
+                        norm = self._update(minibatch, found, progress, weight, first=not norms)
                     except NotFiniteError as error:
                         skipped += 1
                         logger.warning("an update was skipped: %s", error)
@@ -170,7 +179,9 @@ class Updater:
             "updates_skipped": float(skipped),
         }
 
-    def _rows(self, episode: Episode, advantages: NDArray[np.float64]) -> Iterator[_Row]:
+    def _rows(
+        self, episode: Episode, advantages: NDArray[np.float64], hindsight: str
+    ) -> Iterator[_Row]:
         """The sequences of an episode, each cut after the last token that the loss depends on."""
         sampled = _sampled_log_probs(episode)
         if len(advantages) != len(sampled):
@@ -179,6 +190,7 @@ class Updater:
                 f"policy token, got {len(advantages)}"
             )
         first = 0
+        taught = list(lessons(episode, hindsight, self.tokenizer)) if hindsight else []
         for ids, written in training_tokens(episode, self.tokenizer):
             places = np.flatnonzero(written)
             values, old = (array[first : first + len(places)] for array in (advantages, sampled))
@@ -186,13 +198,15 @@ class Updater:
             learned = np.arange(len(places)) if self.config.kl > 0 else np.flatnonzero(values)
             count = int(learned[-1]) + 1 if len(learned) else 0
             end = int(places[count - 1]) + 1 if count else 0
-            yield _Row(ids[:end], written[:end], values[:count], old[:count], len(places))
+            yield _Row(ids[:end], written[:end], values[:count], old[:count], len(places), taught)
+            taught = []  # those of the whole episode go with its first sequence
 
     def _update(
         self,
         rows: list[_Row],
         sums: defaultdict[str, float],
         progress: Callable[[int], None] | None,
+        weight: float,
         *,
         first: bool,
     ) -> float:
@@ -204,6 +218,7 @@ class Updater:
         # this total, so that accumulated gradients do not depend on how it is cut.
         total = sum(row.policy_tokens for row in rows)
         sums["tokens"] += total
+        taught = [lesson for row in rows for lesson in row.lessons]
         given, rows = len(rows), [row for row in rows if row.ids]
         if progress is not None:
             progress(given - len(rows))
@@ -215,22 +230,40 @@ class Updater:
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = self.config.gradient_checkpointing
         self.optimizer.zero_grad(set_to_none=True)
-        for part in self._micro_batches(rows):
+        for indices in self._micro_batches([len(row.ids) for row in rows]):
+            part = [rows[i] for i in indices]
             self._accumulate(part, total, sums, first=first)
             give_back_freed_memory()  # the next one has other widths, which do not fit its holes
             if progress is not None:
                 progress(len(part))
+        self._learn_from_teacher(taught, weight, sums)
         norm = clip_gradients(self.model, self.config.max_grad_norm)
         self.optimizer.step()  # does nothing if no row was run, since there are no gradients then
         self.schedule.step()
         return norm
 
-    def _micro_batches(self, rows: list[_Row]) -> Iterator[list[_Row]]:
-        """Parts of a minibatch that fit into memory, episodes of similar length together."""
+    def _micro_batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of parts that fit into memory, sequences of similar length together."""
         budget = self.config.micro_batch_tokens or sys.maxsize
-        lengths = [len(row.ids) for row in rows]
-        for part in micro_batches(lengths, budget, self.config.micro_batch_size):
-            yield [rows[i] for i in part]
+        return micro_batches(lengths, budget, self.config.micro_batch_size)
+
+    def _learn_from_teacher(
+        self, taught: Sequence[Lesson], weight: float, sums: defaultdict[str, float]
+    ) -> None:
+        """Add the gradient of the mean divergence from the teacher, over all query tokens."""
+        total = sum(sum(lesson.queries) for lesson in taught)
+        for part in self._micro_batches([len(lesson.teacher[0]) for lesson in taught]):
+            with computing_in(self.model, self.autocast):
+                found = divergence(
+                    self.model, [taught[i] for i in part], self.temperature, self._known
+                )
+            value = float(found.detach())
+            if not math.isfinite(value):
+                raise NotFiniteError(f"the divergence from the teacher is {value}; {STOPPED}")
+            (weight * found / total).backward()
+            give_back_freed_memory()
+            sums["divergence"] += value
+        sums["taught_tokens"] += total
 
     def _accumulate(
         self, rows: list[_Row], total: int, sums: defaultdict[str, float], *, first: bool
@@ -318,6 +351,7 @@ def _sampled_log_probs(episode: Episode) -> NDArray[np.float64]:
 def _means(sums: dict[str, float]) -> dict[str, float]:
     """Means over tokens from sums; see :meth:`Updater.step` for which tokens."""
     over = {"loss": "tokens", "kl": "tokens", "clipped": "tokens", "entropy": "run_tokens"}
+    over["divergence"] = "taught_tokens"
     found = {n: sums[n] / sums[over.get(n, "fresh_tokens")] for n in sums if "tokens" not in n}
     tokens = sums.get("tokens", 0.0)
     return {**found, "tokens_run": sums.get("run_tokens", 0.0) / tokens if tokens else 0.0}

@@ -106,6 +106,11 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
             f"the credit method {credit['method']!r} needs the policy's belief in the gold answer, "
             "which the rollout engine does not compute; set ig.scorer to policy"
         )
+    if method.uses_hindsight:
+        raise ValueError(
+            f"the credit method {credit['method']!r} has a teacher, whose loss OpenRLHF does not "
+            "have; train with scripts.train"
+        )
     if not method.uses_information_gain:
         rollout = replace(rollout, num_counterfactuals=0)
     elif not rollout.num_counterfactuals:

@@ -252,13 +252,18 @@ class TokenCreditTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
     :class:`SearchRollouts`, whose agent knows the method. Rewards are logged, not used.
 
     Raises:
-        ValueError: If there are several processes (a group must be whole in one of them), or
-            :func:`check_config` refuses TRL's settings.
+        ValueError: If there are several processes (a group must be whole in one of them), the
+            credit method has a teacher, or :func:`check_config` refuses TRL's settings.
     """
 
     def __init__(self, *args: Any, rollout_func: SearchRollouts, **kwargs: Any) -> None:
         super().__init__(*args, rollout_func=rollout_func, **kwargs)
         check_config(self.args, rollout_func.agent.policy.temperature, token_credit=True)
+        if rollout_func.agent.credit.uses_hindsight:
+            raise ValueError(
+                f"{type(rollout_func.agent.credit).__name__} has a teacher, whose loss TRL's "
+                "trainer does not have; train with scripts.train"
+            )
         if self.accelerator.num_processes > 1:
             raise ValueError(
                 "token-level credit compares the rollouts of a group within one process, got "
