@@ -20,6 +20,8 @@ from openenv.cli._validation import get_deployment_modes, validate_multi_mode_de
 from openenv.core.env_client import EnvClient
 
 from igsearch_env import EnvironmentSettings, RetrievalError, SearchQAEnv, load_questions
+from igsearch_env.endpoint.client import Endpoint
+from igsearch_env.endpoint.scorer import EndpointScorer
 from igsearch_env.retrieval.open import RETRIEVERS, register_retriever
 from igsearch_openenv import SearchQAAction, SearchQAClient
 from igsearch_openenv import benchmark as openenv_benchmark
@@ -27,6 +29,7 @@ from igsearch_openenv.server import app as server_app
 from igsearch_openenv.server.app import app_of_variables, make_app
 from igsearch_openenv.server.environment import SearchQAEnvironment
 from tests.doc_pages import read_blocks
+from tests.scripted_server import ScriptedServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trainers" / "openenv"
@@ -248,6 +251,75 @@ def test_failed_searches_are_to_be_left_out(start: Callable[..., str]) -> None:
     first, last = run(session())
     assert first.observation.metadata["retrieval_failed"] is True
     assert last.observation.metadata["left_out"] is True
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    def __len__(self) -> int:
+        return 0x110000
+
+    def encode_all_scored(
+        self, contexts: Any, answers: Any
+    ) -> tuple[list[tuple[list[int], int]], int]:
+        pairs = []
+        for context, answer in zip(contexts, answers, strict=True):
+            text = "".join(segment.text for segment in context) + answer
+            pairs.append((list(map(ord, text)), len(answer)))
+        return pairs, max((len(ids) for ids, _ in pairs), default=0)
+
+
+def test_gains_of_a_scorer_behind_an_endpoint_arrive(start: Callable[..., str]) -> None:
+    """Gains are those of the environment with the same scorer; a failed one is missing, not 0."""
+    server = ScriptedServer()
+    fails = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any]:
+        if fails.is_set():
+            return 200, {"choices": []}
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            known: list[Any] = [None]
+            for at, token in enumerate(ids[1:], start=1):
+                value = -1.0 - (sum(ids[:at]) % 101) / 101  # depends on all that comes before
+                known.append({str(token): {"logprob": value}})
+            choices.append({"index": index, "prompt_logprobs": known})
+        return 200, {"choices": choices}
+
+    server.answer = answer
+
+    def scorer() -> EndpointScorer:
+        return EndpointScorer(Endpoint(server.url, retries=1), "m", Characters())
+
+    last = "<answer> nobody </answer>"
+    settings = EnvironmentSettings("world-test", counterfactual="documents", top_k=1)
+    env = SearchQAEnv(scorer=scorer(), settings=settings)
+    documents = list(env.engine.retriever.documents)
+    turns = [f"<search> {documents[place].title} </search>" for place in (3, 70)]
+    env.reset(seed=5)
+    for turn in (*turns, last):
+        env.step(turn)
+    expected = list(env.episode.information_gains)
+    assert None not in expected
+    assert len(set(expected)) == 2
+    url = start(make_app(settings, scorer()))
+
+    async def session(client: SearchQAClient, fail: bool) -> Any:
+        await client.reset(seed=5)
+        await client.step(SearchQAAction(text=turns[0]))
+        if fail:
+            fails.set()
+        await client.step(SearchQAAction(text=turns[1]))
+        return (await client.step(SearchQAAction(text=last))).observation.metadata
+
+    async def sessions() -> Any:
+        async with SearchQAClient(url) as client:
+            return [await session(client, fail) for fail in (False, True)]
+
+    whole, short = run(sessions())
+    server.close()
+    assert whole["information_gains"] == expected
+    assert short["information_gains"] == [expected[0], None]
 
 
 def test_without_a_scorer_there_are_no_gains(monkeypatch: pytest.MonkeyPatch) -> None:
