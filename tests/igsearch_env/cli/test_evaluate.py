@@ -71,11 +71,14 @@ def test_scripted_agents_with_information_gain(tmp_path: Path, agent: str) -> No
     searches = {"direct": 0.0, "search_once": 1.0, "random_query": 2.0}[agent]
     assert results["searches"] == searches
     assert ("information_gain" in results) == (searches > 0)
-    steps = [step for record in read_records(out / "episodes.jsonl") for step in record["steps"]]
-    found = [step for step in steps if step["action"] == "search"]
-    for step in found:  # one that found nothing has no gain, and nothing to compare it with
-        assert len(step["counterfactuals"]) == (3 if step["documents"] else 0)
-        assert (step["information_gain"] is None) == (not step["documents"])
+    for record in read_records(out / "episodes.jsonl"):
+        known: set[str] = set()
+        for step in (step for step in record["steps"] if step["action"] == "search"):
+            found = {document["id"] for document in step["documents"]}
+            # One that found nothing has nothing to compare it with, nor a gain if nothing is new.
+            assert len(step["counterfactuals"]) == (3 if found else 0)
+            assert (step["information_gain"] is None) == (found <= known)
+            known |= found
 
 
 @pytest.mark.parametrize(
