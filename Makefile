@@ -46,7 +46,7 @@ OPENENV_PINS := requirements/openenv.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-openenv lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-openenv test-adapters lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -84,6 +84,8 @@ test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
 
 test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment in SkyRL-gym
 	$(SKYRL)/bin/python -m pytest --confcutdir=tests/skyrl tests/skyrl
+
+test-adapters: test-openrlhf test-verifiers test-skyrl test-openenv ## Run the tests of all trainers of others
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

@@ -39,6 +39,9 @@ class _Shared:
         self.questions = {question.id: question for question in engine.questions}
 
 
+_making = threading.Lock()  # lru_cache alone lets two threads make the same engine
+
+
 @lru_cache
 def _shared(settings: str, scorer: str | None, seed: int) -> _Shared:
     engine = make_engine(scorer=scorer, settings=EnvironmentSettings(**loads(settings)))
@@ -70,7 +73,8 @@ class SearchEnv(BaseTextEnv):  # type: ignore[misc]  # skyrl_gym has no types
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self._shared = _shared(dumps(settings, sort_keys=True), scorer, seed)
+        with _making:
+            self._shared = _shared(dumps(settings, sort_keys=True), scorer, seed)
         asked = (extras or {}).get("question_id")
         question = self._shared.questions.get(str(asked))
         if question is None:
