@@ -172,10 +172,11 @@ class IndexBuild:
         """Begin, or make sure that what was begun is what is to be built."""
         job = {**self._job(), "shard_size": self.shard_size}
         file = self.partial / "job.json"
-        if file.is_file():
-            _check_same(self.partial, _read_object(file), job)
         index.mkdir(parents=True, exist_ok=True)
-        write_json(file, job)
+        if file.is_file():  # it stays as it is, since the shards are marked with it
+            _check_same(self.partial, _read_object(file), job)
+        else:
+            write_json(file, job)
 
     def _check_corpus(self, folder: Path, sha256: object) -> None:
         """Make sure that the corpus is still the one that a folder was made from."""

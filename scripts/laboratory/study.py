@@ -300,9 +300,10 @@ def trial_settings(study: Study, trial: Trial) -> TrainSettings:
 
 def _as_fixed(data: dict[str, Any]) -> TrainSettings:
     """Settings that were written down when the study was fixed, as they were meant then."""
-    data = merged(FIXED_UNDER, data)
-    credit = data["credit"]
-    credit["method"] = NAMED_THEN.get(credit["method"], credit["method"])
+    data = {**data, "environment": {**FIXED_UNDER["environment"], **data.get("environment", {})}}
+    if credit := data.get("credit"):
+        method = credit["method"]
+        data["credit"] = {**credit, "method": NAMED_THEN.get(method, method)}
     return from_dict(data)
 
 

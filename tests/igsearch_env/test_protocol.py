@@ -458,7 +458,8 @@ class TestAnswerOpening:
 
 @every_preset
 def test_a_turn_stops_at_the_closing_tag_of_an_action(protocol: TagProtocol) -> None:
-    assert protocol.stop == ("</search>", "</answer>")
+    tools = ("</get_document>",) if protocol.name == "browse" else ()
+    assert protocol.stop == ("</search>", "</answer>", *tools)
     assert protocol.parse(f"<search>a{protocol.stop[0]}") == Search("a", (8, 9), 18)
     assert protocol.parse(f"<answer>a{protocol.stop[1]}") == Answer("a", (8, 9), 18)
 
@@ -473,7 +474,7 @@ def test_a_scored_answer_reads_as_an_answer(protocol: TagProtocol) -> None:
 
 class TestPresets:
     def test_names(self) -> None:
-        assert set(PROTOCOLS) == {"refine", "refine-bare", "search-r1"}
+        assert set(PROTOCOLS) == {"browse", "refine", "refine-bare", "search-r1"}
         assert all(protocol.name == name for name, protocol in PROTOCOLS.items())
 
     def test_look_up(self) -> None:
@@ -484,7 +485,7 @@ class TestPresets:
     def test_an_unknown_name_lists_the_known_ones(self) -> None:
         with pytest.raises(
             ValueError,
-            match=r"unknown protocol 'react'; known are refine, refine-bare, search-r1, chat",
+            match=r"unknown protocol 'react'; known are browse, refine, refine-bare, search-r1",
         ):
             get_protocol("react")
 

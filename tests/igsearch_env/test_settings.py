@@ -123,7 +123,7 @@ strange: Any = [{"question": "Who?"}]
             "max_searches must be a whole number of at least 1, got 0",
         ),
         ({"outcome": "rouge"}, ValueError, "outcome must be one of em, f1, .* got 'rouge'"),
-        ({"protocol": "react"}, ValueError, "unknown protocol 'react'; known are refine,"),
+        ({"protocol": "react"}, ValueError, "unknown protocol 'react'; known are browse, refine,"),
         ({"counterfactual": "queries"}, ValueError, "counterfactual must be .* got 'queries'"),
         ({"retriever": "http://"}, ValueError, "expected http://HOST:PORT/retrieve"),
         ({"retriever": "faiss"}, ValueError, "unknown retriever 'faiss': expected bm25, .*world"),

@@ -34,7 +34,9 @@ def test_a_short_campaign_finds_nothing_and_goes_on_where_it_was(tmp_path: Path)
         assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         return [line for line in ended.stdout.splitlines() if line.startswith("{")]
 
-    cases = [json.loads(line) for line in play()]
+    assert len(play()) == 8
+    lines = (tmp_path / "campaign" / "cases.jsonl").read_text().splitlines()
+    cases = [json.loads(line) for line in lines]
     assert len(cases) == 8
     assert all(case["good"] for case in cases)
     assert sum(case.get("kills", 0) for case in cases) == 6

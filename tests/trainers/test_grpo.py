@@ -321,7 +321,7 @@ def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -
     told: list[float] = []
 
     class Annealed:
-        uses_information_gain, uses_belief = False, False
+        uses_information_gain, uses_belief, uses_hindsight = False, False, False
 
         def at(self, progress: float) -> Any:
             told.append(credit.at(progress).alpha)
@@ -329,7 +329,8 @@ def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -
 
     trainer.agent.credit = Annealed()  # type: ignore[assignment]
     trainer.run()
-    assert told == pytest.approx([1.0, 1.0, 0.5, 0.5, 0.0, 0.0])  # to settle, and for advantages
+    # Each step asks to settle, for advantages, and for a teacher.
+    assert told == pytest.approx([1.0] * 3 + [0.5] * 3 + [0.0] * 3)
 
 
 def test_nothing_is_scored_once_the_weight_has_come_to_0(

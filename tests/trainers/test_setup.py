@@ -80,7 +80,7 @@ def test_questions_and_documents_from_files(tmp_path: Path) -> None:
     for retriever in (str(corpus), str(tmp_path / "index")):
         environment = TrainingEnvironment(str(questions), retriever)
         engine = make_training_engine(TrainSettings(WORLD, environment), 0)
-        assert engine.questions[0] == Question("a", "Capital of Peru?", ("Lima",))
+        assert engine.questions[0] == Question("a", "Capital of Peru?", ("Lima",), dataset="set")
         assert [d.title for d in engine.retriever.search(["word7"], 1)[0]] == ["Page 7"]
 
 

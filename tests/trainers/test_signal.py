@@ -57,7 +57,7 @@ class Recorder:
         self.settled: list[Episode] = []
         self.advantages: list[NDArray[np.float64]] = []
         real_log_probs, real_batch = policy_log_probs, TokenBatch.from_rows
-        real_advantages, real_row = trainer.agent.advantages, trainer.updater._row
+        real_advantages, real_rows = trainer.agent.advantages, trainer.updater._rows
 
         def log_probs(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
             values, entropy = real_log_probs(*args)
@@ -68,10 +68,10 @@ class Recorder:
             self.batches.append([ids for ids, _ in rows])
             return real_batch(rows, *args)
 
-        def row(episode: Episode, advantages: NDArray[np.float64]) -> Any:
-            made = real_row(episode, advantages)
+        def rows(episode: Episode, advantages: NDArray[np.float64], hindsight: str) -> Any:
+            (made,) = real_rows(episode, advantages, hindsight)
             self.rows.append((episode, made.ids, sum(made.written)))
-            return made
+            return [made]
 
         def advantages(episodes: Sequence[Episode], progress: float) -> list[NDArray[np.float64]]:
             self.settled = list(episodes)
@@ -80,7 +80,7 @@ class Recorder:
 
         monkeypatch.setattr("trainers.local.update.policy_log_probs", log_probs)
         monkeypatch.setattr(TokenBatch, "from_rows", batched)
-        monkeypatch.setattr(trainer.updater, "_row", row)
+        monkeypatch.setattr(trainer.updater, "_rows", rows)
         monkeypatch.setattr(trainer.agent, "advantages", advantages)
 
     def gradients(self) -> list[tuple[Episode, list[float]]]:
