@@ -126,8 +126,10 @@ def test_files_and_programs_that_are_named_exist() -> None:
             r"\b((?:trainers|tests|docs|igsearch_env|agents)/[\w/.-]+\.\w+)", text
         ):
             assert (ROOT / file).exists() or "NAME" in file, (page, file)
-        for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
-            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (page, test)
+        for file, names in re.findall(r"(tests/[\w/]+\.py)::([\w:]+)", text):
+            tests = (ROOT / file).read_text(encoding="utf-8")
+            for name in names.split("::"):
+                assert re.search(rf"(def|class) {name}\b", tests), (page, file, name)
         for target in re.findall(r"(?:^|`)make ([\w-]+)", text, flags=re.MULTILINE):
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), (page, target)
 
