@@ -131,11 +131,11 @@ class SearchQAEnv(gymnasium.Env[str, str]):
             TypeError: If the action is not a string.
             RuntimeError: If the episode has ended.
         """
+        before = len(self.episode.steps)
         ((episode, info),) = self.engine.step([self.episode], [action])
         self._episode = episode
-        step = episode.steps[-1]
-        text = "".join(reply.text for reply in step.replies)
-        return text, step.reward, episode.terminated, episode.truncated, info
+        text, reward = episode.said_since(before), episode.steps[-1].reward
+        return text, reward, episode.terminated, episode.truncated, info
 
     def render(self) -> str | None:
         """The episode as text (:func:`~igsearch_env.render.render_text`), in mode ``"ansi"``."""

@@ -331,6 +331,14 @@ class Episode:
         """Everything that was said, in order."""
         return (self.prompt, *_segments(self.steps))
 
+    def said_since(self, step: int) -> str:
+        """What the environment has written from a step on: all replies of the turns since then.
+
+        Args:
+            step: Number of the first step that counts.
+        """
+        return "".join(reply.text for one in self.steps[step:] for reply in one.replies)
+
     def turn_of(self, index: int) -> range:
         """The steps of the turn that step ``index`` belongs to; a single one, unless it has calls.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from numbers import Real
 from typing import Any
@@ -244,20 +244,19 @@ def check_outcome(outcome: object, known: Mapping[str, object] = COMPONENTS) -> 
     Raises:
         ValueError: If a component is unknown, a weight is no finite number, or there are none.
     """
-    names = [outcome] if isinstance(outcome, str) else outcome
-    if not isinstance(names, list | Mapping) or not names:
+    if not isinstance(outcome, str | Mapping) or not outcome:
         raise ValueError(
             "outcome must be the name of a component or a table of weights by name, such as "
             f"{{em = 1.0, searches = -0.05}}, got {outcome!r}"
         )
-    for name in names:
+    for name in [outcome] if isinstance(outcome, str) else outcome:
         if name not in known:
             raise ValueError(
                 f"outcome must be one of {', '.join(known)}, or a table of weights of them, got "
                 f"{name!r}; names of your own need --import FILE, and 'judge' needs the setting "
                 "judge"
             )
-    for name, weight in names.items() if isinstance(names, Mapping) else ():
+    for name, weight in outcome.items() if isinstance(outcome, Mapping) else ():
         if not isinstance(weight, Real) or isinstance(weight, bool) or not isfinite(weight):
             raise ValueError(
                 f"the weight of {name!r} in outcome must be a finite number, got {weight!r}"
@@ -313,20 +312,32 @@ def _function(outcome: Outcome) -> Callable[[Episode], Any]:
     return WeightedOutcome(outcome) if isinstance(outcome, Mapping) else outcome
 
 
+def _plain(part: OutcomePart) -> OutcomePart:
+    """The same in Python's own numbers, which every record can hold."""
+    value = None if part.value is None else float(part.value)
+    return replace(part, weight=float(part.weight), value=value)
+
+
 def _score(function: Callable[[Episode], Any], episode: Episode, bounds: Sequence[float]) -> Score:
     parts: tuple[OutcomePart, ...] = ()
     try:
         found = function(episode)
     except OutcomeFailedError:
         return Score(None)
-    if isinstance(found, Mapping):
-        parts = tuple(OutcomePart(str(name), 1.0, float(value)) for name, value in found.items())
-    elif isinstance(found, Sequence):
-        parts = tuple(found)
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    if isinstance(found, Mapping) and all(isinstance(value, Real) for _, value in pairs):
+        parts = tuple(OutcomePart(str(name), 1.0, float(value)) for name, value in pairs)
+    elif isinstance(found, list | tuple) and all(isinstance(one, OutcomePart) for one in found):
+        parts = tuple(_plain(part) for part in found)
+    elif not isinstance(found, Real):
+        raise ValueError(
+            f"the outcome of question {episode.question.id!r} is {found!r}; an outcome function "
+            "must return a number, numbers by name, or a sequence of OutcomePart"
+        )
     if any(part.failed and part.weight for part in parts):
         return Score(None, parts)
     every = [part.paid for part in parts]
-    total = sum(every) if isinstance(found, Mapping | Sequence) else float(found)
+    total = float(found) if isinstance(found, Real) else float(sum(every))
     if not all(map(isfinite, (total, *every))):
         made_of = f", made of {', '.join(f'{p.name} {p.paid}' for p in parts)}" if parts else ""
         raise ValueError(

@@ -103,7 +103,7 @@ def _typed(name: str, value: Any, schema: Mapping[str, Any]) -> Any:
     fits = isinstance(value, _KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool))
     if not fits:
         raise ToolError(f"{name} must be of the type {kind}")
-    return value
+    return clean_text(value) if isinstance(value, str) else value
 
 
 TOOLS: dict[str, Tool] = {}
@@ -127,7 +127,7 @@ def register_tool(
         seconds: How long a call may take; None for no limit.
 
     Raises:
-        ValueError: If the name is taken, there is no docstring, or an annotation is of another
+        ValueError: If the name is taken, there is no docstring, or an argument is of another
             kind.
 
     >>> @register_tool
@@ -148,6 +148,13 @@ def register_tool(
         if not described:
             raise ValueError(f"the tool {known!r} needs a docstring, which tells what it does")
         given = _parameters(known, function) if parameters is None else parameters
+        for argument, schema in given.get("properties", {}).items():
+            kind = schema.get("type", "string")
+            if not isinstance(kind, str) or kind not in _KINDS:
+                raise ValueError(
+                    f"the argument {argument!r} of the tool {known!r} must be of one of the types "
+                    f"{', '.join(_KINDS)}, got {kind!r}"
+                )
         description = " ".join(described.split("\n\n")[0].split())
         TOOLS[known] = Tool(known, description, given, function, seconds)
         return function
@@ -204,7 +211,7 @@ class _Job:
     def __init__(self, tool: Tool, arguments: Mapping[str, Any]) -> None:
         self.tool, self.arguments = tool, arguments
         self.found: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.began = 0.0
         self.thread: threading.Thread | None = None
 
@@ -221,7 +228,7 @@ class _Job:
         assert self.tool.function is not None  # the environment keeps its own tools to itself
         try:
             self.found = self.tool.function(**self.arguments)
-        except Exception as error:  # it is somebody else's code, and one bad call is data
+        except (Exception, SystemExit) as error:  # somebody else's code; one bad call is data
             self.error = error
 
     def result(self) -> ToolResult:
@@ -279,7 +286,8 @@ def calculator(expression: str) -> str:
     if len(expression) > 200:
         raise ToolError("the expression is longer than 200 characters")
     try:
-        return f"{_value(ast.parse(expression.strip(), mode='eval').body):.12g}"
+        value = _value(ast.parse(expression.strip(), mode="eval").body)
+        return str(int(value)) if value == int(value) else f"{value:.12g}"
     except (SyntaxError, ArithmeticError, ValueError, RecursionError, MemoryError) as error:
         raise ToolError(f"the expression cannot be computed: {error}") from error
 

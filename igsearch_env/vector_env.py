@@ -159,10 +159,9 @@ class SearchQAVectorEnv(VectorEnv[tuple[str, ...], Sequence[str], NDArray[Any]])
         truncated = np.zeros(self.num_envs, dtype=np.bool_)
         played = self.engine.step([self._episodes[row] for row in rows], [actions[r] for r in rows])
         for row, (episode, _) in zip(rows, played, strict=True):
+            texts[row] = episode.said_since(len(self.episodes[row].steps))
             self._episodes[row] = episode
-            step = episode.steps[-1]
-            texts[row] = "".join(reply.text for reply in step.replies)
-            rewards[row] = step.reward
+            rewards[row] = episode.steps[-1].reward
             terminated[row], truncated[row] = episode.terminated, episode.truncated
         shown = {row: info for row, (_, info) in zip(rows, played, strict=True)}
         if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:

@@ -323,8 +323,10 @@ class Judge:
         """What a file says; None where there is none that can be read."""
         if self.cache is None:
             return None
-        with suppress(OSError, UnicodeDecodeError):
-            return read_verdict((self.cache / key[:2] / f"{key}.json").read_text(encoding="utf-8"))
+        # A file is no reply: an answer that it quotes may hold what ends a model's thoughts.
+        with suppress(OSError, ValueError):
+            file = self.cache / key[:2] / f"{key}.json"
+            return _verdict(read_json(file.read_text(encoding="utf-8")))
         return None
 
     def _write(self, key: str, verdict: Verdict, prompt: str) -> None:
@@ -385,9 +387,14 @@ def read_verdict(text: str) -> Verdict | None:
         twice = json.loads(said, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
     except ValueError:
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("correct"), bool):
+    if isinstance(found, dict) and len(twice) != len(set(twice)):  # "correct" may stand there twice
         return None
-    if len(twice) != len(set(twice)):  # "correct" may stand there twice
+    return _verdict(found)
+
+
+def _verdict(found: Any) -> Verdict | None:
+    """The verdict that an object states, if it does."""
+    if not isinstance(found, dict) or not isinstance(found.get("correct"), bool):
         return None
     return Verdict(found["correct"], clean_text(str(found.get("reason") or ""))[:500])
 

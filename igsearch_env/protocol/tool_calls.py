@@ -22,6 +22,7 @@ from igsearch_env.protocol.tags import (
     TagProtocol,
     ToolUse,
 )
+from igsearch_env.text import clean_text
 
 NO_ID = "000000000"
 """Stands for the id of a call where the policy wrote none."""
@@ -505,7 +506,7 @@ class ToolCallProtocol(TagProtocol):
             return ToolUse(*known, found.query, found.span, found.end)
         if call.problem:
             return Invalid(call.problem, call.end)
-        return Search(call.query, call.span, call.end)
+        return Search(clean_text(call.query), call.span, call.end)  # JSON may hold half a character
 
     @property
     def _answered(self) -> re.Pattern[str]:

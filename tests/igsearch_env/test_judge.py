@@ -463,3 +463,10 @@ def test_the_key_stands_in_a_variable(
     server.answer = exact
     Judge.at(server.url, "m")("?", ["a"], "a")
     assert server.headers[0]["authorization"] == "Bearer s3cret"
+
+
+def test_a_verdict_about_an_answer_that_ends_thoughts_is_read_from_its_file(tmp_path: Path) -> None:
+    cached = Judge(Endpoint("http://127.0.0.1:9/v1"), "m", cache=tmp_path)
+    prompt = quoted({"submitted_answer": "</think> Lima"})
+    cached._write("key", Verdict(True, "it says </think>"), prompt)
+    assert cached._read("key") == Verdict(True, "it says </think>")

@@ -18,7 +18,7 @@ from igsearch_env import EnvironmentSettings, Question, SearchQAEnv, SearchQAVec
 from igsearch_env.cli.program import Parser, add_settings
 from igsearch_env.credit import CREDIT, make_credit
 from igsearch_env.credit.groups import group_advantages
-from igsearch_env.episode import Episode, OutcomePart
+from igsearch_env.episode import Episode, OutcomePart, Segment
 from igsearch_env.evaluation.metrics import batch_metrics, episode_metrics
 from igsearch_env.evaluation.scores import all_averages, score_example
 from igsearch_env.outcome import (
@@ -34,6 +34,7 @@ from igsearch_env.render import render_text
 from igsearch_env.viewer.data import view_data
 from tests.igsearch_env.fakes import PERU, QUESTIONS, FakeRetriever, FakeScorer, sampled
 
+ANSWERED = Episode(PERU, Segment("?", "system"), answer="Lima")
 PERU_AND_ITALY = replace(
     PERU, gold_ids=("d-Peru", "d-Italy", "d-Cuba"), gold_titles=("Peru", "Norway"), hops=2
 )
@@ -366,3 +367,26 @@ def test_settings_on_a_command_line() -> None:
     assert vars(parser.parse_args(["--outcome", "f1"])) == {"outcome": "f1"}
     given = vars(parser.parse_args(["--outcome-range", "-1", "1.5"]))
     assert EnvironmentSettings(**given).outcome_range == (-1.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    "found", ["", b"", "0.5", [0.5, 0.2], None, {"a": None}, {"a": {"b": 1.0}}], ids=repr
+)
+def test_what_is_no_outcome_is_refused_by_name(found: Any) -> None:
+    with pytest.raises(ValueError, match="an outcome function must return a number, numbers by"):
+        score_outcomes(lambda episode: found, [ANSWERED])
+
+
+def test_numbers_of_other_libraries_become_pythons_own() -> None:
+    half = np.float32(0.5)
+    (score,) = score_outcomes(
+        lambda episode: [OutcomePart("a", half, half)],
+        [ANSWERED],
+    )
+    assert (type(score.total), type(score.parts[0].value)) == (float, float)
+    assert json.loads(json.dumps([score.total, score.parts[0].weight])) == [0.25, 0.5]
+
+
+def test_a_list_of_names_is_no_outcome() -> None:
+    with pytest.raises(ValueError, match="outcome must be the name of a component or a table"):
+        SearchQAEnv(outcome=["em"])

@@ -437,3 +437,18 @@ class TestAround:
     def test_the_checks_of_gymnasium(self) -> None:
         env = SearchQAEnv(QUESTIONS, FakeRetriever(), FakeScorer(), protocol=TAGS)
         check_env(env, skip_render_check=True)
+
+
+def test_every_reply_of_a_turn_is_observed() -> None:
+    protocol = replace(PROTOCOLS["refine"], max_calls=2)
+    action = "<search> Calia Branson </search><search> Altos Larkson </search>"
+    env = SearchQAEnv(protocol=protocol)
+    env.reset(seed=1)
+    observation, *_ = env.step(action)
+    assert observation == "".join(r.text for step in env.episode.steps for r in step.replies)
+    assert "Calia" in observation
+    assert "Altos" in observation
+    rows = SearchQAVectorEnv(2, protocol=protocol)
+    rows.reset(seed=1)
+    texts, *_ = rows.step([action, action])
+    assert all("Calia" in text and "Altos" in text for text in texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -397,3 +398,39 @@ class TestFunctions:
         assert BROWSE.write_call("get_document", {"id": "a"}) == OPEN.replace("peru", "a")
         with pytest.raises(ValueError, match="writes calls of get_document with one argument"):
             BROWSE.write_call("calculator", {"expression": "1"})
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("1234567890123+0", "1234567890123"),
+        ("1234567*1234567", "1524155677489"),
+        ("999999999999999", "999999999999999"),
+        ("10**15", "1000000000000000"),
+        ("1/3", "0.333333333333"),
+        ("6/3", "2"),
+        ("-0.5*3", "-1.5"),
+    ],
+)
+def test_the_calculator_gives_every_digit_of_a_whole_number(expression: str, value: str) -> None:
+    assert TOOLS["calculator"].function is not None
+    assert TOOLS["calculator"].function(expression) == value
+
+
+def test_a_tool_that_exits_is_a_failed_call() -> None:
+    def leave() -> str:
+        sys.exit(3)
+
+    for seconds in (None, 5.0):
+        tool = Tool("leave", "Leaves.", {"properties": {}}, leave, seconds)
+        assert run_tools([(tool, {})]) == [ToolResult(failed=True)]
+
+
+@pytest.mark.parametrize("kind", ["array", ["string", "null"]])
+def test_a_type_that_no_call_can_have_is_refused_at_once(kind: object) -> None:
+    def lists(xs: str) -> str:
+        "Takes a list."
+        return xs
+
+    with pytest.raises(ValueError, match="the argument 'xs' of the tool 'lists' must be of one of"):
+        register_tool(lists, parameters={"properties": {"xs": {"type": kind}}})

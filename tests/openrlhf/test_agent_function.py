@@ -99,7 +99,8 @@ def test_a_batch_of_long_turns_is_played_and_scored(
     play: Play, scorer: str, stagger: float
 ) -> None:
     """One thread decodes turns, others tokenise what is to be scored, and the loop prompts."""
-    responses, engine = play(stagger, 40, scorer=scorer)
+    # Every search counts here, also one that finds nothing new.
+    responses, engine = play(stagger, 40, scorer=scorer, added_only=False)
     episodes = [response["label"] for response in responses]
     assert all(episode.finished for episode in episodes)
     assert max(len(step.turn.token_ids) for e in episodes for step in e.steps) > TURN // 2

@@ -96,7 +96,7 @@ class SearchEnv(BaseTextEnv):  # type: ignore[misc]  # skyrl_gym has no types
         """
         with self._shared.lock:
             ((episode, info),) = self._shared.engine.step([self.episode], [action])
-        said = "".join(reply.text for reply in episode.steps[-1].replies)
+        said = episode.said_since(len(self.episode.steps))
         self.episode = episode
         return BaseTextEnvStepOutput(
             observations=[{"role": "user", "content": said}] if said else [],
