@@ -15,7 +15,7 @@ from igsearch_env import PROTOCOLS, Document, Question, SearchQAEnv, make_credit
 from igsearch_env.budgets import CUT
 from igsearch_env.engine import NO_DOCUMENT, SearchQAEngine
 from igsearch_env.episode import NO_REFINEMENT, Episode, Evidence
-from igsearch_env.protocol.tags import ToolUse
+from igsearch_env.protocol.tags import Search, ToolUse
 from igsearch_env.protocol.tool_calls import CALL_FORMATS, ToolCallProtocol
 from igsearch_env.render import render_text
 from igsearch_env.settings import make_engine
@@ -434,3 +434,13 @@ def test_a_type_that_no_call_can_have_is_refused_at_once(kind: object) -> None:
 
     with pytest.raises(ValueError, match="the argument 'xs' of the tool 'lists' must be of one of"):
         register_tool(lists, parameters={"properties": {"xs": {"type": kind}}})
+
+
+def test_half_of_a_character_in_json_becomes_the_mark_of_a_lost_one() -> None:
+    protocol = ToolCallProtocol(name="json", prompt="{question}")
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "a \\ud800 b"}}\n</tool_call>'
+    found = protocol.parse(call)
+    assert isinstance(found, Search)
+    assert found.query == "a \ufffd b"
+    echo = Tool("echo", "", {"properties": {"text": {"type": "string"}}}, lambda text: text)
+    assert echo.arguments({"text": "a \ud800 b"}) == {"text": "a \ufffd b"}
