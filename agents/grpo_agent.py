@@ -88,5 +88,4 @@ class GRPOAgent:
             episodes: Finished episodes.
             progress: As for :meth:`advantages`.
         """
-        credit = self.credit.at(progress)
-        return credit.hindsight(episodes) if credit.uses_hindsight else None
+        return self.credit.at(progress).hindsight(episodes)

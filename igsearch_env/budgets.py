@@ -1,7 +1,7 @@
 """Budgets: how much an episode may read and how long it may take, and how text is cut to fit.
 
-A cut falls between two tokens, and :data:`CUT` marks it in the text. Without a tokenizer words and
-single signs count as tokens.
+A cut falls between two tokens, and :data:`CUT` marks it in the text. Without a tokenizer, each word
+and each punctuation mark counts as a token.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class TokenCounter(Protocol):
 
 
 class WordCounter:
-    """Counts words and single signs, for agents whose tokenizer is not at hand.
+    """Counts words and punctuation marks, for agents whose tokenizer is not at hand.
 
     >>> WordCounter().token_ends("Lima, Peru")
     [4, 5, 10]
     """
 
     def token_ends(self, text: str) -> list[int]:
-        """Where each word or sign ends."""
+        """Where each word or punctuation mark ends."""
         return [found.end() for found in re.finditer(r"\w+|[^\w\s]", text)]
 
 

@@ -27,7 +27,7 @@ from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Context
 
 _LARGE = 50_000_000
-"""Parameters from which on a CPU spends more on reading weights than on leaving its caches."""
+"""From this many parameters on, reading the weights costs a CPU more than cache misses do."""
 
 
 class TrieScorer(OneByOneScorer):

@@ -48,8 +48,6 @@ class CreditAssignment(ABC):
             ``uses_information_gain`` must be True.
         uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
             looks for silver evidence in the corpus before it starts.
-        uses_hindsight: Set it to True if the method has a teacher (:meth:`hindsight`), which is a
-            loss beside the advantages. Only the local trainer has it; the others refuse the method.
 
     Raises:
         TypeError: When a class is defined that misspells one of these names, or that has a public
@@ -75,7 +73,6 @@ class CreditAssignment(ABC):
     uses_belief: ClassVar[bool] = False
     uses_enabling: ClassVar[bool] = False
     uses_silver: ClassVar[bool] = False
-    uses_hindsight: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
@@ -111,15 +108,21 @@ class CreditAssignment(ABC):
         """
         return self
 
-    def hindsight(self, episodes: Sequence[Episode]) -> Hindsight:
-        """What a teacher knows of the episodes; asked for if ``uses_hindsight`` is True.
+    def hindsight(self, episodes: Sequence[Episode]) -> Hindsight | None:
+        """What a teacher knows of the episodes; None, the default, for a method without one.
+
+        A teacher is a loss beside the advantages. Only the local trainer has it; the others refuse
+        a method that overrides this.
 
         Args:
             episodes: Finished episodes, the same as for the advantages.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} sets uses_hindsight; write hindsight(episodes), too"
-        )
+        return None
+
+    @classmethod
+    def has_teacher(cls) -> bool:
+        """Whether the method writes :meth:`hindsight`."""
+        return cls.hindsight is not CreditAssignment.hindsight
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -160,13 +163,7 @@ def assign_credit(
     return advantages
 
 
-FLAGS = (
-    "uses_information_gain",
-    "uses_belief",
-    "uses_enabling",
-    "uses_silver",
-    "uses_hindsight",
-)
+FLAGS = ("uses_information_gain", "uses_belief", "uses_enabling", "uses_silver")
 CONTRACT = (*FLAGS, "needs_gain", "hindsight", "at")
 """What a credit method may set beside its options."""
 

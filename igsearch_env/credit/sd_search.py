@@ -30,7 +30,6 @@ class SDSearch(CreditAssignment):
     """
 
     uses_information_gain = False
-    uses_hindsight = True
 
     distillation: float = 0.1
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from math import inf, log
 from typing import Any
 
-import gymnasium
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from igsearch_env import BM25Retriever, Document, SearchQAEnv
 from igsearch_env.budgets import CUT, Budgets, Room, WordCounter, room_for
@@ -266,7 +266,7 @@ def test_an_environment_passes_the_checks_of_gymnasium_with_budgets() -> None:
         episode_tokens=400,
         max_seconds=1000.0,
     )
-    gymnasium.utils.env_checker.check_env(env, skip_render_check=True)
+    check_env(env, skip_render_check=True)
 
 
 def test_the_tokenizer_that_is_given_counts() -> None:

@@ -11,7 +11,13 @@ import pytest
 
 from agents.loading import CHECKOUT
 from igsearch_env.cli.program import argument_docs
-from trainers.config import OptimizationSettings, TrainSettings, from_dict, load_config
+from trainers.config import (
+    OptimizationSettings,
+    TrainSettings,
+    from_dict,
+    load_config,
+    make_credit_from,
+)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "kl", "weight_decay"])
@@ -204,7 +210,9 @@ LOCAL = [p for p in (CHECKOUT / "trainers/configs").glob("*.toml") if "openrlhf"
 
 @pytest.mark.parametrize("path", sorted(LOCAL), ids=str)
 def test_the_shipped_settings_are_valid(path: Path) -> None:
-    assert load_config(path).credit["method"]
+    config = load_config(path)
+    assert config.credit["method"]
+    make_credit_from(config.credit)
 
 
 def test_every_setting_is_documented() -> None:

@@ -321,7 +321,7 @@ def test_a_method_is_told_how_far_training_has_come(make_trainer: MakeTrainer) -
     told: list[float] = []
 
     class Annealed:
-        uses_information_gain, uses_belief, uses_hindsight = False, False, False
+        uses_information_gain, uses_belief = False, False
 
         def at(self, progress: float) -> Any:
             told.append(credit.at(progress).alpha)

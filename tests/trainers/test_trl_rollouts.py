@@ -39,6 +39,20 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Make = Callable[..., Any]
 
 
+def cpu_config(folder: Path, **settings: Any) -> Any:
+    """What TRL needs to train on a CPU, and to write nothing."""
+    return trl.GRPOConfig(
+        str(folder),
+        learning_rate=1e-3,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        **settings,
+    )
+
+
 class Flaky:
     """BM25 that gives up on every call but the first and each third after it."""
 
@@ -77,16 +91,10 @@ def make(world: World, tmp_path: Path) -> Make:
             information_gain_weight=weight,
         )
         agent = GRPOAgent(policy, engine.information_gain, make_credit(credit))
-        config = trl.GRPOConfig(
-            str(tmp_path),
+        config = cpu_config(
+            tmp_path,
             per_device_train_batch_size=8,
             num_generations=4,
-            learning_rate=1e-3,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
             temperature=temperature,
             **settings,
         )

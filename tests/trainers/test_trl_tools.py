@@ -20,6 +20,7 @@ from igsearch_env import BM25Retriever, Document, RetrievalError, SearchQAEnv, W
 from igsearch_env.engine import SearchQAEngine  # noqa: E402
 from igsearch_env.settings import make_engine  # noqa: E402
 from tests.doc_pages import ROOT, read_blocks  # noqa: E402
+from tests.trainers.test_trl_rollouts import cpu_config  # noqa: E402
 from trainers.trl.tools import SearchTools, search_tools, tool_prompts, tool_reward  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -73,18 +74,12 @@ def make(engine: SearchQAEngine, tmp_path: Path) -> Callable[[], Any]:
                 max_position_embeddings=8192,
             )
         )
-        config = trl.GRPOConfig(
-            str(tmp_path),
+        config = cpu_config(
+            tmp_path,
             per_device_train_batch_size=4,
             num_generations=2,
             max_completion_length=1024,
             max_steps=2,
-            learning_rate=1e-3,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
             shuffle_dataset=False,
         )
         return trl.GRPOTrainer(

@@ -350,8 +350,8 @@ def _sampled_log_probs(episode: Episode) -> NDArray[np.float64]:
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
     """Means over tokens from sums; see :meth:`Updater.step` for which tokens."""
-    over = {"loss": "tokens", "kl": "tokens", "clipped": "tokens", "entropy": "run_tokens"}
-    over["divergence"] = "taught_tokens"
+    over = dict.fromkeys(("loss", "kl", "clipped"), "tokens")
+    over |= {"entropy": "run_tokens", "divergence": "taught_tokens"}
     found = {n: sums[n] / sums[over.get(n, "fresh_tokens")] for n in sums if "tokens" not in n}
     tokens = sums.get("tokens", 0.0)
     return {**found, "tokens_run": sums.get("run_tokens", 0.0) / tokens if tokens else 0.0}

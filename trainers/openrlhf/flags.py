@@ -106,7 +106,7 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
             f"the credit method {credit['method']!r} needs the policy's belief in the gold answer, "
             "which the rollout engine does not compute; set ig.scorer to policy"
         )
-    if method.uses_hindsight:
+    if method.has_teacher():
         raise ValueError(
             f"the credit method {credit['method']!r} has a teacher, whose loss OpenRLHF does not "
             "have; train with scripts.train"

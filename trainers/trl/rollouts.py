@@ -259,7 +259,7 @@ class TokenCreditTrainer(GRPOTrainer):  # type: ignore[misc]  # trl has no types
     def __init__(self, *args: Any, rollout_func: SearchRollouts, **kwargs: Any) -> None:
         super().__init__(*args, rollout_func=rollout_func, **kwargs)
         check_config(self.args, rollout_func.agent.policy.temperature, token_credit=True)
-        if rollout_func.agent.credit.uses_hindsight:
+        if rollout_func.agent.credit.has_teacher():
             raise ValueError(
                 f"{type(rollout_func.agent.credit).__name__} has a teacher, whose loss TRL's "
                 "trainer does not have; train with scripts.train"

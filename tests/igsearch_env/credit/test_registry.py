@@ -144,10 +144,7 @@ def test_the_defaults_hold_for_every_method() -> None:
     assert credit.at(0.5) is credit
 
 
-KNOWN = (
-    "uses_information_gain, uses_belief, uses_enabling, uses_silver, uses_hindsight, needs_gain, "
-    "hindsight, at"
-)
+KNOWN = "uses_information_gain, uses_belief, uses_enabling, uses_silver, needs_gain, hindsight, at"
 
 
 @pytest.mark.parametrize(

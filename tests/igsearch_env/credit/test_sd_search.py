@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from igsearch_env.credit import GRPO, CreditAssignment, SDSearch
+from igsearch_env.credit import GRPO, SDSearch
 from tests.igsearch_env.credit.test_controls import searching
 
 
@@ -49,13 +49,7 @@ def test_a_weight_that_is_none_is_refused(value: float) -> None:
         SDSearch(distillation=value)
 
 
-def test_a_teacher_needs_something_to_read() -> None:
-    @dataclass(frozen=True)
-    class Silent(CreditAssignment):
-        uses_hindsight = True
-
-        def __call__(self, episodes):  # type: ignore[no-untyped-def]
-            return GRPO()(episodes)
-
-    with pytest.raises(NotImplementedError, match=r"write hindsight\(episodes\), too"):
-        Silent().hindsight([])
+def test_a_method_has_a_teacher_if_it_says_what_the_teacher_reads() -> None:
+    assert SDSearch.has_teacher()
+    assert not GRPO.has_teacher()
+    assert GRPO().hindsight([]) is None
