@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
+from itertools import islice
 from os import PathLike
+
+import numpy as np
 
 from igsearch_env.data.rows import Row, file_in_folder, read_rows
 from igsearch_env.episode import Document
@@ -24,7 +28,7 @@ Each is called with the whole name, of which what stands before the first colon 
 
 
 def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
-    r"""Read a corpus one document after another, which needs no memory for the text.
+    r"""Read a corpus one document after another, which needs 8 bytes of memory for each.
 
     A row has an id (``id``, ``_id``, ``docid``, ``doc_id``, ``pid``, ``passage_id``) and one of
 
@@ -46,7 +50,8 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
 
     Raises:
         ValueError: If the name is unknown, the corpus is empty, a row cannot be read, a column is
-            missing, or two documents have the same id.
+            missing, or two documents have the same id (found at the end of the corpus at the
+            latest).
         ImportError: If the source needs the ``data`` extra and it is not installed.
     """
     source = str(name_or_path)
@@ -54,17 +59,40 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
     if builtin is not None:
         yield from builtin(source)
         return
-    seen: dict[str, str] = {}
     source = str(file_in_folder(source, "corpus") or source)
+    hashes = array("q")  # 8 bytes a document: the ids themselves would take 100 bytes and more
+    check_at = 1024
     for row in read_rows(source, "corpus", BUILTIN_CORPORA):
         document = _document(row)
-        if document.id in seen:
-            raise ValueError(
-                f"{row.where}: the document id {document.id!r} was used before, "
-                f"at {seen[document.id]}; ids must be unique"
-            )
-        seen[document.id] = row.where
+        hashes.append(hash(document.id))
         yield document
+        if len(hashes) == check_at:
+            _check_ids(source, hashes)
+            check_at *= 2
+    _check_ids(source, hashes)
+
+
+def _check_ids(source: str, hashes: array[int]) -> None:
+    """Make sure that no two of the rows read so far have the same id.
+
+    Args:
+        source: Where they come from; it is read again where two hashes are equal.
+        hashes: The hash of each row's id.
+    """
+    found, counts = np.unique(np.frombuffer(hashes, dtype=np.int64), return_counts=True)
+    suspects = set(found[counts > 1].tolist())
+    if not suspects:
+        return
+    seen: dict[str, str] = {}
+    for row in islice(read_rows(source, "corpus", BUILTIN_CORPORA), len(hashes)):
+        if hash(name := _document(row).id) not in suspects:
+            continue
+        if name in seen:
+            raise ValueError(
+                f"{row.where}: the document id {name!r} was used before, at {seen[name]}; "
+                "ids must be unique"
+            )
+        seen[name] = row.where
 
 
 def load_corpus(name_or_path: str | PathLike[str]) -> list[Document]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +20,17 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
-from igsearch_env.retrieval.word_table import WordTable, check_bm25, index_words
+from igsearch_env.retrieval.word_table import (
+    WordFile,
+    WordTable,
+    check_bm25,
+    index_words,
+    save_index,
+)
 from igsearch_env.words import WORD_RULE, query_words
 
 FORMAT = "igsearch-env bm25"
-VERSION = 2
+VERSION = 3
 
 
 class BM25Retriever(HoldsDocuments):
@@ -45,6 +51,7 @@ class BM25Retriever(HoldsDocuments):
     def __init__(
         self,
         index: Any,
+        words: Mapping[str, int],
         documents: tuple[Document, ...] | DocumentFile,
         title_weight: int,
         files: IndexFiles | None = None,
@@ -52,6 +59,7 @@ class BM25Retriever(HoldsDocuments):
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
         super().__init__(documents, files)
         self._index = index
+        self._words = words
         self.k1: float = index.k1
         self.b: float = index.b
         self.title_weight = title_weight
@@ -84,7 +92,7 @@ class BM25Retriever(HoldsDocuments):
         if len({document.id for document in kept}) < len(kept):
             raise ValueError("two documents have the same id; document ids must be unique")
         index = index_words(WordTable.of(kept, title_weight), k1, b, show_progress)
-        return cls(index, kept, title_weight)
+        return cls(index, index.vocab_dict, kept, title_weight)
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Find the best documents for each query.
@@ -106,7 +114,8 @@ class BM25Retriever(HoldsDocuments):
             return [self._search(query, k) for query in queries]
 
     def _search(self, query: str, k: int) -> list[Document]:
-        word_ids = self._index.get_tokens_ids(query_words(query))
+        numbers = [self._words.get(word) for word in query_words(query)]
+        word_ids = [number for number in numbers if number is not None]
         if not word_ids:
             return []
         scores = self._index.get_scores_from_ids(word_ids)  # (documents,)
@@ -126,7 +135,7 @@ class BM25Retriever(HoldsDocuments):
             FileExistsError: If something other than an index is there.
         """
         with replacing_directory(Path(path)) as folder:
-            self._index.save(folder)
+            save_index(self._index, self._words, folder)
             DocumentFile.write(self._documents, folder)
             content = {"passages": len(self), "parameters": self.parameters}
             write_manifest(folder, FORMAT, VERSION, content)
@@ -156,13 +165,14 @@ class BM25Retriever(HoldsDocuments):
             )
         documents = DocumentFile(folder)
         try:
-            index = bm25s.BM25.load(folder, mmap=mmap)
+            index = bm25s.BM25.load(folder, mmap=mmap, load_vocab=False)
+            words = WordFile(folder)
             title_weight = manifest["parameters"]["title_weight"]
             scores = index.scores
             for name in ("data", "indices", "indptr"):
                 scores[name] = np.asarray(scores[name])  # slices of a memmap object are slow
             fits = (
-                len(scores["indptr"]) == len(index.vocab_dict) + 1
+                len(scores["indptr"]) == len(words) + 1
                 and len(scores["data"]) == len(scores["indices"]) == scores["indptr"][-1]
                 and scores["num_docs"] == len(documents) == manifest["passages"]
             )
@@ -172,7 +182,8 @@ class BM25Retriever(HoldsDocuments):
             raise CorruptIndexError(f"the files in {folder} do not fit together; build it again")
         kept = documents if mmap else tuple(documents)
         files.check_same()
-        return cls(index, kept, title_weight, files if mmap else None)
+        known = words if mmap else {word: number for number, word in enumerate(words)}
+        return cls(index, known, kept, title_weight, files if mmap else None)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -187,7 +198,7 @@ class BM25Retriever(HoldsDocuments):
     def __reduce__(self) -> tuple[object, ...]:
         if self._files is not None:  # another process maps the same files
             return _reload, (type(self), self._files.folder, self._files.manifest)
-        return (type(self), (self._index, self._documents, self.title_weight))
+        return (type(self), (self._index, self._words, self._documents, self.title_weight))
 
 
 def _reload(kind: type[BM25Retriever], folder: Path, manifest: dict[str, Any]) -> BM25Retriever:

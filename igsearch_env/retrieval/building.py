@@ -46,11 +46,13 @@ class Recipe(Protocol):
         format: Name of its format.
         version: Version of its format.
         passes: How often :meth:`finish` goes over the documents.
+        shard_size: Documents per shard, where nothing else is asked for.
     """
 
     format: str
     version: int
     passes: int
+    shard_size: int
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -93,7 +95,8 @@ class IndexBuild:
         out: Folder of the index.
         recipe: What to build.
         progress: Shows how the build gets on.
-        shard_size: Documents per shard; a kill loses the work on one shard at most.
+        shard_size: Documents per shard; a kill loses the work on one shard at most. None for that
+            of the recipe: 32,768 for BM25, 1,024 for a dense index.
 
     Raises:
         ValueError: If ``shard_size`` is below 1.
@@ -103,12 +106,16 @@ class IndexBuild:
     out: Path
     recipe: Recipe
     progress: Progress
-    shard_size: int = 1024
+    shard_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self._size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {self._size}")
         object.__setattr__(self, "out", place_of(self.out))
+
+    @property
+    def _size(self) -> int:
+        return self.recipe.shard_size if self.shard_size is None else self.shard_size
 
     @property
     def partial(self) -> Path:
@@ -170,7 +177,7 @@ class IndexBuild:
 
     def _check_job(self, index: Path) -> None:
         """Begin, or make sure that what was begun is what is to be built."""
-        job = {**self._job(), "shard_size": self.shard_size}
+        job = {**self._job(), "shard_size": self._size}
         file = self.partial / "job.json"
         index.mkdir(parents=True, exist_ok=True)
         if file.is_file():  # it stays as it is, since the shards are marked with it
@@ -226,8 +233,8 @@ class IndexBuild:
 
     def _make_shards(self, documents: DocumentFile) -> None:
         (self.partial / "shards").mkdir(exist_ok=True)
-        starts = range(0, len(documents), self.shard_size)
-        sizes = [min(self.shard_size, len(documents) - start) for start in starts]
+        starts = range(0, len(documents), self._size)
+        sizes = [min(self._size, len(documents) - start) for start in starts]
         missing = [n for n in range(len(starts)) if not self._shard_file(n).is_file()]
         done = len(documents) - sum(sizes[number] for number in missing)
         self.progress.stage("make shards", len(documents), done)
@@ -259,7 +266,7 @@ class IndexBuild:
         for file in index.iterdir():
             if file.name not in (DOCUMENTS, OFFSETS):
                 file.unlink()
-        shards = -(-count // self.shard_size)
+        shards = -(-count // self._size)
         self.progress.stage("build index", count * self.recipe.passes)
         self.recipe.finish(lambda: self._shards(shards), count, index, self.progress.advance)
         content = {"passages": count, "parameters": self.recipe.parameters}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,11 +53,11 @@ class DocumentFile:
     @staticmethod
     def write(documents: Iterable[Document], folder: Path) -> None:
         """Write documents, without their scores, into a folder."""
-        offsets = [0]
+        offsets = array("q", [0])  # 8 bytes a document
         with (folder / DOCUMENTS).open("wb") as file:
             for doc in documents:
                 offsets.append(offsets[-1] + file.write(_line(doc)))
-        np.save(folder / OFFSETS, np.array(offsets, dtype=np.int64))
+        np.save(folder / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
 
     @staticmethod
     def sha256(documents: Iterable[Document]) -> str:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from igsearch_env.episode import Document
 from igsearch_env.retrieval import bm25, dense
 from igsearch_env.retrieval.building import Arrays
@@ -19,7 +17,7 @@ from igsearch_env.retrieval.vector_index import (
     set_search,
     write_vector_index,
 )
-from igsearch_env.retrieval.word_table import PASSES, WordTable, check_bm25, index_words
+from igsearch_env.retrieval.word_table import WordTable, check_bm25, write_index
 from igsearch_env.words import WORD_RULE
 
 
@@ -39,7 +37,8 @@ class BM25Recipe:
 
     format = bm25.FORMAT
     version = bm25.VERSION
-    passes = PASSES
+    passes = 2
+    shard_size = 32_768
 
     def __post_init__(self) -> None:
         check_bm25(self.k1, self.b, self.title_weight)
@@ -50,14 +49,8 @@ class BM25Recipe:
         return asdict(self) | {"word_rule": WORD_RULE}
 
     def shard(self, documents: Sequence[Document]) -> Arrays:
-        """The words of some documents."""
-        table = WordTable.of(documents, self.title_weight)
-        vocabulary = "\n".join(table.vocabulary).encode("utf-8")  # no word holds a line end
-        return {
-            "numbers": table.numbers,
-            "lengths": table.lengths,
-            "vocabulary": np.frombuffer(vocabulary, dtype=np.uint8),
-        }
+        """Which of some documents have each word, and how often."""
+        return WordTable.of(documents, self.title_weight).postings()
 
     def finish(
         self,
@@ -67,15 +60,7 @@ class BM25Recipe:
         advance: Callable[[int], None],
     ) -> None:
         """Score all words, and write the index."""
-        table = WordTable.joined(
-            WordTable(
-                shard["numbers"],
-                shard["lengths"],
-                tuple(filter(None, shard["vocabulary"].tobytes().decode("utf-8").split("\n"))),
-            )
-            for shard in shards()
-        )
-        index_words(table, self.k1, self.b, advance=advance).save(folder)
+        write_index(shards, count, folder, self.k1, self.b, advance)
 
 
 class DenseRecipe:
@@ -90,6 +75,7 @@ class DenseRecipe:
     format = dense.FORMAT
     version = dense.VERSION
     passes = 1
+    shard_size = 1024
 
     def __init__(
         self, encoder: SentenceEncoder, factory: str = "Flat", search: str | None = None

@@ -96,3 +96,14 @@ def test_a_real_corpus() -> None:
     assert len(documents) > 8000
     assert documents[0].title == "Jeff Porcaro"
     assert documents[0].text.startswith("Jeffrey Thomas Porcaro (April 1, 1954")
+
+
+@pytest.mark.parametrize("first", [0, 900, 2999])
+def test_an_id_is_unique_in_the_whole_corpus(tmp_path: Path, first: int) -> None:
+    """However far apart the two rows are; here beyond the first 1,024 that are checked."""
+    rows = [{"id": number, "text": "x"} for number in range(3000)]
+    path = write(tmp_path / "c.jsonl", *rows, {"id": str(first), "text": "y"})
+    expected = rf"line 3001: the document id '{first}' was used before, at .*line {first + 1};"
+    with pytest.raises(ValueError, match=expected):
+        load_corpus(path)
+    assert len(load_corpus(write(path, *rows))) == 3000

@@ -118,7 +118,8 @@ FILES = [
     "indices.csc.index.npy",
     "indptr.csc.index.npy",
     "params.index.json",
-    "vocab.index.json",
+    "words.offsets.npy",
+    "words.txt",
 ]
 
 
@@ -158,7 +159,7 @@ def test_files_of_another_index_do_not_fit(saved: Path, tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "of version 99, expected 'igsearch-env bm25' of version 2"),
+        ({"version": 99}, "of version 99, expected 'igsearch-env bm25' of version 3"),
         ({"format": "faiss"}, "holds a 'faiss' index"),
         ({"passages": 59}, "do not fit together"),
         ({"parameters": {}}, "built by the word rule None, .* build it again"),

@@ -20,7 +20,7 @@ import pytest
 
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.episode import Document
-from igsearch_env.retrieval import building
+from igsearch_env.retrieval import building, word_table
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.building import IndexBuild, Recipe, swap_in
 from igsearch_env.retrieval.dense import DenseRetriever
@@ -144,6 +144,34 @@ def test_an_index_is_as_one_built_in_memory(
     found, expected = (one.search(queries, 5)[0] for one in (loaded, dense))
     assert [document.id for document in found] == [document.id for document in expected]
     assert [d.score for d in found] == pytest.approx([d.score for d in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("block", "shard_size"), [(300, 7), (50, 30), (1000, 1), (word_table.BLOCK, 100)]
+)
+def test_bm25_in_shards_is_bm25s_over_all_documents_byte_by_byte(
+    passages: list[Document],
+    block: int,
+    shard_size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Document frequencies and the mean length are those of the whole corpus, not of a shard."""
+    monkeypatch.setattr(word_table, "BLOCK", block)
+    odd = [
+        Document("odd", "Ōsaka 東京 \U00020000 \uff5e\ufa10", "🦙 " + "the " * 300),
+        Document("empty", "", "..."),
+        Document("last", "", "zzz"),
+    ]
+    documents = [*odd[:2], *passages[:60], *odd[2:]]
+    IndexBuild(lambda: documents, tmp_path / "shards", BM25Recipe(), NoBar(), shard_size).run()
+    whole = BM25Retriever.build(documents)
+    whole.save(tmp_path / "whole")
+    assert content(tmp_path / "shards") == content(tmp_path / "whole")
+    queries = [passages[7].text, "東京 Ōsaka", "\U00020000", "🦙", "zzz zzz", "unheard"]
+    found = open_retriever(tmp_path / "shards").search(queries, 63)
+    assert found == whole.search(queries, 63)
+    assert [len(one) > 0 for one in found] == [True] * 5 + [False]
 
 
 def test_finished_shards_are_kept(passages: list[Document], recipe: Recipe, tmp_path: Path) -> None:

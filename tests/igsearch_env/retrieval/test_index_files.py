@@ -105,18 +105,18 @@ def test_the_command_names_each_damaged_file(saved: Path, tmp_path: Path, capsys
     for folder in (saved, tmp_path / "hybrid"):
         check.main([str(folder)])
         assert "every byte is as it was written" in capsys.readouterr().out
-    flip(saved / "vocab.index.json", 10, 0)
+    flip(saved / "words.txt", 10, 0)
     (saved / "documents.offsets.npy").unlink()
     for folder in (saved, tmp_path / "hybrid"):
         with pytest.raises(SystemExit) as ended:
             check.main([str(folder)])
         assert ended.value.code == 1
         printed = capsys.readouterr().out.replace("\n", " ")
-        assert re.search(r"vocab\.index\.json\s+does not match its hash", printed)
+        assert re.search(r"words\.txt\s+does not match its hash", printed)
         assert re.search(r"documents\.offsets\.npy\s+is missing", printed)
 
 
-@pytest.mark.parametrize("name", ["data.csc.index.npy", "documents.jsonl", "vocab.index.json"])
+@pytest.mark.parametrize("name", ["data.csc.index.npy", "documents.jsonl", "words.txt"])
 def test_an_overwritten_file_ends_the_search_in_words(saved: Path, name: str) -> None:
     loaded = BM25Retriever.load(saved)
     content = (saved / name).read_bytes()
