@@ -1,7 +1,8 @@
 """Serve a retriever over HTTP.
 
 igsearch serve --index indexes/wiki
-igsearch serve --index indexes/e5 --device cuda --search nprobe=64
+igsearch serve --index indexes/e5 --device cuda --vector-device cuda
+igsearch serve --index indexes/e5_ivf --search nprobe=64
 igsearch serve --corpus data/wiki.jsonl --port 8001
 igsearch serve --index indexes/wiki --mcp
 igsearch serve --index indexes/wiki --mcp stdio
@@ -34,7 +35,7 @@ from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 
-DENSE_OPTIONS = ("model", "search", "device", "precision")  # of open_retriever
+DENSE_OPTIONS = ("model", "search", "device", "precision", "vector_device")  # of open_retriever
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     dense = {name: getattr(arguments, name) for name in DENSE_OPTIONS}
     dense = {name: value for name, value in dense.items() if value is not None}
     if dense and not arguments.index:
-        flags = ", ".join(f"--{name}" for name in dense)
+        flags = ", ".join("--" + name.replace("_", "-") for name in dense)
         raise ValueError(f"{flags}: for a dense --index; a bare --corpus is indexed with BM25")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -120,6 +121,11 @@ def _parser() -> Parser:
     dense.add_argument("--model", help="where its encoder is now")
     dense.add_argument("--search", help="how thoroughly it is searched, such as nprobe=64")
     dense.add_argument("--device", help="where its encoder runs, such as cuda (default: cpu)")
+    dense.add_argument(
+        "--vector-device",
+        help="where its vectors are searched, such as cuda or cuda:0,cuda:1 (default: in main "
+        "memory)",
+    )
     dense.add_argument("--precision", choices=PRECISIONS, help="its encoder's (default: float32)")
     add_settings(parser.add_argument_group("limits"), ServerLimits)
     return parser

@@ -20,6 +20,7 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
+from igsearch_env.retrieval.vector_device import on_devices
 from igsearch_env.retrieval.vector_index import (
     build_vector_index,
     default_search,
@@ -45,11 +46,13 @@ class DenseRetriever(HoldsDocuments):
         encoder: SentenceEncoder,
         parameters: dict[str, Any],
         files: IndexFiles | None = None,
+        vector_device: str | None = None,
     ) -> None:
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
         set_search(index, parameters["search"])
         super().__init__(documents, files)
         self._index = index
+        self._searched = index if vector_device is None else on_devices(index, vector_device)
         self.encoder = encoder
         self.parameters = parameters
 
@@ -104,7 +107,7 @@ class DenseRetriever(HoldsDocuments):
             return []
         vectors = self.encoder.encode_queries(queries)
         with self._unchanged_files():
-            scores, numbers = self._index.search(vectors, k)
+            scores, numbers = self._searched.search(vectors, k)
             return [self._found(*row) for row in zip(scores, numbers, strict=True)]
 
     def _found(self, scores: Any, numbers: Any) -> list[Document]:
@@ -146,6 +149,7 @@ class DenseRetriever(HoldsDocuments):
         search: str | None = None,
         device: str | None = "cpu",
         precision: str = "float32",
+        vector_device: str | None = None,
     ) -> Self:
         """Read an index that :meth:`save` wrote; it answers as the saved one did.
 
@@ -160,10 +164,14 @@ class DenseRetriever(HoldsDocuments):
             precision: That of the encoder for queries, whatever that of the documents was. Below
                 float32 it is faster where the processor has it, and documents at nearly the same
                 distance can change places.
+            vector_device: Where the vectors are searched: torch's names of devices, separated by
+                commas, such as ``"cuda"`` or ``"cuda:0,cuda:1"``. None for FAISS in main memory.
+                A flat index finds the same documents anywhere.
 
         Raises:
             CorruptIndexError: If a file is missing, damaged, or does not fit the others.
-            ValueError: If the encoder is not the one that the index was built with.
+            ValueError: If the encoder is not the one that the index was built with, or the vectors
+                cannot be searched on those devices.
         """
         folder = Path(path)
         files = IndexFiles(folder, FORMAT, VERSION, check_hashes=not mmap)
@@ -189,7 +197,7 @@ class DenseRetriever(HoldsDocuments):
         files.check_same()
         if not mmap:
             files.close()  # all is read: what is written into them no longer matters
-        return cls(index, kept, encoder, parameters, files)
+        return cls(index, kept, encoder, parameters, files, vector_device)
 
     def __reduce__(self) -> tuple[object, ...]:
         if self._files is None:

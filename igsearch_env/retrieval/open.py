@@ -90,7 +90,7 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
         mmap: Of a saved index: map the files into memory, which makes loading fast; of files
             above 16 MiB only the sizes are checked then. Otherwise read everything and check the
             hashes.
-        **dense_options: ``model``, ``search``, ``device`` and ``precision`` of
+        **dense_options: ``model``, ``search``, ``device``, ``precision`` and ``vector_device`` of
             :meth:`DenseRetriever.load`, for an index that is dense or has a dense part.
 
     Returns:
