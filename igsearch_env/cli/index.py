@@ -1,9 +1,11 @@
-r"""Build a search index of a corpus: BM25, dense, or a fusion of indexes that are there.
+r"""Build a search index of a corpus: BM25, dense, or of indexes that are there.
 
 igsearch index --corpus wiki.jsonl --out indexes/bm25
 igsearch index --corpus wiki.jsonl --out indexes/e5 --model intfloat/e5-base-v2 \
     --factory IVF16384,Flat
 igsearch index --fuse indexes/bm25 indexes/e5 --out indexes/hybrid
+igsearch index --from-faiss e5_Flat.index --corpus wiki-18.jsonl --out indexes/e5 \
+    --model intfloat/e5-base-v2
 
 The corpus is read and worked on in shards. After a kill, the same command with --resume goes on
 with the shard that it was at, and the index comes out the same.
@@ -17,11 +19,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.files import names_file
+from igsearch_env.retrieval.adopting import adopt_index
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
@@ -76,6 +80,10 @@ KINDS = {
         *("resume", "shard_size"),
     },
     "BM25 (there is no --model)": {"k1", "b", "title_weight", "resume", "shard_size"},
+    "an adopted index (--from-faiss)": {
+        *(field.name for field in fields(EncoderSettings)),
+        *("device", "search", "threads"),
+    },
     "a fusion (--fuse)": {"constant", "depth"},
 }
 
@@ -116,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.fuse:
         save_fusion(args.out, args.fuse, **chosen)
         count = len(open_retriever(args.out))
+    elif args.from_faiss:
+        count = _adopt(args, chosen)
     else:
         check_replaceable(args.out)  # before a model is loaded
         advice = "go on with the same command and --resume"
@@ -132,14 +142,36 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given; all must be of use to the kind of index."""
-    dense, bm25, fusion = KINDS
+    dense, bm25, adopted, fusion = KINDS
+    if args.from_faiss and (args.fuse or "model" not in args):
+        raise ValueError(
+            "--from-faiss needs --corpus, the documents of the vectors in order, and --model, "
+            "which made them"
+        )
     kind = fusion if args.fuse else dense if "model" in args else bm25
+    kind = adopted if args.from_faiss else kind
     known = set.union(*KINDS.values())
     chosen = {name: value for name, value in vars(args).items() if name in known}
     if strange := sorted(chosen.keys() - KINDS[kind]):
         options = ", ".join("--" + name.replace("_", "-") for name in strange)
         raise ValueError(f"{kind} has no {options}")
     return chosen
+
+
+def _adopt(args: argparse.Namespace, chosen: dict[str, Any]) -> int:
+    from igsearch_env.cli.console import progress_bar
+
+    import_faiss().omp_set_num_threads(set_threads(chosen.pop("threads", 0)))
+    others = {name: chosen.pop(name) for name in ("device", "search") if name in chosen}
+    with progress_bar(args.quiet) as bar, names_file(args.out):
+        return adopt_index(
+            args.from_faiss,
+            args.corpus,
+            args.out,
+            EncoderSettings(**chosen),
+            Stages(bar),
+            **others,
+        )
 
 
 def _recipe(chosen: dict[str, Any]) -> Recipe:
@@ -162,6 +194,13 @@ def _parser() -> Parser:
     )
     source.add_argument(
         "--fuse", type=folder, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
+    )
+    parser.add_argument(
+        "--from-faiss",
+        type=Path,
+        metavar="FILE",
+        help="an index that FAISS has written of the --corpus, with the --model; it stays where it "
+        "is",
     )
     parser.add_argument(
         "--out", required=True, type=folder, help="folder to write; an index there is replaced"

@@ -63,7 +63,7 @@ def read_corpus(name_or_path: str | PathLike[str]) -> Iterator[Document]:
     hashes = array("q")  # 8 bytes a document: the ids themselves would take 100 bytes and more
     check_at = 1024
     for row in read_rows(source, "corpus", BUILTIN_CORPORA):
-        document = _document(row)
+        document = document_of(row)
         hashes.append(hash(document.id))
         yield document
         if len(hashes) == check_at:
@@ -85,7 +85,7 @@ def _check_ids(source: str, hashes: array[int]) -> None:
         return
     seen: dict[str, str] = {}
     for row in islice(read_rows(source, "corpus", BUILTIN_CORPORA), len(hashes)):
-        if hash(name := _document(row).id) not in suspects:
+        if hash(name := document_of(row).id) not in suspects:
             continue
         if name in seen:
             raise ValueError(
@@ -127,7 +127,12 @@ def split_contents(contents: str, title: str | None = None) -> tuple[str, str]:
 _IDS = ("id", "_id", "docid", "doc_id", "pid", "passage_id")
 
 
-def _document(row: Row) -> Document:
+def document_of(row: Row) -> Document:
+    """The document that a row of a corpus holds; :func:`read_corpus` says how.
+
+    Raises:
+        ValueError: If it holds none.
+    """
     columns = row.columns
     name = next((name for name in _IDS if columns.get(name) is not None), None)
     if name is None:

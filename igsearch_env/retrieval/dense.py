@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -28,6 +28,7 @@ from igsearch_env.retrieval.vector_index import (
     set_search,
     write_vector_index,
 )
+from igsearch_env.retrieval.wire import RowDocument
 
 FORMAT = "igsearch-env dense"
 VERSION = 2
@@ -102,21 +103,41 @@ class DenseRetriever(HoldsDocuments):
             ValueError: If ``k`` is out of range, or ``queries`` is a single string.
             CorruptIndexError: If a document on disk is damaged, or a file was overwritten.
         """
+        return self._search(queries, k, self._document)
+
+    def search_rows(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        """Search for a server: as :meth:`search`, with the rows of an adopted corpus.
+
+        Whoever has made that corpus is used to getting its rows as they are.
+        """
+        adopted = self._files is not None and self._files.manifest.get("rows") is True
+        return self._search(queries, k, self._row if adopted else self._document)
+
+    def _search(
+        self, queries: Sequence[str], k: int, document: Callable[[int, float], Document]
+    ) -> list[list[Document]]:
         check_search(queries, k, len(self))
         if not queries:
             return []
         vectors = self.encoder.encode_queries(queries)
         with self._unchanged_files():
-            scores, numbers = self._searched.search(vectors, k)
-            return [self._found(*row) for row in zip(scores, numbers, strict=True)]
+            found = zip(*self._searched.search(vectors, k), strict=True)
+            return [
+                [
+                    document(int(numbers[place]), float(scores[place]))
+                    for place in np.lexsort((numbers, -scores))
+                    if numbers[place] >= 0  # FAISS fills up with -1
+                ]
+                for scores, numbers in found
+            ]
 
-    def _found(self, scores: Any, numbers: Any) -> list[Document]:
-        found = []
-        for place in np.lexsort((numbers, -scores)):
-            if numbers[place] >= 0:  # FAISS fills up with -1
-                doc = self._documents[int(numbers[place])]
-                found.append(Document(doc.id, doc.title, doc.text, float(scores[place])))
-        return found
+    def _document(self, number: int, score: float) -> Document:
+        doc = self._documents[number]
+        return Document(doc.id, doc.title, doc.text, score)
+
+    def _row(self, number: int, score: float) -> RowDocument:
+        assert isinstance(self._documents, DocumentFile)
+        return RowDocument(self._documents[number], score, self._documents.row(number))
 
     def vectors(self) -> Vectors:
         """The vectors of all documents, shape (documents, dimension); approximate if compressed."""
@@ -193,9 +214,10 @@ class DenseRetriever(HoldsDocuments):
         config = replace(config, model=model or config.model)
         encoder = SentenceEncoder(config, device, precision=precision)
         _check_encoder(encoder, parameters, index.d, folder)
-        kept = documents if mmap else tuple(documents)
+        in_memory = not mmap and manifest.get("rows") is not True  # rows are read from the file
+        kept = tuple(documents) if in_memory else documents
         files.check_same()
-        if not mmap:
+        if in_memory:
             files.close()  # all is read: what is written into them no longer matters
         return cls(index, kept, encoder, parameters, files, vector_device)
 

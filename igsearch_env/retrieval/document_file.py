@@ -6,13 +6,16 @@ import hashlib
 import json
 import mmap
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
+from igsearch_env.data.corpus import document_of
+from igsearch_env.data.rows import Row
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.index_directory import MANIFEST, CorruptIndexError, IndexFiles
 
@@ -23,9 +26,9 @@ OFFSETS = "documents.offsets.npy"
 class DocumentFile:
     """Documents of a folder, by number; any number of threads may read at once.
 
-    The documents lie in ``documents.jsonl``, which
-    :func:`igsearch_env.data.corpus.load_corpus` reads too;
-    ``documents.offsets.npy`` holds where each begins, in bytes, shape (documents + 1,).
+    The documents lie in ``documents.jsonl``, one a line, with any columns that
+    :func:`igsearch_env.data.corpus.read_corpus` knows; ``documents.offsets.npy`` holds where each
+    begins, in bytes, shape (documents + 1,).
 
     Args:
         folder: A folder that :meth:`write` has filled.
@@ -60,6 +63,18 @@ class DocumentFile:
         np.save(folder / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
 
     @staticmethod
+    def write_offsets(folder: Path) -> None:
+        """Write where the documents begin in a ``documents.jsonl`` that is in the folder."""
+        offsets, place = array("q"), 0
+        with (folder / DOCUMENTS).open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    offsets.append(place + (len(BOM_UTF8) if line.startswith(BOM_UTF8) else 0))
+                place += len(line)
+        offsets.append(place)
+        np.save(folder / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
+
+    @staticmethod
     def sha256(documents: Iterable[Document]) -> str:
         """The hash that ``documents.jsonl`` has, or would have, with these documents."""
         digest = hashlib.sha256()
@@ -83,16 +98,33 @@ class DocumentFile:
             IndexError: If there is no document of that number.
             CorruptIndexError: If it cannot be read.
         """
+        row = Row(self.row(number), number, "its row")
+        try:
+            return document_of(row)
+        except ValueError as error:
+            raise CorruptIndexError(
+                f"document {number} of {self._file} is damaged ({error}); build the index again"
+            ) from error
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Read the columns of one document, as its file has them.
+
+        Raises:
+            IndexError: If there is no document of that number.
+            CorruptIndexError: If it cannot be read.
+        """
         if not 0 <= number < len(self):
             raise IndexError(f"no document {number}; the corpus has {len(self)}, from 0")
         start, end = self._offsets[number], self._offsets[number + 1]
         try:
-            fields = json.loads(self._bytes[start:end])
-            return Document(id=fields["id"], title=fields["title"], text=fields["text"])
-        except (ValueError, KeyError, TypeError) as error:
+            row = json.loads(self._bytes[start:end])
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, got {type(row).__name__}")
+        except (ValueError, RecursionError) as error:
             raise CorruptIndexError(
                 f"document {number} of {self._file} is damaged ({error}); build the index again"
             ) from error
+        return row
 
     def __iter__(self) -> Iterator[Document]:
         """Read all documents in order."""
@@ -123,7 +155,10 @@ class HoldsDocuments:
         """A hash of the documents, the same for every index of the same corpus."""
         if self._files is None:
             return DocumentFile.sha256(self._documents)
-        described = self._files.manifest["files"].get(DOCUMENTS, {})
+        manifest = self._files.manifest
+        if "corpus_sha256" in manifest:  # of an adopted corpus
+            return str(manifest["corpus_sha256"])
+        described = manifest["files"].get(DOCUMENTS, {})
         if "sha256" not in described:
             raise CorruptIndexError(
                 f"{self._files.folder / MANIFEST} has no hash of {DOCUMENTS}; build the index again"

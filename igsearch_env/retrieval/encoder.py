@@ -168,8 +168,11 @@ class SentenceEncoder:
 
     def encode_documents(self, documents: Sequence[Document]) -> Vectors:
         """Vectors of documents, title first, shape (documents, dimension)."""
-        texts = [f"{document.title}\n{document.text}".rstrip() for document in documents]
-        return self._encode(self._model.encode_document, texts, self._passage_prefix)
+        return self.encode_texts([f"{doc.title}\n{doc.text}".rstrip() for doc in documents])
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of documents that are written out, shape (texts, dimension)."""
+        return self._encode(self._model.encode_document, list(texts), self._passage_prefix)
 
     def _measure(self) -> list[float]:
         vectors = self.encode_queries([PROBE]), self.encode_documents([Document("", "", PROBE)])
@@ -186,10 +189,12 @@ class SentenceEncoder:
                 show_progress_bar=False,
                 convert_to_numpy=True,
             )
-        vectors = np.array(vectors, dtype=np.float32, order="C")
-        return (
-            vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if self._normalize else vectors
-        )
+        if self._normalize:  # by torch, whose last digits are those of other projects
+            torch = import_extra("torch", "dense")
+            vectors = torch.nn.functional.normalize(
+                torch.as_tensor(vectors).float(), dim=-1
+            ).numpy()
+        return np.array(vectors, dtype=np.float32, order="C")
 
 
 def same_probe(one: Any, other: Any) -> bool:

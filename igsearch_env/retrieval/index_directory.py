@@ -261,6 +261,11 @@ def _described(folder: Path, manifest: dict[str, Any]) -> dict[str, dict[str, An
 
 def _check_file(file: Path, expected: dict[str, Any], check_hash: bool) -> None:
     if not file.is_file():
+        if file.is_symlink():
+            raise CorruptIndexError(
+                f"{file} leads to {os.readlink(file)}, and nothing is there; put it back, or adopt "
+                "it where it is now"
+            )
         raise CorruptIndexError(f"{file} is missing; build the index again")
     size = file.stat().st_size
     if size != expected.get("bytes"):

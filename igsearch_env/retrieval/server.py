@@ -109,8 +109,9 @@ class RetrievalService:
             self._documents = DocumentsById(retriever)
         self.retriever = retriever
         limits, metrics = self.limits, self.metrics
+        search = getattr(retriever, "search_rows", retriever.search)
         batcher = MicroBatcher(
-            retriever, limits.batch, limits.max_waiting, metrics.batch_queries.observe
+            [search], limits.batch, limits.max_waiting, metrics.batch_queries.observe
         )
         metrics.waiting.set_function(lambda: batcher.waiting)
         metrics.ready.set(1)
@@ -138,8 +139,10 @@ class RetrievalService:
         queries = [request.query] if request.query is not None else request.queries or []
         found = await self.search(queries, request.topk or request.top_k, request.dialect)
         answer = make_answer(request.dialect, found, request.return_scores)
-        # In ASCII: documents may hold halves of surrogate pairs, which UTF-8 cannot write.
-        return Response(json.dumps(answer), media_type="application/json")
+        text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        # Halves of surrogate pairs, which UTF-8 cannot write, are written as JSON escapes them.
+        content = text.encode("utf-8", "backslashreplace")
+        return Response(content, media_type="application/json")
 
     async def search(self, queries: list[str], k: int | None, source: str) -> Found:
         """The documents of each query.

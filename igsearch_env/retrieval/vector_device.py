@@ -243,7 +243,7 @@ def _largest(torch: Any, scores: torch.Tensor, count: int) -> tuple[torch.Tensor
     rows, width = scores.shape
     groups = width // _GROUP
     if groups <= 2 * count:
-        return scores.topk(min(count, width))  # type: ignore[return-value]
+        return scores.topk(min(count, width))
     whole = groups * _GROUP
     highest = scores[:, :whole].view(rows, groups, _GROUP).amax(2).topk(count).indices
     inside = torch.arange(_GROUP, device=scores.device)
@@ -296,15 +296,14 @@ def _import_torch() -> Any:
 
 
 def _device(name: str) -> torch.device:
-    torch = _import_torch()
+    library = _import_torch()
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device: torch.device = library.device(name)
+        library.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"cannot put vectors on {name!r}: {reason}") from error
-    chosen: torch.device = device
-    return chosen
+    return device
 
 
 def _faiss_on_gpus(index: Any, devices: Sequence[torch.device]) -> Any:

@@ -31,6 +31,26 @@ DEFAULT_TOP_K = 3
 """How many documents a server returns where a request does not say."""
 
 
+class RowDocument(Document):
+    """A document that a server gives as it stands in the corpus.
+
+    Args:
+        document: The document.
+        score: Its score.
+        row: The columns of its row in the file of the corpus.
+    """
+
+    __slots__ = ("row",)
+    row: Mapping[str, Any]
+
+    def __init__(self, document: Document, score: float, row: Mapping[str, Any]) -> None:
+        super().__init__(document.id, document.title, document.text, score)
+        object.__setattr__(self, "row", row)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RowDocument, (Document(self.id, self.title, self.text), self.score, self.row)
+
+
 class WireError(ValueError):
     """An answer that does not follow the dialect that was spoken."""
 
@@ -89,6 +109,8 @@ def make_answer(
 
 def _fields(doc: Document, contents: str) -> dict[str, Any]:
     """A document with its title apart too: a title of several lines would not survive."""
+    if isinstance(doc, RowDocument) and contents in doc.row:
+        return dict(doc.row)
     return {
         "id": doc.id,
         contents: f'"{doc.title}"\n{doc.text}',

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def play(
 ) -> tuple[list[tuple[list[str], int]], list[list[list[Document]] | BaseException]]:
     retriever = GatedRetriever()
     sizes: list[int] = []
-    batcher = MicroBatcher(retriever, max_batch, max_waiting, sizes.append)
+    batcher = MicroBatcher([retriever.search], max_batch, max_waiting, sizes.append)
     answers = asyncio.run(run_behind_a_first_call(retriever, batcher, requests))
     batcher.close()
     assert batcher.waiting == 0
@@ -107,7 +108,7 @@ def test_too_many_that_wait_are_sent_away() -> None:
 def test_it_goes_on_after_a_failure() -> None:
     retriever = GatedRetriever()
     retriever.go_on.set()
-    batcher = MicroBatcher(retriever, 8, 8)
+    batcher = MicroBatcher([retriever.search], 8, 8)
 
     async def scenario() -> None:
         with pytest.raises(RetrievalError, match="poisoned"):
@@ -123,7 +124,7 @@ def test_a_retriever_that_loses_a_query_is_an_error() -> None:
         def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
             return [about(query, k) for query in queries][1:]
 
-    batcher = MicroBatcher(Forgetful(), 8, 8)
+    batcher = MicroBatcher([Forgetful().search], 8, 8)
     with pytest.raises(ValueError, match="1 lists for 2 queries"):
         asyncio.run(batcher.search(["a", "b"], 1))
     batcher.close()
@@ -131,7 +132,7 @@ def test_a_retriever_that_loses_a_query_is_an_error() -> None:
 
 def test_a_request_that_was_given_up_disturbs_nobody() -> None:
     retriever = GatedRetriever()
-    batcher = MicroBatcher(retriever, 8, 8)
+    batcher = MicroBatcher([retriever.search], 8, 8)
 
     async def scenario() -> list[list[Document]]:
         gone = asyncio.create_task(batcher.search(["gone"], 1))
@@ -168,3 +169,62 @@ def test_a_request_that_fails_in_a_later_part_fails_alone() -> None:
     assert [queries for queries, _ in calls] == [["x", "y"], ["a", "b"], ["c", "d"], ["poison"]]
     assert isinstance(answers[0], RetrievalError)
     assert answers[1:] == [[about("a", 1), about("b", 1)], [about("c", 1), about("d", 1)]]
+
+
+class TestSeveralSearchers:
+    def test_search_at_once_and_answers_come_in_order(self) -> None:
+        together = threading.Barrier(3)
+
+        def search(queries: Sequence[str], k: int) -> list[list[Document]]:
+            together.wait(120)  # only three at once get past it
+            return [about(query, k) for query in queries]
+
+        batcher = MicroBatcher([search] * 3, 2, 100)
+        queries = [str(number) for number in range(6)]
+        assert asyncio.run(batcher.search(queries, 2)) == [about(query, 2) for query in queries]
+        batcher.close()
+
+    def test_a_part_that_fails_ends_its_request_alone(self) -> None:
+        calls: list[str] = []
+
+        def search(queries: Sequence[str], k: int) -> list[list[Document]]:
+            calls.extend(queries)
+            if "poison" in queries:
+                raise RetrievalError("poisoned")
+            return [about(query, k) for query in queries]
+
+        async def scenario() -> list[Any]:
+            batcher = MicroBatcher([search] * 2, 1, 100)
+            requests = (["a", "poison", "b"], ["c", "d"], ["e"])
+            work = [batcher.search(queries, 1) for queries in requests]
+            answers = await asyncio.gather(*work, return_exceptions=True)
+            await batcher.finish()
+            batcher.close()
+            assert batcher.waiting == 0
+            return answers
+
+        failed, *others = asyncio.run(scenario())
+        assert isinstance(failed, RetrievalError)
+        assert others == [[about("c", 1), about("d", 1)], [about("e", 1)]]
+        assert sorted(set(calls) - {"b"}) == ["a", "c", "d", "e", "poison"]
+
+    def test_finish_waits_for_all_that_was_asked(self) -> None:
+        go_on = threading.Event()
+
+        def search(queries: Sequence[str], k: int) -> list[list[Document]]:
+            assert go_on.wait(120)
+            return [about(query, k) for query in queries]
+
+        async def scenario() -> None:
+            batcher = MicroBatcher([search] * 2, 1, 100)
+            asked = [asyncio.create_task(batcher.search([name], 1)) for name in "abcde"]
+            await asyncio.sleep(0)
+            end = asyncio.create_task(batcher.finish())
+            await asyncio.sleep(0)
+            assert not end.done()
+            go_on.set()
+            await end
+            assert all(one.done() for one in asked)
+            batcher.close()
+
+        asyncio.run(scenario())
