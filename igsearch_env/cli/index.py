@@ -6,6 +6,8 @@ igsearch index --corpus wiki.jsonl --out indexes/e5 --model intfloat/e5-base-v2 
 igsearch index --fuse indexes/bm25 indexes/e5 --out indexes/hybrid
 igsearch index --from-faiss e5_Flat.index --corpus wiki-18.jsonl --out indexes/e5 \
     --model intfloat/e5-base-v2
+igsearch index --rerank indexes/bm25 --model cross-encoder/ms-marco-MiniLM-L6-v2 \
+    --out indexes/reranked
 
 The corpus is read and worked on in shards. After a kill, the same command with --resume goes on
 with the shard that it was at, and the index comes out the same.
@@ -29,7 +31,7 @@ from igsearch_env.retrieval.adopting import adopt_index
 from igsearch_env.retrieval.building import IndexBuild, Recipe
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
-from igsearch_env.retrieval.open import open_retriever, save_fusion
+from igsearch_env.retrieval.open import open_retriever, save_fusion, save_reranking
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
 from igsearch_env.retrieval.vector_index import import_faiss
 from igsearch_env.threads import set_threads
@@ -63,15 +65,16 @@ class DenseOptions:
 
 @dataclass(frozen=True)
 class FusionOptions:
-    """How rankings are fused.
+    """How rankings are fused, or ranked anew.
 
     Args:
-        constant: How little the first ranks stand out.
-        depth: Documents of each index that are fused.
+        constant: How little the first ranks stand out in a fusion.
+        depth: Documents of each index that are fused (default: 100), or that are ranked anew
+            (default: 20).
     """
 
     constant: int = 60
-    depth: int = 100
+    depth: int | None = None
 
 
 KINDS = {
@@ -85,6 +88,7 @@ KINDS = {
         *("device", "search", "threads"),
     },
     "a fusion (--fuse)": {"constant", "depth"},
+    "a reranking (--rerank)": {"model", "max_length", "depth"},
 }
 
 
@@ -126,6 +130,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         count = len(open_retriever(args.out))
     elif args.from_faiss:
         count = _adopt(args, chosen)
+    elif args.rerank:
+        if "model" not in chosen:
+            raise ValueError("--rerank needs a --model; give the name or folder of a cross-encoder")
+        save_reranking(args.out, args.rerank, **chosen)
+        count = len(open_retriever(args.rerank))
     else:
         check_replaceable(args.out)  # before a model is loaded
         advice = "go on with the same command and --resume"
@@ -142,13 +151,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given; all must be of use to the kind of index."""
-    dense, bm25, adopted, fusion = KINDS
-    if args.from_faiss and (args.fuse or "model" not in args):
+    dense, bm25, adopted, fusion, reranking = KINDS
+    if args.from_faiss and (not args.corpus or "model" not in args):
         raise ValueError(
             "--from-faiss needs --corpus, the documents of the vectors in order, and --model, "
             "which made them"
         )
-    kind = fusion if args.fuse else dense if "model" in args else bm25
+    kind = dense if "model" in args else bm25
+    kind = fusion if args.fuse else reranking if args.rerank else kind
     kind = adopted if args.from_faiss else kind
     known = set.union(*KINDS.values())
     chosen = {name: value for name, value in vars(args).items() if name in known}
@@ -195,6 +205,9 @@ def _parser() -> Parser:
     source.add_argument(
         "--fuse", type=folder, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
     )
+    source.add_argument(
+        "--rerank", type=folder, metavar="INDEX", help="index whose best --model ranks anew"
+    )
     parser.add_argument(
         "--from-faiss",
         type=Path,
@@ -218,5 +231,5 @@ def _parser() -> Parser:
     dense = parser.add_argument_group("dense")
     add_settings(dense, EncoderSettings)
     add_settings(dense, DenseOptions)
-    add_settings(parser.add_argument_group("fusion"), FusionOptions)
+    add_settings(parser.add_argument_group("fusion and reranking"), FusionOptions)
     return parser

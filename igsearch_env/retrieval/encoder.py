@@ -136,7 +136,7 @@ class SentenceEncoder:
         self._query_prefix, self._passage_prefix = _prefixes(self._model, self._preset)
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self.dimension: int = self._model.get_embedding_dimension()
-        self.sha256 = _sha256(self._model)
+        self.sha256 = model_sha256(self._model)
         self._probe = self._measure()
         self.precision = precision
         getattr(self._model, PRECISIONS[precision])()
@@ -232,7 +232,7 @@ def _load(config: EncoderSettings, preset: Preset, device: str | None) -> Any:
     return model.eval()
 
 
-def _sha256(model: Any) -> str:
+def model_sha256(model: Any) -> str:
     """A hash of the weights and of the tokenizer."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

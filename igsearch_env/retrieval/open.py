@@ -26,10 +26,13 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
+from igsearch_env.retrieval.rerank import CrossEncoderReranker, RerankingRetriever
 from igsearch_env.text import without_logins
 
 FUSION_FORMAT = "igsearch-env fusion"
 FUSION_VERSION = 1
+RERANKING_FORMAT = "igsearch-env reranking"
+RERANKING_VERSION = 1
 LONGEST_NAME = 2_000
 PARTS = "parts.json"
 
@@ -85,13 +88,15 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
             - a name in :data:`RETRIEVERS`, ``"world"`` among them: BM25 over the embedded world, or
               over that of ``"world:PEOPLE:SEED"`` (``"bm25"`` means the first of them);
             - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
-            - the folder of a saved index: BM25, dense, or a fusion of others;
+            - the folder of a saved index: BM25, dense, a fusion of others, or one with a reranker;
             - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
         mmap: Of a saved index: map the files into memory, which makes loading fast; of files
             above 16 MiB only the sizes are checked then. Otherwise read everything and check the
             hashes.
         **dense_options: ``model``, ``search``, ``device``, ``precision`` and ``vector_device`` of
-            :meth:`DenseRetriever.load`, for an index that is dense or has a dense part.
+            :meth:`DenseRetriever.load`, for an index that is dense or has a dense part. One with a
+            reranker takes ``model``, ``device`` and ``precision`` for that, the last two for a
+            dense first stage too.
 
     Returns:
         The retriever. An address that is opened again while it is in use gives the same client.
@@ -162,6 +167,8 @@ def _load_index(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> Inde
         return dense.DenseRetriever.load(folder, mmap, **dense_options)
     if form == FUSION_FORMAT:
         return _load_fusion(folder, mmap, dense_options)
+    if form == RERANKING_FORMAT:
+        return _load_reranking(folder, mmap, **dense_options)
     if form != bm25.FORMAT:
         raise CorruptIndexError(
             f"{folder} holds an index of the unknown format {form!r}; build it again"
@@ -192,16 +199,46 @@ def save_fusion(
         ValueError: If a part is no index, or they are of different corpora.
     """
     folder = Path(path)
+    opened = [open_retriever(Path(part), **dense_options) for part in parts]
+    FusionRetriever(opened, constant, depth)  # refuses parts of different corpora
+    content = {"parameters": {"constant": constant, "depth": depth}}
+    _save_parts(folder, parts, FUSION_FORMAT, FUSION_VERSION, content)
+
+
+def save_reranking(
+    path: str | Path, part: str | Path, model: str, max_length: int = 256, depth: int = 20
+) -> None:
+    """Write a folder that stands for a saved index and a cross-encoder that ranks anew.
+
+    Both stay where they are.
+
+    Args:
+        path: The folder; an index that is there already is replaced.
+        part: Folder of the index.
+        model: See :class:`CrossEncoderReranker`.
+        max_length: See :class:`CrossEncoderReranker`.
+        depth: See :class:`RerankingRetriever`.
+
+    Raises:
+        FileExistsError: If something other than an index is at ``path``.
+        ValueError: If the part is no index, or the model is no reranker.
+    """
+    reranker = CrossEncoderReranker(model, max_length)
+    RerankingRetriever(open_retriever(Path(part)), reranker, depth)  # refuses a depth below 1
+    content = {"parameters": {"depth": depth, **reranker.parameters}}
+    _save_parts(Path(path), [part], RERANKING_FORMAT, RERANKING_VERSION, content)
+
+
+def _save_parts(
+    folder: Path, parts: Sequence[str | Path], form: str, version: int, content: dict[str, Any]
+) -> None:
     recorded = [
         {"folder": os.path.relpath(part, folder), "manifest_sha256": _manifest_sha256(Path(part))}
         for part in parts
     ]
-    opened = [open_retriever(Path(part), **dense_options) for part in parts]
-    FusionRetriever(opened, constant, depth)  # refuses parts of different corpora
     with replacing_directory(folder) as fresh:
         (fresh / PARTS).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
-        content = {"parameters": {"constant": constant, "depth": depth}}
-        write_manifest(fresh, FUSION_FORMAT, FUSION_VERSION, content)
+        write_manifest(fresh, form, version, content)
 
 
 def _load_fusion(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> FusionRetriever:
@@ -213,23 +250,54 @@ def _load_fusion(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> Fus
         raise CorruptIndexError(
             f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
         ) from error
+    return FusionRetriever(_open_parts(folder, parts, mmap, dense_options), constant, depth)
+
+
+def _load_reranking(
+    folder: Path, mmap: bool, model: str | None = None, **options: Any
+) -> RerankingRetriever:
+    manifest = read_manifest(folder, RERANKING_FORMAT, RERANKING_VERSION, check_hashes=True)
+    parts = _parts(folder)
+    try:
+        names = ("depth", "model", "max_length", "model_sha256")
+        depth, kept_model, max_length, sha256 = (manifest["parameters"][name] for name in names)
+    except (KeyError, TypeError) as error:
+        raise CorruptIndexError(
+            f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
+        ) from error
+    (retriever,) = _open_parts(folder, parts, mmap, options)
+    own = {name: options[name] for name in ("device", "precision") if name in options}
+    reranker = CrossEncoderReranker(model or kept_model, max_length, **own)
+    if reranker.parameters["model_sha256"] != sha256:
+        raise ValueError(
+            f"{model or kept_model} is another model than the one that {folder} was made with; "
+            f"name that one, or make {folder} again"
+        )
+    return RerankingRetriever(retriever, reranker, depth)
+
+
+def _open_parts(
+    folder: Path, parts: Sequence[tuple[Path, str]], mmap: bool, options: dict[str, Any]
+) -> list[IndexedRetriever]:
+    """Open the indexes that another one is made of; those with a model get the options.
+
+    Raises:
+        ValueError: If one has been built anew since.
+    """
     for part, sha256 in parts:
         if _manifest_sha256(part) != sha256:
             raise ValueError(
                 f"{part} is another index than the one that {folder} was built from; "
                 f"build {folder} again"
             )
-    retrievers = [
-        open_retriever(
-            part, mmap, **(dense_options if _format(part) in (dense.FORMAT, FUSION_FORMAT) else {})
-        )
+    return [
+        open_retriever(part, mmap, **({} if _format(part) == bm25.FORMAT else options))
         for part, _ in parts
     ]
-    return FusionRetriever(retrievers, constant, depth)
 
 
 def _parts(folder: Path) -> list[tuple[Path, str]]:
-    """The indexes that a fusion is made of, each with the hash of its manifest."""
+    """The indexes that another one is made of, each with the hash of its manifest."""
     try:
         recorded = json.loads((folder / PARTS).read_text(encoding="utf-8"))
         return [(folder / part["folder"], part["manifest_sha256"]) for part in recorded]
@@ -249,7 +317,7 @@ def damage(folder: Path) -> list[str]:
         CorruptIndexError: If a manifest is missing or damaged.
     """
     found = damaged_files(folder)
-    if _format(folder) == FUSION_FORMAT and not found:
+    if _format(folder) in (FUSION_FORMAT, RERANKING_FORMAT) and not found:
         for part, sha256 in _parts(folder):
             found += damage(part)
             if _manifest_sha256(part) != sha256:
