@@ -4,12 +4,14 @@ igsearch serve --index indexes/wiki
 igsearch serve --index indexes/e5 --device cuda --vector-device cuda
 igsearch serve --index indexes/e5_ivf --search nprobe=64
 igsearch serve --corpus data/wiki.jsonl --port 8001
+igsearch serve --index indexes/wiki --workers 4
 igsearch serve --index indexes/wiki --mcp
 igsearch serve --index indexes/wiki --mcp stdio
 
 One port speaks the dialects of Search-R1 and verl, of SkyRL and verl-agent, and of rLLM and RAGEN.
 A bare corpus is indexed with BM25 in memory. /health answers at once, /ready when the index is
-loaded, /metrics in Prometheus' text format. --mcp adds /mcp, where agents find the tools search
+loaded, /metrics in Prometheus' text format. After kill -HUP the index is loaded anew; the old one
+answers until the new one is there. --mcp adds /mcp, where agents find the tools search
 and get_document by the Model Context Protocol; with stdio the process speaks it on its own input
 and output.
 """
@@ -18,10 +20,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import sys
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import redirect_stdout
 from dataclasses import fields
 from functools import partial
@@ -29,9 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env.cli.program import Parser, add_import, add_settings, positive, say
+from igsearch_env.plugins import import_plugin
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
+from igsearch_env.retrieval.search_processes import SearchProcesses
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
 
@@ -60,12 +65,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = (field.name for field in fields(ServerLimits))
     limits = ServerLimits(**{n: getattr(arguments, n) for n in names if hasattr(arguments, n)})
     service = RetrievalService(limits, arguments.top_k, mcp=arguments.mcp is not None)
-    load = partial(_load, index or arguments.corpus, dense)
+    load = partial(_load, index or arguments.corpus, dense, getattr(arguments, "import", []))
+    if arguments.workers > 1:
+        if arguments.mcp:
+            raise ValueError("--mcp reads documents in the server itself: leave --workers out")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = max(1, (cores or 1) // arguments.workers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of each process
     if arguments.mcp == "stdio":
         from igsearch_env.retrieval.mcp_server import serve_stdio
 
         with redirect_stdout(sys.stderr):  # what agents read is the protocol alone
-            service.open(load())
+            service.open(_announced(load, workers=1))
         serve_stdio(service)
         return
     # The thread that searches wants the interpreter back after each of many short calls; while the
@@ -74,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listener = _listen(arguments.host, arguments.port)
     host, port = listener.getsockname()[:2]
     say(f"serving http://{host}:{port}/retrieve; /ready answers 200 when the index is loaded")
-    serve(service, load, listener)
+    serve(service, partial(_announced, load, arguments.workers), listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -86,12 +97,19 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"port {port} of {host} is taken; --port 0 picks a free one") from error
 
 
-def _load(name: str, dense: dict[str, Any]) -> Retriever:
+def _load(name: str, dense: dict[str, Any], imports: Sequence[str]) -> Retriever:
+    for plugin in imports:  # in a process of its own nothing is registered yet
+        import_plugin(plugin)
+    return open_retriever(name, **dense)
+
+
+def _announced(load: Callable[[], Retriever], workers: int) -> Retriever | SearchProcesses:
     start = time.perf_counter()
-    retriever = open_retriever(name, **dense)
-    count = f"{len(retriever):,} documents" if isinstance(retriever, Sized) else name
-    say(f"ready: {count} after {time.perf_counter() - start:.1f} s")
-    return retriever
+    loaded = load() if workers == 1 else SearchProcesses(load, workers)
+    size = len(loaded) if isinstance(loaded, Sized) else getattr(loaded, "size", None)
+    what = "the retriever" if size is None else f"{size:,} documents"
+    say(f"ready: {what} after {time.perf_counter() - start:.1f} s")
+    return loaded
 
 
 def _parser() -> Parser:
@@ -108,6 +126,12 @@ def _parser() -> Parser:
         type=positive,
         default=DEFAULT_TOP_K,
         help="documents for a request that does not say how many (default: %(default)s)",
+    )
+    add(
+        "--workers",
+        type=positive,
+        default=1,
+        help="processes that search, each in the same mapped index (default: %(default)s)",
     )
     add(
         "--mcp",

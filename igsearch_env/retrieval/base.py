@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -82,6 +84,18 @@ class IndexedRetriever(Retriever, Protocol):
     def __len__(self) -> int:
         """Number of documents in the corpus."""
         ...
+
+
+def fingerprint(retriever: Retriever) -> str | None:
+    """Names what a retriever finds: 16 digits that change with its documents or parameters.
+
+    None for a retriever that does not hold its documents.
+    """
+    if not isinstance(retriever, IndexedRetriever):
+        return None
+    what = [retriever.corpus_sha256, retriever.parameters]
+    text = json.dumps(what, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
 def check_alive(retriever: Retriever, query: str, k: int) -> None:

@@ -52,7 +52,7 @@ class DenseRetriever(HoldsDocuments):
         """Put the parts together; use :meth:`build` or :meth:`load` instead."""
         set_search(index, parameters["search"])
         super().__init__(documents, files)
-        self._index = index
+        self.index = index
         self._searched = index if vector_device is None else on_devices(index, vector_device)
         self.encoder = encoder
         self.parameters = parameters
@@ -141,7 +141,7 @@ class DenseRetriever(HoldsDocuments):
 
     def vectors(self) -> Vectors:
         """The vectors of all documents, shape (documents, dimension); approximate if compressed."""
-        vectors: Vectors = self._index.reconstruct_n(0, len(self))
+        vectors: Vectors = self.index.reconstruct_n(0, len(self))
         return vectors
 
     def save(self, path: str | Path) -> None:
@@ -154,7 +154,7 @@ class DenseRetriever(HoldsDocuments):
             FileExistsError: If something other than an index is there.
         """
         with replacing_directory(Path(path)) as folder:
-            write_vector_index(self._index, folder)
+            write_vector_index(self.index, folder)
             DocumentFile.write(self._documents, folder)
             kept = {k: v for k, v in self.parameters.items() if k != "query_precision"}
             content = {"passages": len(self), "parameters": kept}

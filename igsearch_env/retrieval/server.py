@@ -1,20 +1,23 @@
 """A retriever as a web server, for this environment's client and for other trainers.
 
 ``POST /retrieve`` understands the dialects of :mod:`igsearch_env.retrieval.wire` and answers in the
-one it was asked in. ``GET /health`` says that the process lives, ``GET /ready`` whether the index
-is loaded, ``GET /metrics`` what has happened, in Prometheus' text format. Where it is asked to, the
-server also answers the Model Context Protocol (:mod:`igsearch_env.retrieval.mcp_server`).
+one it was asked in; the header ``x-index`` says which index the whole answer comes from. ``GET
+/health`` says that the process lives, ``GET /ready`` whether the index is loaded, ``GET /metrics``
+what has happened, in Prometheus' text format. A SIGHUP loads the index anew. Where it is asked to,
+the server also answers the Model Context Protocol (:mod:`igsearch_env.retrieval.mcp_server`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sized
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from igsearch_env.episode import Document
 from igsearch_env.extras import extra
-from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.base import Retriever, fingerprint
 from igsearch_env.retrieval.batching import Found, MicroBatcher, Overloaded
 from igsearch_env.retrieval.index_directory import CorruptIndexError
+from igsearch_env.retrieval.search_processes import SearchProcesses
 from igsearch_env.retrieval.server_connection import LimitedConnection
 from igsearch_env.retrieval.server_gate import Gate
 from igsearch_env.retrieval.server_limits import ServerLimits
@@ -48,6 +52,9 @@ log = logging.getLogger(__name__)
 GRACE = 10
 """Seconds that requests on their way have once the server is asked to end."""
 
+INDEX_HEADER = "x-index"
+"""Header of an answer that names the index that it comes from."""
+
 OTHER_FILES = 64
 """Descriptors that are kept for other files than connections."""
 
@@ -67,6 +74,31 @@ class RetrieveRequest(BaseModel):
         if self.query is None:
             return "search-r1"
         return "rllm" if "top_k" in self.model_fields_set else "skyrl"
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A retriever that is searched: everything that an answer comes from."""
+
+    batcher: MicroBatcher
+    size: int | None
+    fingerprint: str | None
+    documents: DocumentsById | None
+    end: Callable[[], None]
+
+    async def finish(self) -> None:
+        """Answer what was asked, and close."""
+        await self.batcher.finish()
+        self.close()
+
+    def close(self) -> None:
+        """End what searches, without waiting for it."""
+        self.batcher.close()
+        self.end()
+
+
+def _nothing() -> None:
+    """What there is to end of a retriever in this process."""
 
 
 class RetrievalService:
@@ -93,39 +125,61 @@ class RetrievalService:
         self.top_k = top_k
         self.mcp = mcp
         self.metrics = ServerMetrics()
-        self.retriever: Retriever | None = None
-        self._batcher: MicroBatcher | None = None
-        self._documents: DocumentsById | None = None
+        self.metrics.waiting.set_function(lambda: self._open.batcher.waiting if self._open else 0)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._open: _Open | None = None
 
-    def open(self, retriever: Retriever) -> None:
-        """Begin to answer.
+    def open(self, retriever: Retriever | SearchProcesses) -> None:
+        """Begin to answer from a retriever, or go over to another one.
+
+        Requests that came before are answered from the one before, which is closed then.
 
         Raises:
             ValueError: If documents are to be read by their ids, and the retriever has none.
         """
-        if self.mcp:
-            from igsearch_env.retrieval.mcp_server import DocumentsById  # needs the extra mcp
+        before, self._open = self._open, self._opened(retriever)
+        self.metrics.ready.set(1)
+        if before is not None and self.loop is not None:
+            asyncio.run_coroutine_threadsafe(before.finish(), self.loop)
 
-            self._documents = DocumentsById(retriever)
-        self.retriever = retriever
-        limits, metrics = self.limits, self.metrics
-        search = getattr(retriever, "search_rows", retriever.search)
-        batcher = MicroBatcher(
-            [search], limits.batch, limits.max_waiting, metrics.batch_queries.observe
-        )
-        metrics.waiting.set_function(lambda: batcher.waiting)
-        metrics.ready.set(1)
-        self._batcher = batcher
+    def _opened(self, retriever: Retriever | SearchProcesses) -> _Open:
+        documents, close = None, _nothing
+        if isinstance(retriever, SearchProcesses):
+            if self.mcp:
+                raise ValueError("the tools of --mcp read documents in the server: no --workers")
+            searchers, size = retriever.searchers, retriever.size
+            name, close = retriever.fingerprint, retriever.close
+        else:
+            if self.mcp:
+                from igsearch_env.retrieval.mcp_server import DocumentsById  # needs the extra mcp
+
+                documents = DocumentsById(retriever)
+            searchers = [getattr(retriever, "search_rows", retriever.search)]
+            size = len(retriever) if isinstance(retriever, Sized) else None
+            name = fingerprint(retriever)
+        limits, observe = self.limits, self.metrics.batch_queries.observe
+        batcher = MicroBatcher(searchers, limits.batch, limits.max_waiting, observe)
+        return _Open(batcher, size, name, documents, close)
 
     @property
     def ready(self) -> bool:
         """Whether it has a retriever to answer with."""
-        return self._batcher is not None
+        return self._open is not None
+
+    @property
+    def size(self) -> int | None:
+        """How many documents it answers from, where the retriever knows."""
+        return self._open.size if self._open else None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the retriever; see :func:`igsearch_env.retrieval.base.fingerprint`."""
+        return self._open.fingerprint if self._open else None
 
     def close(self) -> None:
-        """End the searching thread, without waiting for it."""
-        if self._batcher is not None:
-            self._batcher.close()
+        """End what searches, without waiting for it."""
+        if self._open is not None:
+            self._open.close()
 
     async def retrieve(self, request: RetrieveRequest) -> Response:
         """Answer one request.
@@ -137,12 +191,15 @@ class RetrievalService:
         if (request.queries is None) == (request.query is None):
             raise HTTPException(400, "expected either 'queries', a list, or 'query', a string")
         queries = [request.query] if request.query is not None else request.queries or []
-        found = await self.search(queries, request.topk or request.top_k, request.dialect)
+        now = self._ready()  # the whole answer comes from this one, whatever is opened meanwhile
+        k = request.topk or request.top_k
+        found = await self._search(now, queries, k, request.dialect)
         answer = make_answer(request.dialect, found, request.return_scores)
         text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
         # Halves of surrogate pairs, which UTF-8 cannot write, are written as JSON escapes them.
         content = text.encode("utf-8", "backslashreplace")
-        return Response(content, media_type="application/json")
+        headers = {} if now.fingerprint is None else {INDEX_HEADER: now.fingerprint}
+        return Response(content, headers=headers, media_type="application/json")
 
     async def search(self, queries: list[str], k: int | None, source: str) -> Found:
         """The documents of each query.
@@ -155,11 +212,13 @@ class RetrievalService:
         Raises:
             HTTPException: As for :meth:`retrieve`.
         """
-        batcher = self._ready_batcher()
-        queries, k = self._check(queries, k or self.top_k)
+        return await self._search(self._ready(), queries, k, source)
+
+    async def _search(self, now: _Open, queries: list[str], k: int | None, source: str) -> Found:
+        queries, k = self._check(queries, k or self.top_k, now.size)
         self.metrics.queries.labels(source).inc(len(queries))
         try:
-            return await batcher.search(queries, k) if queries else []
+            return await now.batcher.search(queries, k) if queries else []
         except Overloaded as error:
             raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
         except Exception as error:
@@ -172,10 +231,10 @@ class RetrievalService:
         Raises:
             HTTPException: 404 if there is none, and as for :meth:`retrieve`.
         """
-        self._ready_batcher()
-        assert self._documents is not None  # only asked where there is the protocol for it
+        documents = self._ready().documents
+        assert documents is not None  # only asked where there is the protocol for it
         try:
-            return self._documents[name]
+            return documents[name]
         except KeyError:
             short = name if len(name) <= 80 else name[:80] + "..."
             raise HTTPException(
@@ -185,12 +244,12 @@ class RetrievalService:
             log.exception("a document could not be read")
             raise HTTPException(500, str(error)) from error
 
-    def _ready_batcher(self) -> MicroBatcher:
-        if self._batcher is None:
+    def _ready(self) -> _Open:
+        if self._open is None:
             raise HTTPException(503, "the index is still loading", {"Retry-After": "1"})
-        return self._batcher
+        return self._open
 
-    def _check(self, queries: list[str], k: int) -> tuple[list[str], int]:
+    def _check(self, queries: list[str], k: int, size: int | None) -> tuple[list[str], int]:
         """The queries, and how many documents for each: no more than there are."""
         limits = self.limits
         if len(queries) > limits.max_queries:
@@ -211,7 +270,7 @@ class RetrievalService:
                 f"{limits.max_documents} at most: send fewer queries per request",
             )
         queries = [clean_text(query) for query in queries]
-        return queries, min(k, len(self.retriever)) if isinstance(self.retriever, Sized) else k
+        return queries, k if size is None else min(k, size)
 
 
 def create_app(service: RetrievalService, host: str = "127.0.0.1") -> FastAPI:
@@ -241,6 +300,7 @@ def create_app(service: RetrievalService, host: str = "127.0.0.1") -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.loop = asyncio.get_running_loop()
         async with running():
             yield
         service.close()
@@ -259,8 +319,8 @@ def create_app(service: RetrievalService, host: str = "127.0.0.1") -> FastAPI:
     async def ready() -> JSONResponse:
         if not service.ready:
             return JSONResponse({"status": "loading"}, 503)
-        documents = len(service.retriever) if isinstance(service.retriever, Sized) else None
-        return JSONResponse({"status": "ready", "documents": documents})
+        found = {"documents": service.size, "index": service.fingerprint}
+        return JSONResponse({"status": "ready", **found})
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
@@ -281,11 +341,11 @@ def create_app(service: RetrievalService, host: str = "127.0.0.1") -> FastAPI:
 
 def serve(
     service: RetrievalService,
-    load: Callable[[], Retriever],
+    load: Callable[[], Retriever | SearchProcesses],
     listener: socket.socket,
     stop: threading.Event | None = None,
 ) -> None:
-    """Serve until SIGINT, SIGTERM or ``stop``.
+    """Serve until SIGINT, SIGTERM or ``stop``; SIGHUP loads the retriever anew.
 
     Requests that are on their way then have :data:`GRACE` seconds; the rest is answered 503. A
     search that takes longer goes on in its thread, which the end of the process does not wait for.
@@ -293,6 +353,7 @@ def serve(
     Args:
         service: Answers requests.
         load: Gives the retriever. It runs beside the server, so that ``/health`` answers at once.
+            Where it fails once there is a retriever, that one stays.
         listener: A bound socket.
         stop: Ends the server, where it does not run in the main thread.
 
@@ -313,19 +374,31 @@ def serve(
     )
     server = uvicorn.Server(config)
     failures: list[Exception] = []
+    loading = threading.Lock()
 
     def fill() -> None:
-        try:
-            service.open(load())
-        except Exception as error:
-            failures.append(error)
-            server.should_exit = True
+        with loading:
+            try:
+                service.open(load())
+                service.metrics.loads.labels("done").inc()
+            except Exception as error:
+                service.metrics.loads.labels("failed").inc()
+                if service.ready:
+                    log.exception("the index could not be loaded anew; the one before stays")
+                    return
+                failures.append(error)
+                server.should_exit = True
+
+    def fill_beside(*_: object) -> None:
+        threading.Thread(target=fill, daemon=True).start()
 
     def end(stop: threading.Event) -> None:
         stop.wait()
         server.should_exit = True
 
-    threading.Thread(target=fill, daemon=True).start()
+    if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, fill_beside)
+    fill_beside()
     if stop is not None:
         threading.Thread(target=end, args=(stop,), daemon=True).start()
     server.run(sockets=[listener])

@@ -26,6 +26,7 @@ class ServerMetrics:
         batch_queries: Queries of the batches that were searched.
         waiting: Queries that wait now.
         ready: 1 once the index is loaded.
+        loads: How often an index was loaded, by outcome (done, failed).
     """
 
     def __init__(self) -> None:
@@ -50,6 +51,9 @@ class ServerMetrics:
             registry=self._registry,
         )
         self.waiting = Gauge("igsearch_waiting_queries", "Queries waiting", registry=self._registry)
+        self.loads = Counter(
+            "igsearch_loads", "Loadings of the index", ["outcome"], registry=self._registry
+        )
         self.ready = Gauge("igsearch_ready", "Whether the index is loaded", registry=self._registry)
 
     def observe_request(self, status: int, seconds: float) -> None:

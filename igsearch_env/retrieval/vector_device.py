@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from igsearch_env.extras import import_extra
 from igsearch_env.retrieval.encoder import Vectors
 from igsearch_env.retrieval.vector_index import import_faiss
 
-if TYPE_CHECKING:
-    import torch
-
 Numbers = NDArray[np.int64]
+Device = Any
+"""A ``torch.device``; torch is imported where it is used."""
+Tensor = Any
+"""A ``torch.Tensor``."""
 
 WORKING_BYTES = 1 << 30
 """What a search needs on a device beside the vectors, about."""
@@ -54,11 +55,11 @@ def on_devices(index: Any, devices: str) -> Any:
     chosen = [_device(name) for name in names]
     if isinstance(index, import_faiss().IndexFlat):
         return TorchFlat(index, chosen)
-    return _faiss_on_gpus(index, chosen)
+    return faiss_on_gpus(index, chosen)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Vectors on one device: some rows of the index.
 
     Args:
@@ -68,7 +69,7 @@ class _Part:
         error: By how much a vector was changed there, at most, in length.
     """
 
-    vectors: torch.Tensor
+    vectors: Tensor
     first: int
     norm: float
     error: float
@@ -81,22 +82,23 @@ class TorchFlat:
     then scores the candidates anew from the vectors in main memory. The error of the product has a
     bound, which follows from how far rounding moved each vector. Where a document that is no
     candidate might belong to the best by that bound, every document in reach is scored. So
-    documents, order and scores are bit for bit those that FAISS gives for each query by itself, in
-    batches of any size. Documents of equal score come in the order of the corpus.
+    documents, order and scores are bit for bit those that FAISS gives for a query by itself, in
+    batches of any size; where equal scores stand at the end of a list, FAISS decides which stay.
 
     Args:
         index: A flat index of FAISS by inner product.
         devices: Where the vectors go; each gets a share.
         dtype: Their precision there. None for float16, but on a CPU float32, which needs no copy.
 
+    Attributes:
+        parts: The share of each device.
+
     Raises:
         ValueError: If the vectors do not fit into the memory that is free, or one has a number
             that the precision cannot hold.
     """
 
-    def __init__(
-        self, index: Any, devices: Sequence[torch.device], dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, index: Any, devices: Sequence[Device], dtype: Any = None) -> None:
         self._torch = _import_torch()
         self._index = index
         faiss = import_faiss()
@@ -104,16 +106,14 @@ class TorchFlat:
         memory = faiss.rev_swig_ptr(self._index.get_xb(), count * dimension)
         vectors = memory.reshape(count, dimension)
         bounds = np.linspace(0, count, len(devices) + 1).astype(int)
-        self._parts = []
+        self.parts = []
         for device, start, end in zip(devices, bounds, bounds[1:], strict=False):
             kind = dtype or (self._torch.float32 if device.type == "cpu" else self._torch.float16)
             if device.type != "cpu" or kind != self._torch.float32:
                 check_room(device, int(end - start) * dimension * kind.itemsize)
-            self._parts.append(self._copy(vectors[start:end], int(start), device, kind))
+            self.parts.append(self._copy(vectors[start:end], int(start), device, kind))
 
-    def _copy(
-        self, vectors: Vectors, first: int, device: torch.device, dtype: torch.dtype
-    ) -> _Part:
+    def _copy(self, vectors: Vectors, first: int, device: Device, dtype: Any) -> Part:
         torch = self._torch
         mapped = device.type == "cpu" and dtype == torch.float32
         kept = torch.from_numpy(vectors) if mapped else None
@@ -133,7 +133,7 @@ class TorchFlat:
                 f"a vector of the index has a number that is not finite in {dtype}; search it in "
                 "main memory, or build it of vectors of length 1"
             )
-        return _Part(kept, first, norm, error)
+        return Part(kept, first, norm, error)
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Numbers]:
         """Find the nearest vectors.
@@ -153,16 +153,33 @@ class TorchFlat:
         errors = self._errors(queries)
         # What is no candidate scored near.min() at most, so it may score as much as this:
         others = near.min(axis=1) + errors if wanted < self._index.ntotal else -np.inf
-        found_scores, found = _best(scores, numbers, k)
         unsure = np.flatnonzero(others >= least)
-        if len(unsure):
-            reach = self._in_reach(queries[unsure], (least - errors)[unsure])
-            for row, candidates in zip(unsure, reach, strict=True):
-                exact = self._exact(queries[row : row + 1], candidates[None])
-                found_scores[row], found[row] = (
-                    one[0] for one in _best(exact, candidates[None], k)
-                )
+        tied = np.flatnonzero((scores >= least[:, None]).sum(axis=1) > k)
+        again = {int(row): numbers[row] for row in tied}
+        reach = self._in_reach(queries[unsure], (least - errors)[unsure])
+        again |= dict(zip(unsure.tolist(), reach, strict=True))
+        found_scores, found = _best(scores, numbers, k)
+        for row, candidates in again.items():
+            found_scores[row], found[row] = self._alone(queries[row : row + 1], candidates, k)
         return found_scores, found
+
+    def _alone(self, query: Vectors, numbers: Numbers, k: int) -> tuple[Vectors, Numbers]:
+        """The k best of some vectors for one query, shape (1, dimension)."""
+        scores = self._exact(query, numbers[None])[0]
+        numbers = np.sort(numbers[scores >= np.partition(scores, -k)[-k]])
+        if len(numbers) > k:
+            # Equal scores stand at the end of the list. Which of them FAISS takes depends on what
+            # came before them, so it is asked: vectors with lower scores make no difference to its
+            # heap, but to what it uses for longer lists.
+            faiss = import_faiss()
+            if k < faiss.cvar.distance_compute_min_k_reservoir:
+                some = faiss.IndexFlatIP(self._index.d)
+                some.add(self._index.reconstruct_batch(numbers))
+                numbers = numbers[some.search(query, k)[1][0]]
+            else:
+                numbers = self._index.search(query, k)[1][0]
+        found, order = _best(self._exact(query, numbers[None]), numbers[None], k)
+        return found[0], order[0]
 
     def _errors(self, queries: Vectors) -> NDArray[np.float64]:
         """By how much a product may differ from FAISS's score, for each query."""
@@ -170,7 +187,7 @@ class TorchFlat:
         errors = np.zeros(len(queries))
         exact = torch.from_numpy(queries)
         lengths = exact.double().norm(dim=1)
-        for part in self._parts:
+        for part in self.parts:
             rounded = exact.to(part.vectors.dtype)
             moved = (exact.double() - rounded.double()).norm(dim=1)
             adding = 2 * queries.shape[1] * _ROUNDING * (lengths + moved) * (part.norm + part.error)
@@ -178,7 +195,7 @@ class TorchFlat:
             errors = np.maximum(errors, 1.001 * one.numpy())
         return errors
 
-    def _products(self, queries: Vectors, part: _Part) -> Any:
+    def _products(self, queries: Vectors, part: Part) -> Any:
         """Yields the first row and the scores of each block of vectors."""
         torch = self._torch
         device = part.vectors.device
@@ -196,7 +213,7 @@ class TorchFlat:
         """The best by their products: values and numbers, each of shape (queries, count)."""
         torch = self._torch
         found = []
-        for part in self._parts:  # GPUs work at once: nothing waits for them in here
+        for part in self.parts:  # GPUs work at once: nothing waits for them in here
             best: list[tuple[Any, Any]] = []
             for start, scores in self._products(queries, part):
                 values, places = _largest(torch, scores, count)
@@ -215,7 +232,7 @@ class TorchFlat:
         # Rounded down, so that no product is lost by it.
         limits = torch.from_numpy(np.nextafter(least.astype(np.float32), np.float32(-np.inf)))
         found: list[list[Numbers]] = [[] for _ in queries]
-        for part in self._parts:
+        for part in self.parts if len(queries) else ():
             limit = limits.to(part.vectors.device)[:, None]
             for start, scores in self._products(queries, part):
                 rows, places = (one.cpu().numpy() for one in torch.where(scores >= limit))
@@ -234,7 +251,7 @@ class TorchFlat:
         return scores
 
 
-def _largest(torch: Any, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _largest(torch: Any, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest scores of each row and their places.
 
     The largest of each group are compared first: the ``count`` best groups hold the ``count`` best
@@ -243,7 +260,8 @@ def _largest(torch: Any, scores: torch.Tensor, count: int) -> tuple[torch.Tensor
     rows, width = scores.shape
     groups = width // _GROUP
     if groups <= 2 * count:
-        return scores.topk(min(count, width))
+        values, places = scores.topk(min(count, width))
+        return values, places
     whole = groups * _GROUP
     highest = scores[:, :whole].view(rows, groups, _GROUP).amax(2).topk(count).indices
     inside = torch.arange(_GROUP, device=scores.device)
@@ -267,7 +285,7 @@ def _best(scores: Vectors, numbers: Numbers, k: int) -> tuple[Vectors, Numbers]:
     return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
 
 
-def check_room(device: torch.device, need: int) -> None:
+def check_room(device: Device, need: int) -> None:
     """Make sure that so many bytes of vectors, and a search, fit into a device.
 
     Raises:
@@ -283,7 +301,7 @@ def check_room(device: torch.device, need: int) -> None:
         )
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: Device) -> int:
     """Memory of a device that is free; of a CPU, all that the machine has."""
     torch = _import_torch()
     if device.type == "cuda":
@@ -295,10 +313,10 @@ def _import_torch() -> Any:
     return import_extra("torch", "dense")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str) -> Device:
     library = _import_torch()
     try:
-        device: torch.device = library.device(name)
+        device: Device = library.device(name)
         library.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -306,7 +324,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _faiss_on_gpus(index: Any, devices: Sequence[torch.device]) -> Any:
+def faiss_on_gpus(index: Any, devices: Sequence[Device]) -> Any:
     """A copy of an index on GPUs, in float16: a whole one on each if it fits, else in shards."""
     faiss = import_faiss()
     kind = type(index).__name__

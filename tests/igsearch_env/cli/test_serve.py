@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +25,12 @@ from igsearch_env import BM25Retriever, SearchQAEnv, SearchQAVectorEnv, World
 from igsearch_env.baselines import RandomQueryAgent
 from igsearch_env.cli import __main__ as igsearch
 from igsearch_env.gain.pool import EvidencePool
+from igsearch_env.retrieval.base import fingerprint
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.http_line import HTTPRetrievalError
-from igsearch_env.retrieval.wire import DIALECTS, Dialect
+from igsearch_env.retrieval.wire import DIALECTS, Dialect, make_answer
 from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from tests.ports import free_port
@@ -331,6 +335,8 @@ def test_a_check_of_no_server_is_an_error(program: Program) -> None:
         (["--index", "INDEX", "--device", "cpu"], "is a BM25 index, which has no device"),
         (["--index", "INDEX", "--precision", "float16"], "index, which has no precision"),
         (["--corpus", "world", "--model", "x", "--search", "y"], "--model, --search: for a dense"),
+        (["--index", "INDEX", "--workers", "2", "--mcp"], "leave --workers out"),
+        (["--index", "DAMAGED", "--workers", "2"], "is not an index: it has no manifest.json"),
         (["--corpus", "world", "--port", "TAKEN"], "is taken; --port 0 picks a free one"),
     ],
 )
@@ -367,3 +373,146 @@ def test_a_dense_index_is_loaded_as_the_flags_say(
     with HTTPRetriever(server.url) as retriever:
         (found,) = retriever.search(["poet"], 64)
     assert len(found) == 64  # one list of eight would hold fewer
+
+
+class Asking:
+    """Clients that post a few queries at a time, and sort the answers by the index they name."""
+
+    def __init__(self, url: str, queries: list[str], right: dict[str, Any], clients: int) -> None:
+        self.url, self.queries, self.right = url, queries, right
+        self.answers: Counter[str] = Counter()
+        self.bad: list[Any] = []
+        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._threads = ThreadPoolExecutor(clients)
+        self._work = [self._threads.submit(self._ask, number) for number in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        rng = random.Random(number)
+        with httpx2.Client(trust_env=False, timeout=SECONDS) as client:
+            while not self._stop.is_set():
+                asked = rng.sample(self.queries, 40)  # more than a batch
+                body = {"queries": asked, "topk": 3, "return_scores": True}
+                answer = client.post(self.url, json=body)
+                name = answer.headers.get("x-index", "none")
+                right = self.right.get(name)
+                sound = answer.status_code == 200 and right is not None
+                found = answer.json()["result"] if sound else []
+                expected = [right[query] for query in asked] if sound and right else None
+                with self._changed:
+                    self.answers[name] += 1
+                    if found != expected:
+                        self.bad.append((answer.status_code, name, answer.text[:300]))
+                    self._changed.notify_all()
+
+    def wait_for(self, name: str, count: int) -> None:
+        with self._changed:
+            enough = self.answers[name] + count
+            reached = self._changed.wait_for(
+                lambda: self.answers[name] >= enough or self.bad, SECONDS
+            )
+            assert reached, (name, self.answers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for work in self._work:
+            work.result(SECONDS)
+        self._threads.shutdown()
+
+
+def answers_of(retriever: BM25Retriever, queries: list[str]) -> dict[str, Any]:
+    """What the server answers to each query, by the query."""
+    found = make_answer("search-r1", retriever.search(queries, 3))["result"]
+    return dict(zip(queries, found, strict=True))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_index_is_replaced_under_load(
+    world: World, tmp_path: Path, start: Callable[..., Server], workers: str
+) -> None:
+    """Every answer is as a whole that of the index that it names; none fails, none is mixed."""
+    folder = tmp_path / "index"
+    both = [world.documents, World.generate(4, people=60).documents]
+    retrievers = [BM25Retriever.build(documents) for documents in both]
+    queries = [f"{document.title} {document.text}" for some in both for document in some[:40]]
+    first, second = map(fingerprint, retrievers)
+    assert first
+    assert second
+    assert first != second
+    right = {fingerprint(r): answers_of(r, queries) for r in retrievers}
+    retrievers[0].save(folder)
+    server = start("0", "--index", str(folder), "--workers", workers)
+    server.read_until("ready: ")
+    with Asking(server.url, queries, right, clients=8) as asking:
+        asking.wait_for(first, 20)
+        for name, retriever in ((second, retrievers[1]), (first, retrievers[0])):
+            retriever.save(folder)
+            server.process.send_signal(signal.SIGHUP)
+            asking.wait_for(name, 20)
+    assert asking.bad == []
+    assert set(asking.answers) == {first, second}
+    ready = httpx2.get(urljoin(server.url, "/ready"), timeout=SECONDS).json()
+    assert ready == {"status": "ready", "documents": len(retrievers[0]), "index": first}
+    assert 'igsearch_loads_total{outcome="done"} 3' in metrics(server)
+    shutil.rmtree(folder)  # what cannot be loaded leaves the one before in place
+    server.process.send_signal(signal.SIGHUP)
+    while 'igsearch_loads_total{outcome="failed"} 1' not in metrics(server):
+        assert server.process.poll() is None
+    body = {"query": queries[0], "topk": 3, "return_scores": True}
+    answer = httpx2.post(server.url, json=body, timeout=SECONDS)
+    assert answer.json()["result"] == [right[first][queries[0]]]
+
+
+def search_processes(server: Server) -> list[int]:
+    """The processes of a server that search."""
+    threads = Path(f"/proc/{server.process.pid}/task").glob("*/children")
+    children = [one for thread in threads for one in thread.read_text(encoding="ascii").split()]
+    lines = {int(one): Path(f"/proc/{one}/cmdline").read_bytes() for one in children}
+    return [one for one, line in lines.items() if b"spawn_main" in line]
+
+
+def test_search_processes_that_are_killed_are_replaced(
+    world: World, index: Path, start: Callable[..., Server]
+) -> None:
+    retriever = BM25Retriever.load(index)
+    name = fingerprint(retriever)
+    assert name
+    queries = [document.text for document in world.documents[:60]]
+    server = start("0", "--workers", "2")
+    server.read_until("ready: ")
+    with Asking(server.url, queries, {name: answers_of(retriever, queries)}, 4) as asking:
+        for _ in range(3):
+            asking.wait_for(name, 10)
+            before = search_processes(server)
+            os.kill(before[0], signal.SIGKILL)
+            asking.wait_for(name, 10)
+    assert asking.bad == []
+    children = [os.pidfd_open(one) for one in search_processes(server)]
+    assert len(children) == 2
+    assert server.kill(signal.SIGTERM) in (0, -signal.SIGTERM)
+    for child in children:
+        assert select.select([child], [], [], SECONDS)[0]  # it has ended, too
+        os.close(child)
+
+
+def test_an_index_that_was_replaced_is_not_opened_by_a_process_that_died(
+    world: World, tmp_path: Path, start: Callable[..., Server]
+) -> None:
+    BM25Retriever.build(world.documents[:50]).save(tmp_path / "index")
+    server = start("0", "--index", str(tmp_path / "index"), "--workers", "2")
+    server.read_until("ready: ")
+    BM25Retriever.build(world.documents[50:90]).save(tmp_path / "index")
+    for one in search_processes(server):
+        os.kill(one, signal.SIGKILL)
+    answer = httpx2.post(server.url, json={"query": "poet"}, timeout=SECONDS)
+    assert answer.status_code == 500
+    assert "kill -HUP" in answer.json()["detail"]
+    server.process.send_signal(signal.SIGHUP)
+    server.lines.clear()
+    server.read_until("ready: ")
+    with HTTPRetriever(server.url, attempts=20) as retriever:
+        assert retriever.search(["poet"], 3) == BM25Retriever.load(tmp_path / "index").search(
+            ["poet"], 3
+        )

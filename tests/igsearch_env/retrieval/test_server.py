@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from igsearch_env.episode import Document, Question
+from igsearch_env.retrieval.base import fingerprint
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
@@ -255,7 +256,10 @@ def test_it_lives_before_it_is_ready(start: Callable[..., str]) -> None:
     loaded.set()
     HTTPRetriever(url).wait_until_ready(60)
     ready = httpx2.get(f"{url}/ready", timeout=60)
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "documents": 4})
+    index = fingerprint(BM25Retriever.build(PASSAGES))
+    expected = {"status": "ready", "documents": 4, "index": index}
+    assert (ready.status_code, ready.json()) == (200, expected)
+    assert post(url, {"query": "capital"}).headers["x-index"] == index
 
 
 def test_it_ends_where_the_index_cannot_be_loaded() -> None:

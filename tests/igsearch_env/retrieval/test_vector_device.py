@@ -84,7 +84,7 @@ def test_the_bound_holds_and_decides_what_is_scored_again() -> None:
         searched = TorchFlat(index, [CPU], dtype)
         exact = queries.astype(np.float64) @ index.reconstruct_n(0, 5000).T.astype(np.float64)
         blocks = [
-            scores for part in searched._parts for _, scores in searched._products(queries, part)
+            scores for part in searched.parts for _, scores in searched._products(queries, part)
         ]
         errors = np.abs(torch.cat(blocks, 1).numpy() - exact).max(axis=1)
         bound = searched._errors(queries)
@@ -100,11 +100,28 @@ def test_all_vectors_alike_are_found_in_order() -> None:
     assert numbers.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
+@pytest.mark.parametrize("k", [1, 3, 7, 100, 150])
+def test_of_equal_scores_at_the_end_of_a_list_those_stay_that_faiss_keeps(k: int) -> None:
+    """Each vector is there some three times, in any order: FAISS does not keep the first ones."""
+    rng = np.random.default_rng(k)
+    different = vectors_of_length_1(400, 16, 8)
+    places = rng.integers(0, 400, 1200)
+    index = flat_index(different[places])
+    queries = vectors_of_length_1(200, 16, 9)
+    scores, numbers = TorchFlat(index, [CPU, CPU], torch.float16).search(queries, k)
+    expected_scores, expected = one_by_one(index, queries, k)
+    assert scores.tobytes() == expected_scores.tobytes()
+    assert numbers.tolist() == expected.tolist()
+    first = [np.flatnonzero(places == places[row[-1]]) for row in expected]
+    kept = [np.isin(all_of_it, row) for all_of_it, row in zip(first, expected, strict=True)]
+    assert k < 3 or any((np.diff(one.astype(int)) > 0).any() for one in kept)  # not the first ones
+
+
 def test_vectors_in_main_memory_are_not_copied(tmp_path: Path) -> None:
     faiss = import_faiss()
     faiss.write_index(flat_index(vectors_of_length_1(500, 16, 0)), str(tmp_path / "i"))
     index = faiss.read_index(str(tmp_path / "i"), faiss.IO_FLAG_MMAP_IFC)
-    (part,) = TorchFlat(index, [CPU])._parts
+    (part,) = TorchFlat(index, [CPU]).parts
     assert part.vectors.data_ptr() == int(index.get_xb())
 
 
