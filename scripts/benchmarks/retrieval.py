@@ -4,19 +4,19 @@ python -m scripts.benchmarks.retrieval --out runs/bench_wiki --index indexes/wik
     --index indexes/wiki_e5 --questions data/hotpotqa.questions.jsonl
 
 Every client is a thread that searches for one query after the other, without a cache: directly,
-with a server that runs every search by itself ("single"), and with one that runs them in
-micro-batches ("batched"). The arms take turns in several rounds, so that whatever else the machine
-does meets all of them: compare them with each other, not with those of another run. CPU
-milliseconds are those of the searching process, per search; "different" counts queries that found
-other documents than by themselves in process.
+with a server that runs every search by itself ("single"), with one that runs them in micro-batches
+("batched"), with one that has two search processes besides ("workers"), and with one that lets 64
+queries wait at most ("limited"; a client that is refused comes again after a quarter of a second).
+The arms take turns in several rounds, so that whatever else the machine does meets all of them:
+compare them with each other, not with those of another run. Latencies are those of searches that
+were answered; "refused" counts the others. CPU milliseconds are those of the searching processes,
+per search; "different" counts queries that found other documents than by themselves in process.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -29,7 +29,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 from igsearch_env.cli.program import parse_early, run
 from igsearch_env.retrieval.encoder import PRECISIONS
@@ -43,13 +42,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--questions", default="world-train", help="what is searched for")
     parser.add_argument("--precision", choices=PRECISIONS, help="of the encoder, for queries")
+    parser.add_argument("--vector-device", help="where dense vectors are searched, such as cuda")
     return parser
 
 
 if __name__ == "__main__":
     parse_early(_parser)
 
-import httpx2
 import numpy as np
 
 from igsearch_env.cli.console import progress_bar
@@ -57,13 +56,20 @@ from igsearch_env.data.questions import load_questions
 from igsearch_env.episode import Document
 from igsearch_env.files import write_json
 from igsearch_env.retrieval.http import HTTPRetriever
+from igsearch_env.retrieval.http_line import HTTPRetrievalError
 from igsearch_env.retrieval.open import open_retriever
-from igsearch_env.retrieval.server_limits import ServerLimits
 
 SearchFunction = Callable[[Sequence[str], int], list[list[Document]]]
 TOP_K = 3
-ARMS = {"single": 1, "batched": ServerLimits().batch}  # queries of a micro-batch
-CLIENTS = (1, 4, 16, 64)
+ARMS = {
+    "single": ("--batch", "1"),
+    "batched": (),
+    "workers": ("--workers", "2"),
+    "limited": ("--max-waiting", "64"),
+}
+"""Flags of the servers."""
+PAUSE = 0.25  # seconds that a client waits after a refusal
+CLIENTS = (1, 16, 64, 256)
 ROUNDS, SECONDS = 5, 3.0  # of each arm at each number of clients
 COLUMNS = {
     "index": ("index", "s"),
@@ -73,6 +79,7 @@ COLUMNS = {
     "p50_ms": ("p50 ms", ",.1f"),
     "p99_ms": ("p99 ms", ",.1f"),
     "cpu_ms": ("CPU ms", ".2f"),
+    "refused": ("refused", ",d"),
     "different": ("different", "d"),
 }
 
@@ -87,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before torch and faiss are loaded, here and in the servers.
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     queries = [question.text for question in islice(load_questions(arguments.questions), 500)]
-    dense: dict[str, Any] = {"precision": arguments.precision} if arguments.precision else {}
+    given = {"precision": arguments.precision, "vector_device": arguments.vector_device}
+    dense = {name: value for name, value in given.items() if value}
     for index in arguments.index:
         open_retriever(index, **dense)  # refuses what it has no use for, before all work
     rows = [row for index in arguments.index for row in bench_index(index, dense, queries)]
@@ -99,16 +107,16 @@ def bench_index(index: Path, dense: dict[str, Any], queries: Sequence[str]) -> l
     """Measure one index in process and behind two servers, at several numbers of clients."""
     with ExitStack() as stack:
         addresses = {
-            name: stack.enter_context(running_server(index, batch, dense))
-            for name, batch in ARMS.items()
+            name: stack.enter_context(running_server(index, flags, dense))
+            for name, flags in ARMS.items()
         }
         retriever = open_retriever(index, **dense)
         arms = {"direct": Searcher(retriever.search, time.process_time)}
-        for name, address in addresses.items():
+        for name, (address, pid) in addresses.items():
             client = HTTPRetriever(address, connections=max(CLIENTS), cache_size=0, attempts=1)
             stack.enter_context(client)
             client.wait_until_ready()
-            arms[name] = Searcher(client.search, partial(server_cpu_seconds, address))
+            arms[name] = Searcher(client.search, partial(cpu_seconds_of, pid))
         expected = {
             query: [doc.id for doc in retriever.search([query], TOP_K)[0]] for query in queries
         }
@@ -138,12 +146,14 @@ class Samples:
         per_second: Searches per second of each round.
         cpu_seconds: CPU time of the process that searched.
         different: Queries that found other documents than they should have, by their text.
+        refused: Searches that the server did not take.
     """
 
     milliseconds: list[float] = field(default_factory=list)
     per_second: list[float] = field(default_factory=list)
     cpu_seconds: float = 0.0
     different: set[str] = field(default_factory=set)
+    refused: int = 0
 
     def row(self) -> dict[str, float]:
         """Medians and percentiles, as JSON-ready data."""
@@ -153,6 +163,7 @@ class Samples:
             "p50_ms": round(float(np.percentile(self.milliseconds, 50)), 2),
             "p99_ms": round(float(np.percentile(self.milliseconds, 99)), 2),
             "cpu_ms": round(1000 * self.cpu_seconds / len(self.milliseconds), 2),
+            "refused": self.refused,
             "different": len(self.different),
         }
 
@@ -191,19 +202,26 @@ def put_load(
     begin = threading.Barrier(clients + 1)
     stop = threading.Event()
 
-    def client(number: int) -> tuple[list[float], set[str]]:
-        latencies, different = [], set()
+    def client(number: int) -> tuple[list[float], set[str], int]:
+        latencies, different, refused = [], set(), 0
         at = number * len(queries) // clients
         begin.wait()
         while not stop.is_set():
             query = queries[at % len(queries)]
             start = time.perf_counter()
-            (found,) = arm.search([query], TOP_K)
+            try:
+                (found,) = arm.search([query], TOP_K)
+            except HTTPRetrievalError as error:
+                if error.kind != "status":
+                    raise
+                refused += 1
+                stop.wait(PAUSE)
+                continue
             latencies.append(1000 * (time.perf_counter() - start))
             if [doc.id for doc in found] != expected[query]:
                 different.add(query)
             at += 1
-        return latencies, different
+        return latencies, different, refused
 
     with ThreadPoolExecutor(clients) as threads:
         work = [threads.submit(client, number) for number in range(clients)]
@@ -215,43 +233,53 @@ def put_load(
         results = [one.result() for one in work]
         elapsed = time.perf_counter() - start
     samples.cpu_seconds += arm.cpu_seconds() - cpu_before
-    for latencies, different in results:
+    for latencies, different, refused in results:
         samples.milliseconds += latencies
         samples.different |= different
-    samples.per_second.append(sum(len(latencies) for latencies, _ in results) / elapsed)
+        samples.refused += refused
+    samples.per_second.append(sum(len(latencies) for latencies, *_ in results) / elapsed)
 
 
 @contextmanager
-def running_server(index: Path, batch: int, dense: dict[str, Any]) -> Iterator[str]:
-    """A server process of an index, until the block ends; gives its address at once.
+def running_server(
+    index: Path, flags: Sequence[str], dense: dict[str, Any]
+) -> Iterator[tuple[str, int]]:
+    """A server process of an index, until the block ends; gives its address and id at once.
 
     Args:
         index: Folder of the index.
-        batch: Queries of a micro-batch.
+        flags: Further flags of ``igsearch serve``.
         dense: Options of ``open_retriever``.
 
     Raises:
         ValueError: If it ends before it serves.
     """
-    flags = ["--index", str(index), "--port", "0", "--batch", str(batch)]
-    flags += [word for name, value in dense.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "igsearch_env.cli", "serve", *flags]
+    words = ["--index", str(index), "--port", "0", *flags]
+    words += [w for name, value in dense.items() for w in ("--" + name.replace("_", "-"), value)]
+    command = [sys.executable, "-m", "igsearch_env.cli", "serve", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
             if not line.startswith("serving "):
                 raise ValueError(f"the server of {index} ended: {line!r}; see its error above")
-            yield line.split()[1].rstrip(";")
+            yield line.split()[1].rstrip(";"), process.pid
         finally:
             process.kill()
 
 
-def server_cpu_seconds(address: str) -> float:
-    """CPU time of a server so far, by its metrics."""
-    text = httpx2.get(urljoin(address, "/metrics"), trust_env=False).text
-    found = re.search(r"^process_cpu_seconds_total (\S+)", text, flags=re.MULTILINE)
-    return float(found[1]) if found else math.nan
+def cpu_seconds_of(pid: int) -> float:
+    """CPU time so far of a process and of its children, as Linux counts it."""
+    ticks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text(encoding="utf-8")
+        except OSError:  # it has ended
+            continue
+        fields = stat.rpartition(")")[2].split()  # from the state on; the name may hold anything
+        if pid in (int(folder.name), int(fields[1])):
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
