@@ -16,6 +16,7 @@ per search; "different" counts queries that found other documents than by themse
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     # Before torch and faiss are loaded, here and in the servers.
     os.environ |= {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    logging.getLogger("igsearch_env").setLevel(logging.ERROR)  # refusals are counted
     queries = [question.text for question in islice(load_questions(arguments.questions), 500)]
     given = {"precision": arguments.precision, "vector_device": arguments.vector_device}
     dense = {name: value for name, value in given.items() if value}
