@@ -214,6 +214,13 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/indexes.md": {
+        "Vectors that do not fit are refused at the start": (
+            f"{LIBRARY}/retrieval/test_vector_device.py::"
+            "test_what_does_not_fit_is_refused_with_what_it_needs",
+        ),
+        '`"topk": 0` is refused here': (
+            f"{LIBRARY}/retrieval/test_server.py::test_bad_requests_are_refused_with_a_reason",
+        ),
         "An option that the kind of index does not use is refused.": (
             f"{LIBRARY}/cli/test_index.py::test_errors_say_what_to_mend",
             f"{LIBRARY}/retrieval/test_open.py::test_options_of_dense_indexes_are_for_no_other",
