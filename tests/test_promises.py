@@ -214,6 +214,9 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/indexes.md": {
+        "It refuses an index that has another number of vectors than": (
+            f"{LIBRARY}/retrieval/test_adopting.py::test_what_does_not_belong_together_is_refused",
+        ),
         "Vectors that do not fit are refused at the start": (
             f"{LIBRARY}/retrieval/test_vector_device.py::"
             "test_what_does_not_fit_is_refused_with_what_it_needs",
