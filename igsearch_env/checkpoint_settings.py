@@ -10,6 +10,7 @@ from typing import Any, Self
 from igsearch_env.protocol.names import protocol_from_record, protocol_record
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.settings import EnvironmentSettings
+from igsearch_env.text import read_json
 
 FILE = "igsearch.json"
 RULES = EnvironmentSettings().rules
@@ -43,7 +44,7 @@ class CheckpointSettings:
         if not file.is_file():
             return cls()
         try:
-            data = {**json.loads(file.read_text(encoding="utf-8"))}
+            data = {**read_json(file.read_text(encoding="utf-8"))}
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f'expected {file} to be like {{"protocol": "refine", "max_new_tokens": 64}} '

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env.extras import import_extra
-from igsearch_env.text import without_logins
+from igsearch_env.text import read_json, without_logins
+
+SEAL = "sha256"
+"""Entry of a sealed file: the hash of all others."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -55,6 +58,41 @@ def names_file(path: Path) -> Iterator[None]:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON in one piece, as :func:`write_whole` does; addresses in it lose their login."""
     write_whole(path, json.dumps(without_logins(data), indent=2, ensure_ascii=False) + "\n")
+
+
+def seal(data: dict[str, Any], name: str = SEAL) -> dict[str, Any]:
+    """An object with the hash of what it holds, by which a change of it is noticed.
+
+    Args:
+        data: JSON-ready data; the hash that it may have already is left out.
+        name: The entry of the hash.
+    """
+    content = {key: value for key, value in data.items() if key != name}
+    text = json.dumps(content, sort_keys=True)
+    return content | {name: hashlib.sha256(text.encode("ascii")).hexdigest()}
+
+
+def write_sealed(path: Path, data: Any) -> None:
+    """Write JSON as :func:`write_json` does, an object with its hash; see :func:`read_sealed`."""
+    content = json.loads(json.dumps(without_logins(data)))  # as it is read again
+    write_json(path, seal(content) if isinstance(content, dict) else content)
+
+
+def read_sealed(path: Path) -> Any:
+    """What a JSON file holds, without its hash; one that has none is not checked.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no JSON, or was changed since it was written.
+    """
+    data = read_json(path.read_text(encoding="utf-8"))
+    if isinstance(data, dict) and SEAL in data:
+        if seal(data) != data:
+            raise ValueError(
+                f"it was changed since it was written; if that was you, remove its entry {SEAL!r}"
+            )
+        del data[SEAL]
+    return data
 
 
 @contextmanager

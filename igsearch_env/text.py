@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import ValuesView
 from typing import Any
 
@@ -14,7 +15,14 @@ _STRANGE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\u
 _LINE_ENDS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 # Up to the last @ of the host's part; or, where a password holds a slash, what is no port.
-_LOGIN = re.compile(r"(?<=://)(?:[^/?#\s]*|[^/?#\s@:\[]*:(?!\d+[/?#])\S*)@")
+_LOGIN = re.compile(r"(?<=://)(?:[^/?#]*|[^/?#@:\[]*:(?!\d+[/?#]).*)@", re.DOTALL)
+# What a parameter of an address is called that lets its owner in.
+_KEY = re.compile(
+    r"(?<=[?&;#])([^=&;#\s]*(?:key|token|secret|passw|pwd|auth|signature|credential|sig)[^=&;#\s]*=)"
+    r"[^&;#\s\"'<>)\]}]+",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"\S+")
 
 
 def clean_text(text: str) -> str:
@@ -60,8 +68,22 @@ def read_json(text: str | bytes) -> Any:
     raise ValueError(too_deep)
 
 
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML that a stranger wrote.
+
+    Raises:
+        ValueError: If it is no TOML, or absurdly nested.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("the TOML is nested too deeply") from error
+
+
 def without_logins(data: Any) -> Any:
-    """What may be printed, written down or sent around: addresses lose their login.
+    """What may be printed, written down or sent around: addresses lose their login and their keys.
+
+    A key is the value of a parameter such as ``?api_key=`` or ``&token=``; it becomes ``***``.
 
     Args:
         data: A text, or JSON-ready data with texts in it; anything else comes back as it is.
@@ -70,9 +92,17 @@ def without_logins(data: Any) -> Any:
     {'index': 'http://host:8000/retrieve', 'k': 3}
     """
     if isinstance(data, str):
-        return _LOGIN.sub("", data)
+        return _WORD.sub(_without_login, data) if "://" in data else data
     if isinstance(data, dict):
         return {name: without_logins(value) for name, value in data.items()}
     if isinstance(data, list | tuple):
         return [without_logins(value) for value in data]
     return data
+
+
+def _without_login(found: re.Match[str]) -> str:
+    word = found.group()
+    if "://" not in word:
+        return word
+    before, at, rest = word.rpartition("@")  # without this the pattern would take quadratic time
+    return _KEY.sub(r"\1***", _LOGIN.sub("", before + at) + rest)

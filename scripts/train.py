@@ -194,7 +194,12 @@ def _config(arguments: argparse.Namespace) -> TrainSettings:
     imports = data.get("run", {}).get("imports", ())
     if isinstance(imports, list):  # before the settings are read, which may name what they register
         import_again(imports, arguments.out)
-    return from_dict(data)
+    try:
+        return from_dict(data)
+    except ValueError as error:
+        if arguments.resume and not arguments.config:
+            raise ValueError(f"{error} (the settings of {written}, and --set)") from error
+        raise
 
 
 def last_step(row: dict[str, Any]) -> Table:

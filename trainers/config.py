@@ -16,8 +16,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
 from igsearch_env.evaluation.settings import Precision
+from igsearch_env.files import read_sealed
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
+from igsearch_env.text import parse_toml
 from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
 OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
@@ -312,7 +314,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as Windows writes
+        return parse_toml(path.read_text(encoding="utf-8-sig"))  # as Windows writes
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the settings of {path}: {error}") from error
 
@@ -324,7 +326,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         ValueError: If it cannot be read.
     """
     try:
-        settings: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        settings: dict[str, dict[str, Any]] = read_sealed(path)
         sections = list(settings.values()) if isinstance(settings, dict) else [None]
         if not all(isinstance(section, dict) for section in sections):
             raise ValueError("it holds no sections of settings")
@@ -382,7 +384,7 @@ def _change(data: dict[str, Any], change: str) -> None:
     if not separator or not key.strip():
         raise ValueError(f"expected section.key=value, got {change!r}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
     *sections, name = key.strip().split(".")

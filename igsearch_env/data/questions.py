@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from igsearch_env.data.rows import (
     text_lines,
 )
 from igsearch_env.episode import Question
+from igsearch_env.text import read_json
 
 
 def _of_world(name: str) -> list[Question]:
@@ -289,7 +289,7 @@ def question_of_row(row: Row, stem: str, answers_needed: bool) -> Question:
 def _gold_ids(row: Row) -> tuple[str, ...]:
     name, value = _found(row.columns, "gold_ids", "supporting_ids")
     if isinstance(value, str) and _NUMBERS.fullmatch(value):  # as an answer it could be plain text
-        value = json.loads(value)
+        value = read_json(value)
     return _strings(row, name, value)
 
 

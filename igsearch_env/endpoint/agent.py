@@ -67,7 +67,9 @@ class Refusals:
             count = len(self.reasons)
         if count > self.most:
             raise RequestRefusedError(
-                error.status, ServerError(f"{error.error.message} ({count} questions so far)")
+                error.status,
+                ServerError(f"{error.error.message} ({count} questions so far)"),
+                error.url,
             ) from error
 
     def __contains__(self, episode: Episode) -> bool:
@@ -240,7 +242,7 @@ class OpenAIAgent:
             if self.tokenizer is not None:
                 body["return_token_ids"] = True
         try:
-            return self.endpoint.post(self._path, body)
+            return self.endpoint.post(self._path, body, "choices")
         except RequestRefusedError as error:
             if "max_tokens" in body and "max_completion_tokens" in error.error.message:
                 self.endpoint.limit_field = "max_completion_tokens"
@@ -282,13 +284,13 @@ class OpenAIAgent:
         choice = choice if isinstance(choice, dict) else {}
         message = choice.get("message") if self.api == "chat" else choice
         if choice.get("finish_reason") == "content_filter":
-            raise RequestRefusedError(200, ServerError("its content filter ended the turn"))
+            raise self._refusal("its content filter ended the turn")
         if isinstance(message, dict) and message.get("tool_calls"):
             return Completion(self._called(message), stop_reason="stop")
         text = _text(message, self.protocol.think)
         if text is None:
             said = f"expected an answer of the OpenAI API ({self.api}), got {str(answer)[:200]}"
-            raise RequestRefusedError(200, ServerError(said))
+            raise self._refusal(said)
         if choice.get("finish_reason") == "stop" and not text.endswith(self.protocol.stop):
             if "stop_reason" in choice:  # vLLM: the string, None, or a token id at the end of text
                 stop = choice["stop_reason"]
@@ -303,7 +305,7 @@ class OpenAIAgent:
             ids = choice["token_ids"]
             if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**31 for i in ids):
                 problem = f"token_ids must be a list of token ids, got {str(ids)[:80]}"
-                raise RequestRefusedError(200, ServerError(problem))
+                raise self._refusal(problem)
             return Completion.from_tokens(ids, None, self.tokenizer.decode, reason)
         return Completion(text, stop_reason=reason)
 
@@ -318,8 +320,11 @@ class OpenAIAgent:
                 f"protocol {protocol.name!r} reads tags: start the server without its parser of "
                 "tool calls, or give the agent a ToolCallProtocol"
             )
-            raise RequestRefusedError(200, ServerError(problem))
+            raise self._refusal(problem)
         return said
+
+    def _refusal(self, problem: str) -> RequestRefusedError:
+        return RequestRefusedError(200, ServerError(problem), self.endpoint.url)
 
 
 def _written(calls: Any, protocol: ToolCallProtocol) -> str:

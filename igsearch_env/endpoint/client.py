@@ -35,8 +35,9 @@ class Endpoint:
 
     A request is repeated, after a pause that grows and is partly random, when the connection fails,
     a time limit is exceeded, the status may pass (408, 409, 425, 429, 500 and above), or the answer
-    is not a JSON object. ``Retry-After`` is honoured up to ``longest_pause``. A refusal is not
-    repeated (:mod:`igsearch_env.endpoint.errors`), whatever its status is.
+    is not a JSON object with the field that is asked for. ``Retry-After`` is honoured up to
+    ``longest_pause``. A refusal is not repeated (:mod:`igsearch_env.endpoint.errors`), whatever its
+    status is.
 
     Args:
         url: The base, such as ``http://127.0.0.1:8000/v1``.
@@ -105,12 +106,13 @@ class Endpoint:
         names = [m.get("id") for m in found if isinstance(m, dict)] if found else []
         return [name for name in names if isinstance(name, str)]
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any], field: str = "") -> dict[str, Any]:
         """Send a request until it is answered.
 
         Args:
             path: Such as ``"/completions"``.
             body: The request.
+            field: A list or an object without which an answer is garbage.
 
         Returns:
             The answer.
@@ -122,7 +124,7 @@ class Endpoint:
                 what is no JSON object however often it is asked, as servers do that stumble over
                 one request.
         """
-        return self._ask("POST", path, body)
+        return self._ask("POST", path, body, field)
 
     def close(self) -> None:
         """Give up what is being asked: no request is repeated, begun or waited for after this."""
@@ -143,7 +145,9 @@ class Endpoint:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: dict[str, Any] | None, field: str = ""
+    ) -> dict[str, Any]:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.retries + 1),
             wait=self._wait,
@@ -152,17 +156,19 @@ class Endpoint:
             reraise=True,
         )
         try:
-            answer: dict[str, Any] = retrying(self._once, method, path, body)
+            answer: dict[str, Any] = retrying(self._once, method, path, body, field)
         except _PassingError as error:
             if body is not None and error.status in (*range(200, 400), 500):
-                raise RequestRefusedError(error.status, error.said) from error
+                raise RequestRefusedError(error.status, error.said, self.url) from error
             raise EndpointError(
                 f"{self.url}{path} gave no answer in {self.retries + 1} tries ({error}); see that "
                 "the server runs, or allow more tries"
             ) from error
         return answer
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _once(
+        self, method: str, path: str, body: dict[str, Any] | None, field: str
+    ) -> dict[str, Any]:
         if self._closed.is_set():
             raise EndpointError(f"the connection to {self.url} was closed")
         try:
@@ -188,14 +194,15 @@ class Endpoint:
             status = (said and said.status) or (400 if said else 200)
         if said is not None:
             if status != 429 and said.is_too_long(status):
-                raise ContextTooLongError(status, said)
+                raise ContextTooLongError(status, said, self.url)
             if status >= 500 or status in PASSING:
                 pause = response.headers.get("retry-after", "")  # seconds, or a date
                 seconds = float(pause) if pause.isdecimal() else 0.0
                 raise _PassingError(f"status {status}: {said.message}", seconds, status, said)
-            raise RequestRefusedError(status, said)
-        if not isinstance(answer, dict):
-            problem = f"the answer is not a JSON object: {text[:80]!r}"
+            raise RequestRefusedError(status, said, self.url)
+        if not isinstance(answer, dict) or (field and not answer.get(field)):
+            wanted = f" with {field!r}" if field else ""
+            problem = f"the answer is not a JSON object{wanted}: {text[:80]!r}"
             raise _PassingError(problem, status=status, said=ServerError(problem))
         return answer
 

@@ -33,14 +33,18 @@ class RequestRefusedError(ValueError):
     Args:
         status: The HTTP status, or the one that the answer names where that was 200.
         error: What the server says.
+        url: The server.
     """
 
-    def __init__(self, status: int, error: ServerError) -> None:
+    def __init__(self, status: int, error: ServerError, url: str = "") -> None:
+        where = f" {url}" if url else ""
         super().__init__(
-            f"the endpoint refuses the request with status {status}: {error.message or 'no reason'}"
+            f"the endpoint{where} refuses the request with status {status}: "
+            f"{error.message or 'no reason'}"
         )
         self.status = status
         self.error = error
+        self.url = url
 
 
 class ContextTooLongError(RequestRefusedError):

@@ -150,6 +150,7 @@ class EndpointScorer(PromptScorer):
                 "max_tokens": 1,
                 "temperature": 1.0,
             },
+            "choices",
         )
         choices = answer.get("choices")
         choices = choices if isinstance(choices, list) else []
@@ -169,6 +170,7 @@ class EndpointScorer(PromptScorer):
                 "return_logprob": True,
                 "logprob_start_len": len(ids) - count - 1,
             },
+            "meta_info",
         )
         told = answer.get("meta_info")
         rows = told.get("input_token_logprobs") if isinstance(told, dict) else None
@@ -193,6 +195,7 @@ class EndpointScorer(PromptScorer):
                     "temperature": 0.0,
                     "cache_prompt": True,
                 },
+                "completion_probabilities",
             )
             rows = answer.get("completion_probabilities")
             row = rows[0] if isinstance(rows, list) and rows else None
@@ -201,8 +204,8 @@ class EndpointScorer(PromptScorer):
             values.append(row.get("logprob"))
         return self._known(checked(values))
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.endpoint.post(path, body)
+    def _post(self, path: str, body: dict[str, Any], field: str) -> dict[str, Any]:
+        answer = self.endpoint.post(path, body, field)
         with self._lock:
             self.counts["requests"] += 1
         return answer

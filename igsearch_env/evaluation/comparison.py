@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import read_episodes
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.evaluation.scores import ExampleScore, question_scores, score_example
+from igsearch_env.text import read_json
 
 
 class FinishedEvaluation:
@@ -122,7 +122,7 @@ def _inputs(manifest: Path) -> dict[str, Any]:
     if not manifest.is_file():
         return {}
     try:
-        return dict(json.loads(manifest.read_text(encoding="utf-8"))["inputs"])
+        return dict(read_json(manifest.read_text(encoding="utf-8"))["inputs"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest} is damaged ({type(error).__name__}: {error})") from error
 

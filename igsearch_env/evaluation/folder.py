@@ -17,8 +17,16 @@ from igsearch_env.episode import Episode
 from igsearch_env.evaluation.play import Chunk
 from igsearch_env.evaluation.scores import ExampleScore, score_example
 from igsearch_env.evaluation.settings import comparable
-from igsearch_env.files import alone_in, names_file, sha256_of, write_json
+from igsearch_env.files import (
+    alone_in,
+    names_file,
+    read_sealed,
+    sha256_of,
+    write_json,
+    write_sealed,
+)
 from igsearch_env.record import episode_from_record, episode_record
+from igsearch_env.text import read_json
 
 PACKAGES = (
     "igsearch-env",
@@ -118,7 +126,7 @@ class EvaluationFolder:
         run = {"started": _now(), "resumed_after": sum(map(len, done.values()))}
         runs = [*before.get("runs", []), {**run, "versions": versions()}]
         self._described = {"config": {**config}, "inputs": {**inputs}, "runs": runs}
-        write_json(self._manifest, self._described)
+        write_sealed(self._manifest, self._described)
         return done
 
     def append(self, chunk: Chunk, episodes: Sequence[Episode]) -> None:
@@ -151,14 +159,14 @@ class EvaluationFolder:
         if refused:
             self._described["runs"][-1]["refused"] = refused
         self._described["runs"][-1] |= {name: {**of} for name, of in (counts or {}).items()}
-        write_json(self._manifest, self._described)
+        write_sealed(self._manifest, self._described)
         self._partial.unlink(missing_ok=True)
 
     def _read_manifest(self) -> dict[str, Any]:
         if not self._manifest.exists():
             return {}
         try:
-            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+            found = read_sealed(self._manifest)
             return {**found, **{part: dict(found[part]) for part in ("config", "inputs")}}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -174,7 +182,7 @@ class EvaluationFolder:
                     break
                 whole += len(line)
                 with _place(self._partial, number):
-                    record = json.loads(line)
+                    record = read_json(line)
                     if record.pop("crc32", None) != _crc32(record):
                         raise ValueError("its checksum is another")
                     episodes = [episode_from_record(one) for one in record["episodes"]]
@@ -227,7 +235,7 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             with _place(path, number):
-                episode = episode_from_record(json.loads(line))
+                episode = episode_from_record(read_json(line))
             yield episode
 
 

@@ -16,14 +16,13 @@ A variant needs the model's tokenizer; :func:`agents.chat.protocol_for` makes it
 
 from __future__ import annotations
 
-import json
-import tomllib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from igsearch_env.protocol.tags import PROTOCOLS, TagProtocol
 from igsearch_env.protocol.tool_calls import ToolCallProtocol
+from igsearch_env.text import parse_toml, read_json
 
 VARIANTS = ("chat", "tools", "parallel")
 _BUILT_IN = dict(PROTOCOLS)
@@ -126,7 +125,7 @@ def protocol_from_record(data: Any) -> TagProtocol:
 def _read(file: Path) -> TagProtocol:
     try:
         text = file.read_text(encoding="utf-8-sig")  # as Windows writes
-        data: Any = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        data: Any = parse_toml(text) if file.suffix == ".toml" else read_json(text)
         if not isinstance(data, dict):
             raise ValueError(f"expected a table of fields, got {type(data).__name__}")
         return protocol_from_record({"name": file.stem, **data})

@@ -14,6 +14,7 @@ from igsearch_env.retrieval.base import check_search
 from igsearch_env.retrieval.bm25s_alone import bm25s
 from igsearch_env.retrieval.document_file import DocumentFile, HoldsDocuments
 from igsearch_env.retrieval.index_directory import (
+    UNREADABLE,
     CorruptIndexError,
     IndexFiles,
     check_unreplaced,
@@ -176,7 +177,7 @@ class BM25Retriever(HoldsDocuments):
                 and len(scores["data"]) == len(scores["indices"]) == scores["indptr"][-1]
                 and scores["num_docs"] == len(documents) == manifest["passages"]
             )
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        except UNREADABLE as error:
             raise CorruptIndexError(f"cannot read {folder} ({error}); build it again") from error
         if not fits:
             raise CorruptIndexError(f"the files in {folder} do not fit together; build it again")

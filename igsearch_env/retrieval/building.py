@@ -9,15 +9,12 @@ moment.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +24,7 @@ from igsearch_env.files import sha256_of, write_json
 from igsearch_env.retrieval.document_file import DOCUMENTS, OFFSETS, DocumentFile
 from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
+    UNREADABLE,
     CorruptIndexError,
     check_replaceable,
     place_of,
@@ -34,6 +32,7 @@ from igsearch_env.retrieval.index_directory import (
     swap_in,
     write_manifest,
 )
+from igsearch_env.text import read_json
 
 _MARK = "belongs_to"
 Arrays = Mapping[str, NDArray[Any]]
@@ -256,7 +255,7 @@ class IndexBuild:
                     shard = dict(arrays)
                 if shard.pop(_MARK, None) != self._mark(number):
                     raise ValueError("it belongs elsewhere")
-            except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+            except UNREADABLE as error:
                 raise CorruptIndexError(
                     f"{file} is damaged ({error}); remove it, and go on with --resume"
                 ) from error
@@ -280,7 +279,7 @@ def _read_object(file: Path) -> dict[str, Any]:
         CorruptIndexError: If it is no JSON object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file.read_text(encoding="utf-8"))
     except ValueError:
         found = None
     if not isinstance(found, dict):

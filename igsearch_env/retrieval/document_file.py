@@ -17,7 +17,12 @@ import numpy as np
 from igsearch_env.data.corpus import document_of
 from igsearch_env.data.rows import Row
 from igsearch_env.episode import Document
-from igsearch_env.retrieval.index_directory import MANIFEST, CorruptIndexError, IndexFiles
+from igsearch_env.retrieval.index_directory import (
+    MANIFEST,
+    UNREADABLE,
+    CorruptIndexError,
+    IndexFiles,
+)
 
 DOCUMENTS = "documents.jsonl"
 OFFSETS = "documents.offsets.npy"
@@ -43,7 +48,7 @@ class DocumentFile:
             self._offsets = np.asarray(np.load(folder / OFFSETS, mmap_mode="r"))
             with file.open("rb") as opened:
                 self._bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError, EOFError) as error:
+        except UNREADABLE as error:
             raise CorruptIndexError(f"cannot read {file} and its offsets: {error}") from error
         offsets = self._offsets
         if offsets.ndim != 1 or offsets.size < 2 or offsets[-1] != len(self._bytes):

@@ -19,9 +19,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
+from zipfile import BadZipFile
 
-from igsearch_env.files import names_file
+from igsearch_env.files import names_file, seal
+from igsearch_env.text import read_json
 
 MANIFEST = "manifest.json"
 BLOCK = 1 << 20
@@ -33,6 +36,13 @@ _SEAL = "manifest_sha256"
 
 class CorruptIndexError(ValueError):
     """An index on disk that is incomplete, damaged or of another format; build it again."""
+
+
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
+    *(BadZipFile, zlib.error, TokenError),
+)
+"""What numpy, json, zipfile and those who read with them raise over damaged files."""
 
 
 @contextmanager
@@ -120,15 +130,9 @@ def write_manifest(folder: Path, form: str, version: int, content: dict[str, Any
         content: What else to write down, as JSON.
     """
     files = {file.name: _sums(file) for file in sorted(folder.iterdir())}
-    manifest = seal({"format": form, "version": version, **content, "files": files})
+    described = {"format": form, "version": version, **content, "files": files}
+    manifest = seal(described, _SEAL)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def seal(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the hash of its content, so that a damaged one is noticed."""
-    content = {name: value for name, value in manifest.items() if name != _SEAL}
-    text = json.dumps(content, sort_keys=True)
-    return content | {_SEAL: hashlib.sha256(text.encode("ascii")).hexdigest()}
 
 
 class IndexFiles:
@@ -306,14 +310,14 @@ def parse_manifest(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise CorruptIndexError(f"{folder} is not an index: it has no {MANIFEST}")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptIndexError(
             f"{file} is not valid JSON ({error}); build the index again"
         ) from error
     if not isinstance(manifest, dict):
         raise CorruptIndexError(f"{file} does not hold a JSON object; build the index again")
-    if manifest.get(_SEAL, wanted := seal(manifest)[_SEAL]) != wanted:
+    if manifest.get(_SEAL, wanted := seal(manifest, _SEAL)[_SEAL]) != wanted:
         raise CorruptIndexError(f"{file} was changed since it was written; build the index again")
     return manifest
 

@@ -27,7 +27,7 @@ from igsearch_env.retrieval.index_directory import (
     write_manifest,
 )
 from igsearch_env.retrieval.rerank import CrossEncoderReranker, RerankingRetriever
-from igsearch_env.text import without_logins
+from igsearch_env.text import read_json, without_logins
 
 FUSION_FORMAT = "igsearch-env fusion"
 FUSION_VERSION = 1
@@ -299,7 +299,7 @@ def _open_parts(
 def _parts(folder: Path) -> list[tuple[Path, str]]:
     """The indexes that another one is made of, each with the hash of its manifest."""
     try:
-        recorded = json.loads((folder / PARTS).read_text(encoding="utf-8"))
+        recorded = read_json((folder / PARTS).read_text(encoding="utf-8"))
         return [(folder / part["folder"], part["manifest_sha256"]) for part in recorded]
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptIndexError(

@@ -15,6 +15,7 @@ from typing import Any
 from igsearch_env.answers import contains_answer
 from igsearch_env.episode import Document, Episode, Evidence, Question, Step
 from igsearch_env.evaluation.metrics import METRICS
+from igsearch_env.files import read_sealed
 from igsearch_env.record import episode_from_record
 from igsearch_env.render import is_gold
 from igsearch_env.text import without_logins
@@ -149,8 +150,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {**without_logins(found)}  # the page is sent around
+        return {**without_logins(read_sealed(path))}  # the page is sent around
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from error
 

@@ -371,7 +371,7 @@ def test_another_refusal_fails_its_question_alone(
     assert asking.act(episodes) == ["so", "", "so"]
     ((question, group), reason) = next(iter(refusals.reasons.items()))
     assert (question, group) == ("q1", episodes[1].group_id)
-    assert "the endpoint refuses the request with status" in reason
+    assert f"the endpoint {asking.endpoint.url} refuses the request with status" in reason
     asked = len(server.asked)
     assert asking.act([episodes[1]]) == [""]  # it is not asked for the same again
     assert len(server.asked) == asked
@@ -473,6 +473,18 @@ def test_a_turn_of_tags_counts_though_a_call_stands_beside_it(server: ScriptedSe
 def test_an_error_that_passes_within_a_200_is_waited_for(server: ScriptedServer) -> None:
     server.answer = failing(2, (200, error("overloaded", code=503)))
     assert endpoint(server, retries=2).post("/x", {}) == {"fine": 2}
+
+
+@pytest.mark.parametrize("garbled", [{}, {"choices": []}, {"result": "nothing"}, []])
+def test_an_answer_without_what_was_asked_for_is_asked_for_again(
+    server: ScriptedServer, garbled: Any
+) -> None:
+    server.answer = lambda number, body: (
+        (200, garbled) if number == 0 else (200, {"choices": [{"text": "so"}]})
+    )
+    asking = OpenAIAgent(endpoint(server, retries=1), "m", PROTOCOL)
+    assert asking.act([RULES.begin(Question("q", "What?", ("a",)))]) == ["so"]
+    assert len(server.asked) == 2
 
 
 def test_the_errors_of_an_answer() -> None:

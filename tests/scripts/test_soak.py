@@ -18,6 +18,10 @@ def test_a_slope_is_what_a_run_adds() -> None:
     assert found["low"] == pytest.approx(found["high"])
 
 
+def test_what_never_changes_has_a_slope_of_nothing() -> None:
+    assert soak.slope([9.0] * 100) == {"mean": 9.0, "change": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_an_interval_holds_the_slope_of_a_noisy_line() -> None:
     rng = np.random.default_rng(0)
     held = 0
@@ -29,10 +33,11 @@ def test_an_interval_holds_the_slope_of_a_noisy_line() -> None:
 
 
 def test_the_environment_is_sampled(tmp_path: Path) -> None:
-    samples = soak.environment(tmp_path, 0.01)
+    samples = soak.environment(tmp_path, 1 / 160)
     assert samples[-1]["done"] == 100 * 64
     assert len(samples) == 100
     assert all(one["memory_mib"] > 0 and one["files"] > 0 for one in samples)
     rows = soak.table({"environment steps": samples})
-    assert {row["quantity"] for row in rows} == {"memory_mib", "files", "cpu_ms"}
+    assert all(one["cpu_ms"] > 0 and one["relative"] > 0 for one in samples)
+    assert {row["quantity"] for row in rows} == {*soak.QUANTITIES}
     assert "| environment steps | 6,400 | memory, MiB |" in soak.markdown(rows)

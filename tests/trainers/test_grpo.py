@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import METRICS, Metric, register_metric
+from igsearch_env.files import write_sealed
 from igsearch_env.outcome import COMPONENTS, Component
+from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.rollout import collect
 from trainers.config import load_config
@@ -433,6 +436,7 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(make_trainer: MakeTrain
     assert last == read_log(trainer.out / "metrics.jsonl")[-1]
     written = trainer.out / "config.json"
     settings = json.loads(written.read_text(encoding="utf-8"))
+    del settings["sha256"]  # older ones had none
     del settings["policy"]["lora"], settings["optimization"]["dynamic_sampling"]  # added since
     written.write_text(json.dumps(settings), encoding="utf-8")
     again = make_trainer(resume=True)
@@ -551,6 +555,57 @@ def test_damaged_settings_are_named(make_trainer: MakeTrainer, text: str) -> Non
     (trainer.out / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"run.config\.json is damaged"):
         make_trainer("optimization.steps=1", resume=True)
+
+
+def test_settings_that_have_changed_are_named(make_trainer: MakeTrainer) -> None:
+    """A digit that is another one is as good JSON as before."""
+    trainer = make_trainer("optimization.steps=2")
+    run_until(trainer, 1)
+    file = trainer.out / "config.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1', 1))
+    with pytest.raises(ValueError, match=r"config\.json is damaged \(it was changed since"):
+        make_trainer("optimization.steps=2", resume=True)
+
+
+def test_a_grammar_that_has_changed_is_named(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("optimization.steps=2")
+    run_until(trainer, 1)
+    file = trainer.out / "protocol.json"
+    write_sealed(file, asdict(PROTOCOLS["refine-bare"]) | {"name": "as a template wrote it"})
+    assert make_trainer("optimization.steps=2", resume=True).policy.protocol.name.startswith("as a")
+    file.write_text(file.read_text().replace("as a", "as b"))
+    with pytest.raises(ValueError, match=r"protocol\.json is damaged \(it was changed since"):
+        make_trainer("optimization.steps=2", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["digit", "lost", "zeros"])
+def test_a_changed_log_is_named(make_trainer: MakeTrainer, damage: str) -> None:
+    trainer = make_trainer("optimization.steps=3")
+    run_until(trainer, 2)
+    log = trainer.out / "metrics.jsonl"
+    whole = log.read_text()
+    changed = {
+        "digit": whole.replace('"em": ', '"em": 1', 1),
+        "lost": "",
+        "zeros": "\0" * len(whole),
+    }[damage]
+    log.write_text(changed)
+    if damage == "lost":
+        log.unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not what it was after step 2"):
+        make_trainer("optimization.steps=3", resume=True).run()
+    log.write_text(whole)
+    assert make_trainer("optimization.steps=3", resume=True).run()["step"] == 3
+    assert [row["step"] for row in rows(trainer)] == [1, 2, 3]
+
+
+def test_a_log_that_was_emptied_is_begun_again(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("optimization.steps=3")
+    run_until(trainer, 1)
+    (trainer.out / "metrics.jsonl").write_text("")
+    run_until(make_trainer("optimization.steps=3", resume=True), 2)
+    assert make_trainer("optimization.steps=3", resume=True).run()["step"] == 3
+    assert [row["step"] for row in rows(trainer)] == [2, 3]
 
 
 def test_a_full_disk_ends_with_the_name_of_the_checkpoint(make_trainer: MakeTrainer) -> None:

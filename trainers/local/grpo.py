@@ -23,7 +23,7 @@ from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import batch_metrics
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.evaluation.scores import evaluation_results
-from igsearch_env.files import alone_in, write_json
+from igsearch_env.files import alone_in, read_sealed, write_sealed
 from igsearch_env.protocol.names import protocol_from_record, protocol_record
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import check_alive
@@ -108,7 +108,8 @@ class GRPOTrainer:
             self._reference() if config.optimization.kl > 0 else None,
             self.policy.autocast,
         )
-        self.step = 0
+        self.step, self._logged = 0, ""
+        self._log: RunLog | None = None
         self._health = Health(config.run, [])
         self._watch: Watch = _nobody
         if saved:
@@ -142,13 +143,13 @@ class GRPOTrainer:
         self._watch = watch
         self._check_not_overtaken()
         give_back_freed_memory()  # what reading model and checkpoint has left
-        write_json(self.out / "config.json", self.config.to_dict())
-        write_json(self.out / PROTOCOL, protocol_record(self.policy.protocol))
+        write_sealed(self.out / "config.json", self.config.to_dict())
+        write_sealed(self.out / PROTOCOL, protocol_record(self.policy.protocol))
         trackers = [
             open_tracker(name, self.out, self.step, _as_json(self.config))
             for name in self.config.run.trackers
         ]
-        log = RunLog(self.out, self.step, trackers)
+        log = self._log = RunLog(self.out, self.step, trackers, self._logged)
         self._health = Health(self.config.run, log.rows)
         try:
             with lasting_objects():
@@ -353,7 +354,7 @@ class GRPOTrainer:
         if not file.is_file():
             return None
         try:
-            return protocol_from_record(json.loads(file.read_text(encoding="utf-8")))
+            return protocol_from_record(read_sealed(file))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{file} is damaged ({error}); copy it from the policy of this run's newest "
@@ -377,7 +378,8 @@ class GRPOTrainer:
             keep = self.config.run.keep_checkpoints
             folder = self.out / "checkpoints"
             best = self._health.best
-            save_checkpoint(folder, self.policy, self._state, self.step, keep, best)
+            state = self._state | {"log": self._log.sha256 if self._log else ""}
+            save_checkpoint(folder, self.policy, state, self.step, keep, best)
 
     def _restore(self, found: Sequence[Path]) -> None:
         """Go on from the first of these checkpoints that can be read."""
@@ -403,7 +405,7 @@ class GRPOTrainer:
         self.policy.load_state_dict(state["policy"])
         self.engine.pool.load_state_dict(state["pool"])
         torch.set_rng_state(state["torch"])
-        self.step = state["step"]
+        self.step, self._logged = state["step"], state.get("log", "")
 
 
 def _as_json(config: TrainSettings) -> dict[str, Any]:

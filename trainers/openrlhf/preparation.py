@@ -15,7 +15,7 @@ from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Question
 from igsearch_env.files import write_json, write_whole
 from igsearch_env.retrieval.base import check_alive
-from igsearch_env.text import without_logins
+from igsearch_env.text import read_json, without_logins
 from trainers.openrlhf.flags import Flags
 from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
 
@@ -107,10 +107,16 @@ def check_folder(flags: Flags, record: dict[str, Any]) -> None:
             f"{flags.out} holds a run already; pass --resume to go on with it, or choose another "
             "folder"
         )
-    old = json.loads(written.read_text(encoding="utf-8"))
+    sections = ("rollout", "credit", "data")
+    try:
+        old = {section: {**read_json(written.read_text("utf-8"))[section]} for section in sections}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{written} is damaged ({error!r}); put it back, or begin again in another folder"
+        ) from error
     changed = [
         f"{section}: {key} was {old[section].get(key)!r}, got {record[section].get(key)!r}"
-        for section in ("rollout", "credit", "data")
+        for section in sections
         for key in sorted(old[section] | record[section])
         if old[section].get(key) != record[section].get(key)
     ]

@@ -11,8 +11,9 @@ import pytest
 
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.episode import Document
+from igsearch_env.files import seal
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory, seal
+from igsearch_env.retrieval.index_directory import CorruptIndexError, replacing_directory
 from igsearch_env.words import WORD_RULE
 
 VOCABULARY = ["lima", "peru", "the", "river", "of", "kōbe", "1990", "film", "x"]
@@ -151,7 +152,7 @@ def test_files_of_another_index_do_not_fit(saved: Path, tmp_path: Path, name: st
     manifest = json.loads((saved / "manifest.json").read_text())
     other = json.loads((tmp_path / "other" / "manifest.json").read_text())
     manifest["files"][name] = other["files"][name]
-    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest, "manifest_sha256")))
     with pytest.raises(CorruptIndexError, match=r"do(es)? not fit"):
         BM25Retriever.load(saved)
 
@@ -173,7 +174,7 @@ def test_a_manifest_that_says_otherwise(
     saved: Path, change: dict[str, object], message: str
 ) -> None:
     file = saved / "manifest.json"
-    file.write_text(json.dumps(seal(json.loads(file.read_text()) | change)))
+    file.write_text(json.dumps(seal(json.loads(file.read_text()) | change, "manifest_sha256")))
     with pytest.raises(CorruptIndexError, match=message):
         BM25Retriever.load(saved)
 
@@ -207,7 +208,7 @@ def test_every_index_of_a_corpus_has_its_hash(
     assert BM25Retriever.build(documents[::-1]).corpus_sha256 != retriever.corpus_sha256
     manifest = json.loads((saved / "manifest.json").read_text())
     del manifest["files"]["documents.jsonl"]
-    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest, "manifest_sha256")))
     loaded = BM25Retriever.load(saved)
     with pytest.raises(CorruptIndexError, match=r"no hash of documents\.jsonl"):
         _ = loaded.corpus_sha256

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from igsearch_env.episode import Document
+from igsearch_env.files import seal
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import SentenceEncoder
-from igsearch_env.retrieval.index_directory import CorruptIndexError, seal, write_manifest
+from igsearch_env.retrieval.index_directory import CorruptIndexError, write_manifest
 from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
 from igsearch_env.testing import check_retriever
 
@@ -176,7 +177,7 @@ def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) ->
         DenseRetriever.load(saved, model=other_model)
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["parameters"]["model"] = "/moved/away"
-    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest, "manifest_sha256")))
     with pytest.raises(ValueError, match="cannot load '/moved/away' as an encoder"):
         DenseRetriever.load(saved)
     assert DenseRetriever.load(saved, model=minilm).search(QUERIES, 1)
@@ -197,7 +198,7 @@ def test_another_model_is_refused(saved: Path, minilm: str, other_model: str) ->
 def test_other_parameters_are_refused(saved: Path, change: dict[str, object], message: str) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     manifest["parameters"] |= change
-    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest, "manifest_sha256")))
     with pytest.raises(ValueError, match=message):
         DenseRetriever.load(saved)
 
@@ -272,7 +273,7 @@ def test_files_of_another_corpus_do_not_fit(
     for name in names:
         shutil.copy(tmp_path / "other" / name, saved / name)
         manifest["files"][name] = other["files"][name]
-    (saved / "manifest.json").write_text(json.dumps(seal(manifest)))
+    (saved / "manifest.json").write_text(json.dumps(seal(manifest, "manifest_sha256")))
     with pytest.raises(CorruptIndexError, match="do not fit together"):
         DenseRetriever.load(saved)
 

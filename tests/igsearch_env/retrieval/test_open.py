@@ -12,11 +12,12 @@ from igsearch_env.env import SearchQAEnv
 from igsearch_env.episode import Document
 from igsearch_env.evaluation import setup
 from igsearch_env.evaluation.settings import EvaluationSettings
+from igsearch_env.files import seal
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
-from igsearch_env.retrieval.index_directory import CorruptIndexError, seal
+from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.open import open_retriever, save_fusion
 
 QUERIES = ["Where was the poet born?", "capital"]
@@ -94,7 +95,7 @@ def test_unknown_formats_and_options(indexes: Path, tmp_path: Path) -> None:
         open_retriever(tmp_path / "nowhere")
     manifest = json.loads((indexes / "bm25" / "manifest.json").read_text())
     (indexes / "bm25" / "manifest.json").write_text(
-        json.dumps(seal(manifest | {"format": "splade"}))
+        json.dumps(seal(manifest | {"format": "splade"}, "manifest_sha256"))
     )
     with pytest.raises(CorruptIndexError, match="of the unknown format 'splade'"):
         open_retriever(indexes / "bm25")
