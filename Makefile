@@ -40,13 +40,17 @@ VERIFIERS_PINS := requirements/verifiers.txt
 SKYRL := .venv-skyrl
 SKYRL_PINS := requirements/skyrl.txt
 
+# verl holds transformers back, and brings Ray.
+VERL := .venv-verl
+VERL_PINS := requirements/verl.txt
+
 # OpenEnv brings a hundred packages along, which nothing else here needs.
 OPENENV := .venv-openenv
 OPENENV_PINS := requirements/openenv.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-openenv test-adapters lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-verl test-openenv test-adapters lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -85,7 +89,10 @@ test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
 test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment in SkyRL-gym
 	$(SKYRL)/bin/python -m pytest --confcutdir=tests/skyrl tests/skyrl
 
-test-adapters: test-openrlhf test-verifiers test-skyrl test-openenv ## Run the tests of all trainers of others
+test-verl: $(VERL)/.installed ## Run the tests of the agent loop and the credit in verl
+	$(VERL)/bin/python -m pytest --confcutdir=tests/verl tests/verl
+
+test-adapters: test-openrlhf test-verifiers test-skyrl test-verl test-openenv ## Run the tests of all trainers of others
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -168,4 +175,11 @@ $(SKYRL)/.installed: pyproject.toml $(SKYRL_PINS)
 	$(PYTHON) -m venv $(SKYRL)
 	$(SKYRL)/bin/python -m pip install --no-deps --no-compile -r $(SKYRL_PINS)
 	$(SKYRL)/bin/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VERL)/.installed: pyproject.toml $(VERL_PINS)
+	rm -rf $(VERL)
+	$(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --no-deps --no-compile -r $(VERL_PINS)
+	$(VERL)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@

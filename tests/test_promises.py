@@ -487,3 +487,20 @@ def test_no_promise_is_without_tests() -> None:
         if not any(one in sentence or sentence in one for one in known[name])
     ]
     assert not lacking, "name the tests of these in PROMISES"
+
+
+def test_each_cell_of_what_arrives_where_names_a_test_that_exists() -> None:
+    text = (ROOT / "docs/extend/index.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^- \[(\d+)\] `(.*)`$", text, flags=re.MULTILINE))
+    rows = re.findall(r"^\| (\[.*) \|$", text, flags=re.MULTILINE)
+    cells = [cell for row in rows for cell in row.split(" | ")[1:]]
+    assert len(cells) == 5 * len(rows) > 40
+    used = set()
+    for cell in cells:
+        number = re.search(r"\[(\d+)\]$", cell)
+        assert number or cell.startswith("no"), f"the cell {cell!r} names no test"
+        used |= {number[1]} if number else set()
+    assert used == set(named)
+    for test in named.values():
+        file, _, function = test.partition("::")
+        assert f"def {function}(" in page(file), f"there is no {test}"

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from trainers.openrlhf.flags import AGENT
 from trainers.openrlhf.launch import SETTINGS
-from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
+from trainers.rollout_settings import RolloutSettings, make_label
 
 from .conftest import POLICY, ROOT
 

@@ -43,8 +43,8 @@ from trainers.openrlhf.experience_maker import GainExperienceMaker, grouped, wri
 from trainers.openrlhf.flags import AGENT, read_flags
 from trainers.openrlhf.launch import SETTINGS, Checked, launch
 from trainers.openrlhf.policy_actor import GainPolicyActor, make_scorer
-from trainers.openrlhf.rollout_settings import make_label
 from trainers.openrlhf.seams import original_class
+from trainers.rollout_settings import make_label
 from trainers.steady import RetrieverLostError
 
 from .conftest import POLICY, ROOT

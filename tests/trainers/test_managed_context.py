@@ -19,7 +19,7 @@ from igsearch_env.rollout import collect
 from igsearch_env.settings import make_engine
 from tests.trainers.test_update import difference, gradients, noise, updater
 from trainers.local.token_batch import TokenBatch, episode_tokens, policy_log_probs, training_tokens
-from trainers.openrlhf.rollout_settings import RolloutSettings
+from trainers.rollout_settings import RolloutSettings
 from trainers.trl.rollouts import completion
 from trainers.warm_start.tiny_policy import PROTOCOL
 
@@ -124,7 +124,7 @@ def test_one_sequence_is_not_enough(make_policy: MakePolicy, managed: list[Episo
 @pytest.mark.parametrize("managed", [{"keep_documents": 1}, {"drop_thoughts": True}])
 def test_openrlhf_refuses_it(make_policy: MakePolicy, managed: dict[str, Any]) -> None:
     settings = RolloutSettings(questions="world-train", retriever="world", **managed)
-    with pytest.raises(ValueError, match="OpenRLHF trains on one sequence per episode"):
+    with pytest.raises(ValueError, match="takes one sequence per episode"):
         settings.engine(make_policy().tokenizer.tokenizer)
 
 

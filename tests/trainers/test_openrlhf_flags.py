@@ -15,7 +15,7 @@ from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Question
 from igsearch_env.gain.shaping import Shaping
 from trainers.openrlhf.flags import Flags, read_flags
-from trainers.openrlhf.rollout_settings import RolloutSettings, make_label, read_label
+from trainers.rollout_settings import RolloutSettings, make_label, read_label
 
 POLICY = Path(__file__).resolve().parents[2] / "agents" / "world-tiny"
 NEEDED = ["--ig.questions", "world-train", "--ig.retriever", "bm25"]

@@ -10,49 +10,22 @@ import asyncio
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from openrlhf.utils.agent import AgentExecutorBase
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import Completion, StopReason
+from igsearch_env.completion import StopReason
 from igsearch_env.episode import Episode
-from igsearch_env.gain.pool import EvidencePool
-from igsearch_env.play_batcher import PlayBatcher
 from igsearch_env.plugins import import_plugin
-from trainers.openrlhf.rollout_settings import RolloutSettings, read_label
 from trainers.openrlhf.vllm_scorer import VLLMScorer
+from trainers.rollout_settings import RolloutSettings, read_label
+from trainers.server_rollouts import SampledTurn, Tables, make_tables, play_episode
 
 SETTINGS = "IGSEARCH_ROLLOUT"
 """Name of the environment variable that holds :meth:`RolloutSettings.to_json`."""
 PLUGINS = "IGSEARCH_PLUGINS"
 """Name of that of what is imported first, as a list of paths."""
-
-
-class SampledTurn(NamedTuple):
-    """What an engine sampled.
-
-    Args:
-        token_ids: Sampled ids, shape (tokens,).
-        log_probs: Their log-probabilities in nats, shape (tokens,), or None.
-        stop_reason: Why the turn ends, if that is known.
-    """
-
-    token_ids: Sequence[int]
-    log_probs: Sequence[float] | None
-    stop_reason: StopReason | None = None
-
-
-NO_ROOM = SampledTurn((), None, "no_room")
-
-
-class _Tables(NamedTuple):  # not a dataclass: those want their module to be in sys.modules
-    """Where episodes are played: those of training leave evidence for one another."""
-
-    tokenizer: SegmentTokenizer
-    training: PlayBatcher
-    evaluation: PlayBatcher
 
 
 class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no types
@@ -67,7 +40,7 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
         for name in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
             import_plugin(name)
         self.settings = RolloutSettings.from_json(os.environ[SETTINGS])
-        self._made: _Tables | None = None
+        self._made: Tables | None = None
 
     async def execute(
         self,
@@ -83,7 +56,7 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
 
         Args:
             prompt: The question, as the prompt data holds it.
-            label: See :func:`trainers.openrlhf.rollout_settings.make_label`.
+            label: See :func:`trainers.rollout_settings.make_label`.
             sampling_params: vLLM's; shared by the samples of a prompt, so it is copied.
             max_length: The longest transcript, in tokens.
             hf_tokenizer: The policy's tokenizer.
@@ -97,25 +70,19 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
         question, training = read_label(label)
         table = tables.training if training else tables.evaluation
         episode = table.engine.rules.begin(question)
-        while not (episode.finished or episode.retrieval_failed):
-            ids = tables.tokenizer.encode_context(episode.transcript)
-            room = min(self.settings.max_new_tokens, max_length - len(ids))
-            protocol, decode = table.engine.rules.protocol, tables.tokenizer.decode
-            asked = _turn_params(sampling_params, room, protocol.stop)
-            turn = await _sample(llm_engine, ids, asked) if room > 0 else NO_ROOM
-            # A string that stopped it in a thought did not end it: the rest is asked for.
-            while turn.stop_reason == "stop" and not protocol.ended(decode([*turn.token_ids])):
-                left = room - len(turn.token_ids)
-                if left < 1:
-                    break
-                asked = _turn_params(sampling_params, left, protocol.stop)
-                turn = _joined(turn, await _sample(llm_engine, [*ids, *turn.token_ids], asked))
-            sampled = Completion.from_tokens(
-                turn.token_ids, turn.log_probs, decode, turn.stop_reason
-            )
-            episode = await table.play(episode, sampled)
-        if not episode.finished:  # it will be left out of the update: play it no further
-            episode = replace(episode, truncated=True, outcome=0.0, em=0.0, f1=0.0)
+        stop = table.engine.rules.protocol.stop
+
+        async def sample(ids: list[int], room: int) -> SampledTurn:
+            return await _sample(llm_engine, ids, _turn_params(sampling_params, room, stop))
+
+        episode = await play_episode(
+            table,
+            episode,
+            tables.tokenizer,
+            sample,
+            max_new_tokens=self.settings.max_new_tokens,
+            max_length=max_length,
+        )
         if training and self.settings.scorer == "vllm":
             loop = asyncio.get_running_loop()
             scorer = VLLMScorer(llm_engine, tables.tokenizer, loop, max_length)
@@ -124,17 +91,9 @@ class AgentExecutor(AgentExecutorBase):  # type: ignore[misc]  # OpenRLHF has no
         logged = sampling_params.logprobs is not None
         return {"prompt": prompt, **_response(episode, tables.tokenizer, logged)}
 
-    def _tables(self, tokenizer: Any) -> _Tables:
+    def _tables(self, tokenizer: Any) -> Tables:
         if self._made is None:
-            segments = SegmentTokenizer(tokenizer)
-            engine = self.settings.engine(tokenizer)
-            held_out = replace(
-                engine,
-                num_counterfactuals=0,
-                pool=EvidencePool(),
-                outcome="em" if self.settings.outcome == "zero" else engine.outcome,
-            )
-            self._made = _Tables(segments, PlayBatcher(engine), PlayBatcher(held_out))
+            self._made = make_tables(self.settings, tokenizer)
         return self._made
 
 
@@ -157,14 +116,6 @@ async def _sample(llm_engine: Any, ids: list[int], asked: Any) -> SampledTurn:
         return SampledTurn(output.token_ids, None, reason)
     pairs = zip(output.token_ids, output.logprobs, strict=True)
     return SampledTurn(output.token_ids, [known[token].logprob for token, known in pairs], reason)
-
-
-def _joined(turn: SampledTurn, rest: SampledTurn) -> SampledTurn:
-    """A turn and what was sampled after it."""
-    log_probs = None
-    if turn.log_probs is not None and rest.log_probs is not None:
-        log_probs = [*turn.log_probs, *rest.log_probs]
-    return SampledTurn([*turn.token_ids, *rest.token_ids], log_probs, rest.stop_reason)
 
 
 def _response(episode: Episode, tokenizer: SegmentTokenizer, logged: bool) -> dict[str, Any]:

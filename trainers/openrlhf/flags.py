@@ -11,7 +11,7 @@ from typing import Any
 from igsearch_env.cli.program import Parser
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from igsearch_env.plugins import import_plugin, lasting_name
-from trainers.openrlhf.rollout_settings import RolloutSettings
+from trainers.rollout_settings import RolloutSettings
 
 AGENT = Path(__file__).resolve().parent / "agent_function.py"
 METHOD = "ig_search"

@@ -17,7 +17,7 @@ from igsearch_env.files import write_json, write_whole
 from igsearch_env.retrieval.base import check_alive
 from igsearch_env.text import read_json, without_logins
 from trainers.openrlhf.flags import Flags
-from trainers.openrlhf.rollout_settings import RolloutSettings, make_label
+from trainers.rollout_settings import RolloutSettings, make_label
 
 
 def prepare(args: Any, flags: Flags) -> RolloutSettings:

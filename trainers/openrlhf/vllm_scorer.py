@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.gain.prompt_scorer import Pair, PromptScorer, answer_log_probs
+from igsearch_env.gain.prompt_scorer import Pair, answer_log_probs
+from trainers.server_rollouts import ServerScorer
 
 
-class VLLMScorer(PromptScorer):
-    """Scores each answer with a request of its own, which yields one token and throws it away.
+class VLLMScorer(ServerScorer):
+    """Scores answers with an engine of vLLM.
 
     vLLM does not use its prefix cache for such requests, and gives values at temperature 1. It does
     not foresee the memory of the logits of all prompt tokens: lower ``gpu_memory_utilization``.
@@ -34,20 +34,11 @@ class VLLMScorer(PromptScorer):
         loop: asyncio.AbstractEventLoop,
         max_length: int,
     ) -> None:
-        super().__init__(tokenizer, max_length)
-        self.engine, self.loop = engine, loop
+        super().__init__(tokenizer, loop, max_length)
+        self.engine = engine
 
-    def score(self, pairs: Sequence[Pair]) -> list[NDArray[np.float64] | None]:
-        """The log-probabilities of each answer, in order.
-
-        Call it from another thread than the event loop's, which has to go on meanwhile.
-        """
-        return asyncio.run_coroutine_threadsafe(self._score_all(pairs), self.loop).result()
-
-    async def _score_all(self, pairs: Sequence[Pair]) -> list[NDArray[np.float64] | None]:
-        return list(await asyncio.gather(*map(self._score, pairs)))
-
-    async def _score(self, pair: Pair) -> NDArray[np.float64] | None:
+    async def score_one(self, pair: Pair) -> NDArray[np.float64] | None:
+        """The log-probabilities of one answer; None if the engine gave none."""
         from vllm import SamplingParams
 
         # Made afresh: with prompt_logprobs set on a copy, vLLM would read its prefix cache.

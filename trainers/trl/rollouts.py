@@ -22,7 +22,7 @@ from agents.tokenization import SegmentTokenizer
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Episode, Question
 from igsearch_env.retrieval.base import check_alive
-from trainers.local.token_batch import episode_tokens
+from trainers.one_completion import OneCompletion
 from trainers.steady import MAX_FAILED_SEARCHES, RetrieverLostError, collect_steadily
 
 POLICY_SAMPLES = "the policy samples the turns, from its whole distribution at its temperature"
@@ -230,17 +230,13 @@ def completion(
         tokenizer: The policy's.
         only_whole: Whether no token counts of an episode that ended without an answer, either.
     """
-    ids, written = episode_tokens(episode, tokenizer)
-    start = len(tokenizer.encode_context((episode.prompt,)))
-    log_probs = iter([value for step in episode.steps for value in step.log_probs or ()])
+    one = OneCompletion.of(episode, tokenizer)
     counts = not (episode.left_out or (only_whole and episode.truncated))
-    if len(ids) <= start:  # the prompt left no room for a turn, and TRL wants a token
-        ids, written = [*ids[:start], tokenizer.tokenizer.eos_token_id or 0], [False] * (start + 1)
     return {
-        "prompt_ids": ids[:start],
-        "completion_ids": ids[start:],
-        "logprobs": [next(log_probs) if mine else 0.0 for mine in written[start:]],
-        "env_mask": [int(mine and counts) for mine in written[start:]],
+        "prompt_ids": one.prompt_ids,
+        "completion_ids": one.completion_ids,
+        "logprobs": one.log_probs,
+        "env_mask": [int(mine and counts) for mine in one.written],
         "paid": None if episode.left_out else sum(step.reward for step in episode.steps),
     }
 

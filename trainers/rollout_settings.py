@@ -109,7 +109,7 @@ class RolloutSettings(EnvironmentSettings):
         """
         if self.keep_documents is not None or self.drop_thoughts:
             raise ValueError(
-                "OpenRLHF trains on one sequence per episode, and a managed context needs several; "
+                "this trainer takes one sequence per episode, and a managed context needs several; "
                 "leave out keep_documents and drop_thoughts, or train with scripts.train"
             )
         from agents.tokenization import SegmentTokenizer  # loads transformers, see tag_protocol
