@@ -65,7 +65,7 @@ def token_credit(
 def with_token_credit(trainer: type[PPOTrainer]) -> type[PPOTrainer]:
     """A trainer of verl that reads the episodes before it computes advantages."""
 
-    class TokenCredit(trainer):  # type: ignore[valid-type, misc]
+    class TokenCredit(trainer):  # type: ignore[misc]
         lost_steps = 0
 
         def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
