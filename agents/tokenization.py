@@ -142,9 +142,9 @@ class SegmentTokenizer:
         pairs = [self.encode_scored(c, a) for c, a in zip(contexts, answers, strict=True)]
         return pairs, max((len(ids) for ids, _ in pairs), default=0)
 
-    def token_ends(self, text: str) -> list[int]:
+    def token_ends(self, text: str) -> tuple[int, ...]:
         """Where each token of an untrusted text ends: the number of characters up to it."""
-        return list(self._ends(text))
+        return self._ends(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included, nothing cleaned up."""

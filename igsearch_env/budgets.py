@@ -123,10 +123,12 @@ class Room:
                 if not shown[-1].text.endswith(CUT):
                     shown[-1] = _shortened(shown[-1], shown[-1].text)
                 break
-            most, budget = min((self.document, (left, for_result)), key=lambda limit: limit[0])
-            ends = [] if most == inf else counter.token_ends(document.text)
+            most, budget = self.document if self.document[0] <= left else (left, for_result)
+            # The mark of an earlier cut, which evidence from the pool has, is no part of the text.
+            text = document.text if document.whole is None else document.text.removesuffix(CUT)
+            ends = [] if most == inf else counter.token_ends(text)
             if len(ends) > most:
-                document = _shortened(document, document.text[: ends[int(most) - 1]])
+                document = _shortened(document, text[: ends[int(most) - 1]])
                 hit[budget] = None
             left -= min(len(ends), most)
             shown.append(document)

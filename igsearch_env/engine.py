@@ -181,11 +181,13 @@ class SearchQAEngine:
     ) -> tuple[tuple[Document, ...], bool]:
         """The documents of a call and of earlier ones of its turn, and whether it has new ones."""
         row, number = place
+        documents = results[place].documents
+        if number == 0:
+            return documents, bool(documents)
         earlier = [
             d for n in range(number) if (row, n) in results for d in results[row, n].documents
         ]
         known = {document.id for document in earlier}
-        documents = results[place].documents
         anew = any(document.id not in known for document in documents)
         return (*documents, *earlier), anew
 
@@ -195,9 +197,9 @@ class SearchQAEngine:
             return result
         if result.text:
             (shown,), cut = room.fit([Document("", "", result.text)], self.rules.counter)
-            return replace(result, text=shown.text, cut=cut)
+            return result._replace(text=shown.text, cut=cut)
         documents, cut = room.fit(result.documents, self.rules.counter)
-        return replace(result, documents=documents, cut=cut)
+        return result._replace(documents=documents, cut=cut)
 
     def _with_counterfactuals(
         self, result: SearchResult, drawn: Sequence[Evidence], room: Room | None
@@ -206,7 +208,7 @@ class SearchQAEngine:
         if room is not None:
             counter = self.rules.counter
             drawn = [replace(one, documents=room.fit(one.documents, counter)[0]) for one in drawn]
-        return replace(result, counterfactuals=(*result.counterfactuals, *drawn))
+        return result._replace(counterfactuals=(*result.counterfactuals, *drawn))
 
     def _draw(self, episode: Episode, documents: Sequence[Document], call: int) -> list[Evidence]:
         """Evidence for the next search of an episode to be compared with."""

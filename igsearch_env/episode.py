@@ -450,11 +450,12 @@ def changed(record: Record, **fields: Any) -> Record:
     Raises:
         TypeError: If there is no such field.
     """
-    if not fields.keys() <= record.__dict__.keys():
+    values = record.__dict__ | fields
+    if len(values) != len(record.__dict__):
         unknown = ", ".join(sorted(fields.keys() - record.__dict__.keys()))
         raise TypeError(f"{type(record).__name__} has no field {unknown}")
     copied = object.__new__(type(record))
-    copied.__dict__.update(record.__dict__, **fields)
+    object.__setattr__(copied, "__dict__", values)
     return copied
 
 

@@ -150,13 +150,13 @@ def answer_scores(
     if not log_probs:
         return np.zeros(0)
     arrays = [np.asarray(values, dtype=np.float64) for values in log_probs]
-    for values in arrays:
-        if values.ndim != 1 or values.size == 0:
-            raise ValueError(
-                "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
-                f"got shape {values.shape}"
-            )
-    lengths = np.array([values.size for values in arrays])
+    shapes = [values.shape for values in arrays]
+    if wrong := [shape for shape in shapes if len(shape) != 1 or not shape[0]]:
+        raise ValueError(
+            "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
+            f"got shape {wrong[0]}"
+        )
+    lengths = np.array(shapes)[:, 0]
     starts = np.cumsum(lengths) - lengths  # (answers,)
     flat = np.concatenate(arrays)  # (tokens of all answers,)
     if not flat.max() <= 1e-6:  # nor is NaN
@@ -342,12 +342,17 @@ class InformationGain:
     def due(self, episode: Episode, index: int) -> bool:
         """Whether step ``index`` is a search whose gain can be settled now and is not yet."""
         step = episode.steps[index]
+        if step.information_gain is not None or not step.counterfactuals:
+            return False
         # Documents of other questions against none at all would measure the length of the context
         # and the words "nothing was found", not what the query was worth.
-        if not step.counterfactuals or not self.documents(episode, index):
+        if not self.documents(episode, index):
             return False
-        known = episode.finished or episode.turn_of(index).stop < len(episode.steps)
-        return step.information_gain is None and (known or self.counterfactual == "documents")
+        return (
+            self.counterfactual == "documents"
+            or episode.finished
+            or episode.turn_of(index).stop < len(episode.steps)
+        )
 
     def contexts(self, episode: Episode, index: int) -> list[Context]:
         """The real context of search step ``index`` and its N counterfactual ones, in that order.
@@ -357,18 +362,16 @@ class InformationGain:
         all contexts, so that what two queries find counts once, for the first of them.
         """
         step = episode.steps[index]
-        shown = self.shown(episode, index)
-        refinements = [o.refinement for o in step.counterfactuals]
-        refinements.insert(0, self.refinement(episode, index))
-        evidence = list(zip(shown, refinements, strict=True))
-        if not all(refinement.text for _, refinement in evidence):
-            # Where one context has no refinement none has: only their content is to differ.
-            evidence = [(documents, NO_REFINEMENT) for documents, _ in evidence]
+        replies = self.until_replies(episode, index, self.shown(episode, index))
         opening = Segment(self.protocol.answer_opening, "system")
-        replies = self.until_replies(episode, index, [documents for documents, _ in evidence])
+        real = self.refinement(episode, index)
+        refinements = [real, *(other.refinement for other in step.counterfactuals)]
+        if not all(refinement.text for refinement in refinements):
+            # Where one context has no refinement none has: only their content is to differ.
+            return [(*context, opening) for context in replies]
         return [
-            (*context, *_shown(refined), opening)
-            for context, (_, refined) in zip(replies, evidence, strict=True)
+            (*context, refinement, opening)
+            for context, refinement in zip(replies, refinements, strict=True)
         ]
 
     def before_reply(self, episode: Episode, index: int) -> Context:
@@ -456,10 +459,6 @@ def _check_needs_gain(rows: Sequence[Sequence[bool]], episodes: Sequence[Episode
 def _search_step(step: Step) -> int:
     assert step.search_step is not None  # searches have numbers
     return step.search_step
-
-
-def _shown(refinement: Segment) -> tuple[Segment, ...]:
-    return (refinement,) if refinement.text else ()
 
 
 def _settled(step: Step, row: LogProbs, best: float | None) -> Step:

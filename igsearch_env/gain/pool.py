@@ -146,13 +146,15 @@ def _rule(question: Question, documents: Sequence[Document]) -> Callable[[Eviden
     def allowed(evidence: Evidence) -> bool:
         if evidence.question_id == question.id or normalize_answer(evidence.question_text) == asked:
             return False
-        if any(document.id in retrieved for document in evidence.documents):
-            return False
+        for document in evidence.documents:  # loops: this runs for every candidate of every search
+            if document.id in retrieved:
+                return False
         if yes_or_no:
             return True
-        texts = [f"{document.title} {document.text}" for document in evidence.documents]
-        if evidence.refinement.text:
-            texts.append(evidence.refinement.text)
-        return not any(contains_answer(text, question.golden_answers) for text in texts)
+        for document in evidence.documents:
+            if contains_answer(f"{document.title} {document.text}", question.golden_answers):
+                return False
+        said = evidence.refinement.text
+        return not said or not contains_answer(said, question.golden_answers)
 
     return allowed

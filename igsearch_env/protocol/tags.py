@@ -339,10 +339,10 @@ class TagProtocol:
             turn: The policy's turn; a frame depends on how it ends.
             place: Which of the turn's calls it was.
         """
-        lines = (
+        lines = [
             self.document.format(rank=rank, id=doc.id, title=doc.title, text=doc.text)
             for rank, doc in enumerate(documents, start=1)
-        )
+        ]
         return self._result(self.escape("\n".join(lines)) or self.no_documents, turn, place)
 
     def render_removed(self, turn: str = "", place: Place = ALONE) -> Segment:
@@ -368,8 +368,12 @@ class TagProtocol:
         return self._result(self.escape(text), turn, place)
 
     def _result(self, body: str, turn: str, place: Place) -> Segment:
-        block = self.documents_block.replace("{tag}", self.documents)
-        return self._framed(Segment(block.replace("{documents}", body), "document"), turn, place)
+        text = self._block.replace("{documents}", body)
+        return self._framed(Segment(text, "document"), turn, place)
+
+    @cached_property
+    def _block(self) -> str:
+        return self.documents_block.replace("{tag}", self.documents)
 
     def render_correction(self, reason: str, turn: str = "", place: Place = ALONE) -> Segment:
         """The observation after a turn, or a call of it, that could not be carried out."""
@@ -408,7 +412,8 @@ class TagProtocol:
         frame = self.frame if frame is None else frame
         between = self.between if between is None else between
         number, calls = place
-        if frame == NO_FRAME and not (number and between):
+        # Most grammars have the one object, and comparing fields is slow.
+        if (frame is NO_FRAME or frame == NO_FRAME) and not (number and between):
             return said
         written = frame.end and turn.rstrip().endswith(frame.end.strip())
         opening = frame.before if written else frame.end + frame.before
@@ -506,8 +511,8 @@ class TagProtocol:
             return 0
         closing = f"</{self.refine}>"
         at = turn.find(closing)
-        action = self._action.search(self.spoken(turn))
-        if at < 0 or (action is not None and action.start() < at):
+        # No action holds a closing tag, so one that begins before this one ends before it, too.
+        if at < 0 or self._action.search(self.spoken(turn), 0, at):
             return 0
         return at + len(closing)
 
