@@ -151,12 +151,12 @@ def answer_scores(
         return np.zeros(0)
     arrays = [np.asarray(values, dtype=np.float64) for values in log_probs]
     shapes = [values.shape for values in arrays]
-    if wrong := [shape for shape in shapes if len(shape) != 1 or not shape[0]]:
+    if bad := [shape for shape in shapes if len(shape) != 1 or not shape[0]]:
         raise ValueError(
             "an answer needs at least one token: expected log-probs of shape (answer tokens,), "
-            f"got shape {wrong[0]}"
+            f"got shape {bad[0]}"
         )
-    lengths = np.array(shapes)[:, 0]
+    lengths = np.array([size for (size,) in shapes])
     starts = np.cumsum(lengths) - lengths  # (answers,)
     flat = np.concatenate(arrays)  # (tokens of all answers,)
     if not flat.max() <= 1e-6:  # nor is NaN
