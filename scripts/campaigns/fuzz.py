@@ -225,7 +225,7 @@ def tokens(data: bytes) -> None:
         assert not special & set(ids), (text, ids)
         assert all(0 <= number < len(tokenizer) for number in ids)
     ends = tokenizer.token_ends(text)
-    assert ends == sorted(ends)
+    assert list(ends) == sorted(ends)
     assert not ends or ends[-1] <= len(text)
 
 

@@ -21,7 +21,7 @@ from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import METRICS, Metric, register_metric
-from igsearch_env.files import write_sealed
+from igsearch_env.files import read_sealed, write_sealed
 from igsearch_env.outcome import COMPONENTS, Component
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.retrieval.base import RetrievalError
@@ -398,7 +398,7 @@ def test_nothing_is_written_before_the_run_starts(
     trainer = make_trainer()
     assert list(tmp_path.iterdir()) == []
     trainer.run()
-    written = json.loads((trainer.out / "config.json").read_text(encoding="utf-8"))
+    written = read_sealed(trainer.out / "config.json")
     assert written == json.loads(json.dumps(trainer.config.to_dict()))
     assert {"checkpoints", "config.json", "metrics.jsonl", "policy"} <= {
         path.name for path in trainer.out.iterdir()

@@ -381,7 +381,7 @@ def test_results_are_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFix
     write_rows(questions, [{"question": "?", "golden_answers": ["b"]}])
     assert "has another questions_sha256" in error_of(capsys, *run, "--resume")
     manifest = (out / "manifest.json").read_text()
-    (out / "manifest.json").write_text(manifest.replace('"top_k": null', '"top_k": 2'))
+    (out / "manifest.json").write_text(manifest.replace('"limit": null', '"limit": 1'))
     assert "manifest.json is damaged (it was changed" in error_of(capsys, "--out", out, "--resume")
     (out / "manifest.json").write_text("{}")
     assert "manifest.json is damaged" in error_of(capsys, *run, "--resume")
