@@ -6,6 +6,7 @@ python -m scripts.campaigns.fuzz --target wire --file runs/fuzz/wire/crash-0123
 Each target reads bytes, makes its input of them and checks what must hold whatever it is. Atheris
 (libFuzzer) grows the bytes by what code they reach, from the seeds in scripts/campaigns/seeds;
 tests/scripts/test_fuzz.py plays the seeds, and some input of hypothesis. What fails is kept in OUT.
+Finished targets are kept in OUT/played.json: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -373,25 +374,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.file:
         TARGETS[arguments.target](arguments.file.read_bytes())
         return
-    failed, played = [], {}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = arguments.out / "played.json"
+    played: dict[str, int] = json.loads(record.read_text()) if record.exists() else {}
+    failed = []
     for name in [arguments.target] if arguments.target else TARGETS:
         folder = arguments.out.absolute() / name
         share = 1.0 if arguments.target else SHARES[TARGETS[name]]
         inputs = math.ceil(arguments.inputs * share)
+        if played.get(name, 0) >= inputs:
+            continue
         (folder / "corpus").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", GROW, name, str(inputs), str(folder)]
         with (folder / "log.txt").open("w") as log:
             subprocess.run(command, stdout=log, stderr=log, cwd=ROOT, check=False)
         text = (folder / "log.txt").read_text(errors="replace")
-        done = re.search(r"Done (\d+) (?:runs )?in", text) or re.search(r"Done (\d+)", text)
-        played[name] = int(done[1]) if done else 0
-        print(f"{name}: {played[name]:,} inputs", flush=True)
+        done = re.search(r"Done (\d+)", text)
         kept = [one for kind in ("crash", "timeout", "oom") for one in folder.glob(f"{kind}-*")]
         if kept or not done:  # the status says nothing: its alarm may come in the last moment
             failed.append(name)
             print("\n".join(text.splitlines()[-30:]), flush=True)
+            continue
+        played[name] = int(done[1])
+        print(f"{name}: {played[name]:,} inputs", flush=True)
+        record.write_text(json.dumps(played, indent=2) + "\n")
     print(f"{sum(played.values()):,} inputs in total; failed: {', '.join(failed) or 'none'}")
-    (arguments.out / "played.json").write_text(json.dumps(played, indent=2) + "\n")
     if failed:
         sys.exit(1)
 

@@ -36,6 +36,9 @@ def test_the_fuzzer_finds_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFix
     assert "200 inputs in total; failed: none" in capfd.readouterr().out
     assert any((tmp_path / "wire" / "corpus").iterdir())
 
+    fuzz.main(["--target", "wire", "--inputs", "200", "--out", str(tmp_path)])
+    assert capfd.readouterr().out == "200 inputs in total; failed: none\n"  # it was done already
+
 
 def test_a_violation_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """An escape that forgets one tag."""
