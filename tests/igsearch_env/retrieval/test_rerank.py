@@ -107,7 +107,7 @@ def test_the_server_scores_the_pairs_of_a_batch_in_one_call() -> None:
     retriever = RerankingRetriever(BM25Retriever.build(documents), counted, depth=4)
 
     async def ask() -> list[list[list[Document]]]:
-        batcher = MicroBatcher(retriever, max_batch=64, max_waiting=64)
+        batcher = MicroBatcher([retriever.search], max_batch=64, max_waiting=64)
         try:
             return await asyncio.gather(*(batcher.search(["lima"], 2) for _ in range(5)))
         finally:
