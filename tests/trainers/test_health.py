@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,15 +34,13 @@ def rows(*ems: float, invalid: float = 0.1, **more: float) -> list[dict[str, Any
 
 def check_each(settings: RunSettings, everything: list[dict[str, Any]]) -> int:
     """Check after each row; returns how many steps went well."""
-    seen: list[dict[str, Any]] = []
-    health = Health(settings, seen)
-    for row in everything:
-        seen.append(row)
+    health = Health(settings, [])
+    for good, row in enumerate(everything):
         try:
-            health.check()
+            health.check(row)
         except TrainingStoppedError:
-            return len(seen) - 1
-    return len(seen)
+            return good
+    return len(everything)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_a_collapse_is_a_mean_below_a_share_of_the_best(ems: tuple[float, ...], 
 
 def test_valid_turns_may_collapse_too() -> None:
     settings = RunSettings(collapse=0.5, collapse_window=1)
-    health = Health(settings, [*rows(0.3), *rows(0.3, invalid=0.6)])
+    health = Health(settings, rows(0.3))
     with pytest.raises(TrainingStoppedError, match=r"valid turns was 0.400, and 0.900 at its best"):
-        health.check()
+        health.check(*rows(0.3, invalid=0.6))
 
 
 def test_the_best_checkpoint_is_that_of_the_best_mean() -> None:
@@ -73,6 +73,20 @@ def test_the_best_checkpoint_is_that_of_the_best_mean() -> None:
     assert health.best([2, 3, 6]) == 6  # as good as step 3, and later
     assert health.best([]) is None
     assert Health(RunSettings(), everything).best([2, 4, 6]) is None
+
+
+def test_a_long_run_keeps_a_few_numbers_of_each_step() -> None:
+    health = Health(RunSettings(collapse=0.5, collapse_window=2), [])
+    tracemalloc.start()
+    try:
+        for row in rows(*[0.5] * 2_000, **{f"metric_{n}": 0.5 for n in range(50)}):
+            health.check(row)
+        del row
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2_000 * 100  # a row takes thousands of bytes
 
 
 def test_steps_that_teach_nothing_are_counted_in_a_row() -> None:

@@ -40,7 +40,7 @@ from trainers.local.checkpoint import (
     step_of,
 )
 from trainers.local.health import Health, TrainingStoppedError
-from trainers.local.run_log import RunLog
+from trainers.local.run_log import RunLog, read_log
 from trainers.local.trackers import open_tracker
 from trainers.local.update import Updater, sign_flips
 from trainers.memory import give_back_freed_memory, keep_freed_memory, lasting_objects
@@ -150,7 +150,7 @@ class GRPOTrainer:
             for name in self.config.run.trackers
         ]
         log = self._log = RunLog(self.out, self.step, trackers, self._logged)
-        self._health = Health(self.config.run, log.rows)
+        self._health = Health(self.config.run, read_log(log.path))
         try:
             with lasting_objects():
                 while self.step < self.config.optimization.steps:
@@ -159,7 +159,7 @@ class GRPOTrainer:
                         self._save()
                     if report is not None:
                         report(row)
-                    self._check_health()
+                    self._check_health(row)
         except (KeyboardInterrupt, RetrieverLostError):
             self._save()
             raise
@@ -179,9 +179,9 @@ class GRPOTrainer:
                 "with what it did"
             )
 
-    def _check_health(self) -> None:
+    def _check_health(self, row: dict[str, Any]) -> None:
         try:
-            self._health.check()
+            self._health.check(row)
         except TrainingStoppedError as stop:
             self._save()
             folder = self.out / "checkpoints"

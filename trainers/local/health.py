@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from array import array
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,69 +18,82 @@ MANY_INVALID = 0.8
 """Share of invalid turns above which the log says what to try."""
 
 
+COLLAPSES = {"em": "exact match", "valid_turns": "the share of valid turns"}
+"""Metrics whose fall is a collapse, and how they are called."""
+
+
 class TrainingStoppedError(ValueError):
     """Going on would teach nothing, or spoil what was learned."""
 
 
 class Health:
-    """Watches the rows of ``metrics.jsonl``.
+    """Watches the rows of ``metrics.jsonl``. Of old rows it keeps a few numbers, for long runs.
 
     Args:
         settings: ``collapse``, ``collapse_window``, ``max_wasted_steps`` and ``max_bad_steps`` are
             read.
-        rows: The rows of the run so far, to which new ones are added by their owner.
+        rows: The rows of the run so far.
     """
 
-    def __init__(self, settings: RunSettings, rows: Sequence[dict[str, Any]]) -> None:
-        self.settings, self.rows = settings, rows
+    def __init__(self, settings: RunSettings, rows: Iterable[dict[str, Any]]) -> None:
+        self.settings = settings
+        self._newest: deque[dict[str, Any]] = deque(
+            maxlen=max(1, settings.max_bad_steps, settings.max_wasted_steps)
+        )
+        self._steps = array("q")
+        self._values = {name: array("d") for name in COLLAPSES}
+        self._means = {name: array("d") for name in COLLAPSES}
         self._warned = False
+        for row in rows:
+            self._add(row)
 
-    def check(self) -> None:
-        """Look at the newest row.
+    def check(self, row: dict[str, Any]) -> None:
+        """Look at a new row.
 
         Raises:
             TrainingStoppedError: If training has collapsed, or several steps in a row had no valid
                 turn, no rollout to learn from, or an update that was skipped.
         """
+        self._add(row)
         self._warn()
         self._check_bad()
         self._check_wasted()
         self._check_collapse()
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self._newest.append(row)
+        self._steps.append(row["step"])
+        for name, values in self._values.items():
+            values.append(_value(row, name))
+            self._means[name].append(float(np.mean(values[-self.settings.collapse_window :])))
 
     def best(self, steps: Sequence[int]) -> int | None:
         """The step, of some, up to which the mean exact match was highest; the later of two.
 
         None if a collapse is not looked for.
         """
-        found = {row["step"]: at for at, row in enumerate(self.rows)}
+        found = {step: at for at, step in enumerate(self._steps)}
         known = [step for step in steps if step in found]
         if not self.settings.collapse or not known:
             return None
-        return max(known, key=lambda step: (self._mean("em", found[step]), step))
-
-    def _mean(self, name: str, last: int) -> float:
-        """Mean of a metric over the rows of the window that ends with row ``last``."""
-        rows = self.rows[max(0, last + 1 - self.settings.collapse_window) : last + 1]
-        values = [_value(row, name) for row in rows]
-        return float(np.mean(values))
+        return max(known, key=lambda step: (self._means["em"][found[step]], step))
 
     def _check_collapse(self) -> None:
         window, fraction = self.settings.collapse_window, self.settings.collapse
-        ends = range(window - 1, len(self.rows))
-        if not fraction or not ends:
+        if not fraction or len(self._steps) < window:
             return
-        for name, words in (("em", "exact match"), ("valid_turns", "the share of valid turns")):
-            means = [self._mean(name, end) for end in ends]
-            if means[-1] < fraction * max(means):
+        for name, words in COLLAPSES.items():
+            last, best = self._means[name][-1], max(self._means[name][window - 1 :])
+            if last < fraction * best:
                 raise TrainingStoppedError(
                     f"training has collapsed: over the last {window} steps {words} was "
-                    f"{means[-1]:.3f}, and {max(means):.3f} at its best (run.collapse = {fraction} "
+                    f"{last:.3f}, and {best:.3f} at its best (run.collapse = {fraction} "
                     "stops below that share of the best)"
                 )
 
     def _check_bad(self) -> None:
         count = self.settings.max_bad_steps
-        newest = self.rows[-count:]
+        newest = list(self._newest)[-count:]
         if count and len(newest) == count and all(row.get("updates_skipped") for row in newest):
             raise TrainingStoppedError(
                 f"each of the last {count} steps had an update that was skipped, because the loss "
@@ -88,7 +103,7 @@ class Health:
 
     def _check_wasted(self) -> None:
         count = self.settings.max_wasted_steps
-        newest = self.rows[-count:]
+        newest = list(self._newest)[-count:]
         if not count or len(newest) < count:
             return
         if all(not row.get("episodes_used", 1) for row in newest):
@@ -104,7 +119,7 @@ class Health:
             )
 
     def _warn(self) -> None:
-        row = self.rows[-1]
+        row = self._newest[-1]
         if not self._warned and (share := row.get("invalid_turns", 0.0)) > MANY_INVALID:
             self._warned = True
             logger.warning(

@@ -23,7 +23,7 @@ class RunLog:
         sha256: The hash that the log had after that step; empty if it is not known.
 
     Attributes:
-        rows: All rows, those of before included.
+        last: The last row; empty before the first.
 
     Raises:
         ValueError: If a line is damaged, or the hash is another. An empty file may be gone on with.
@@ -43,17 +43,13 @@ class RunLog:
                 "it an empty file to go on without its rows"
             )
         write_whole(self.path, text)
-        self.rows, self._trackers = kept, trackers
+        self.last: dict[str, Any] = kept[-1] if kept else {}
+        self._trackers = trackers
 
     @property
     def sha256(self) -> str:
         """The hash of all rows."""
         return self._hash.hexdigest()
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """The last row; empty before the first."""
-        return self.rows[-1] if self.rows else {}
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; it has a ``step``."""
@@ -61,7 +57,7 @@ class RunLog:
         with names_file(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line)
         self._hash.update(line.encode())
-        self.rows.append(row)
+        self.last = row
         for tracker in self._trackers:
             tracker.log(dict(_numbers(row)), row["step"])
 
