@@ -34,7 +34,7 @@ OPENRLHF_GPU := .venv-openrlhf-gpu
 OPENRLHF_GPU_PINS := requirements/openrlhf-gpu.txt
 OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolation
 
-# So have verifiers and SkyRL-gym; their tests need no torch.
+# So have verifiers and SkyRL.
 VERIFIERS := .venv-verifiers
 VERIFIERS_PINS := requirements/verifiers.txt
 SKYRL := .venv-skyrl
@@ -86,7 +86,7 @@ test-verifiers: $(VERIFIERS)/.installed ## Run the tests of the environment in v
 test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
 	$(OPENENV)/bin/python -m pytest --confcutdir=tests/openenv tests/openenv
 
-test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment in SkyRL-gym
+test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment and the credit in SkyRL
 	$(SKYRL)/bin/python -m pytest --confcutdir=tests/skyrl tests/skyrl
 
 test-verl: $(VERL)/.installed ## Run the tests of the agent loop and the credit in verl
@@ -173,7 +173,8 @@ $(OPENENV)/.installed: pyproject.toml trainers/openenv/pyproject.toml $(OPENENV_
 $(SKYRL)/.installed: pyproject.toml $(SKYRL_PINS)
 	rm -rf $(SKYRL)
 	$(PYTHON) -m venv $(SKYRL)
-	$(SKYRL)/bin/python -m pip install --no-deps --no-compile -r $(SKYRL_PINS)
+	$(SKYRL)/bin/python -m pip install --no-deps --no-compile --ignore-requires-python \
+		-r $(SKYRL_PINS)
 	$(SKYRL)/bin/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 

@@ -31,7 +31,9 @@ class ScriptedServer:
                 self.reply({})
 
             def do_POST(self) -> None:
-                self.reply(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                self.reply(
+                    json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+                )
 
             def reply(self, body: dict[str, Any]) -> None:
                 with outer._lock:

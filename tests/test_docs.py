@@ -99,6 +99,7 @@ def test_what_runs_elsewhere_does() -> None:
         "tests/openenv/test_openenv.py",
         "tests/openrlhf/test_under_ray.py",
         "tests/skyrl/test_environment.py",
+        "tests/skyrl/test_token_credit.py",
         "tests/test_makefile.py",
         "tests/trainers/test_trl_tools.py",
         "tests/verifiers/test_environment.py",

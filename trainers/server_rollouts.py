@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.completion import Completion, StopReason
+from igsearch_env.credit import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.prompt_scorer import Pair, PromptScorer
 from igsearch_env.play_batcher import PlayBatcher
+from igsearch_env.protocol.tags import TagProtocol
 from trainers.rollout_settings import RolloutSettings
 
 if TYPE_CHECKING:
@@ -72,6 +74,30 @@ def make_tables(settings: RolloutSettings, tokenizer: PreTrainedTokenizerFast) -
     return Tables(SegmentTokenizer(tokenizer), PlayBatcher(engine), PlayBatcher(held_out))
 
 
+def check_credit(credit: CreditAssignment, settings: RolloutSettings, trainer: str) -> None:
+    """Refuse a credit method that cannot have here what it reads.
+
+    Args:
+        credit: The method.
+        settings: How episodes are played.
+        trainer: The name of the trainer, for messages.
+
+    Raises:
+        ValueError: If it has a teacher, or reads silver evidence, or has no counterfactuals.
+    """
+    method = type(credit).__name__
+    if credit.has_teacher():
+        raise ValueError(
+            f"{method} has a teacher, whose loss {trainer} does not have; train with scripts.train"
+        )
+    if credit.uses_silver:
+        raise ValueError(
+            f"{method} reads silver evidence, which only scripts.train looks for; train with it"
+        )
+    if credit.uses_information_gain and not settings.num_counterfactuals:
+        raise ValueError(f"{method} needs information gain; set num_counterfactuals to at least 1")
+
+
 async def play_episode(
     table: PlayBatcher,
     episode: Episode,
@@ -111,6 +137,27 @@ async def play_episode(
     if not episode.finished:
         episode = replace(episode, truncated=True, outcome=0.0, em=0.0, f1=0.0)
     return episode
+
+
+def stop_reason(
+    ids: Sequence[int], room: int, tokenizer: SegmentTokenizer, protocol: TagProtocol
+) -> StopReason | None:
+    """Why a turn ended, for servers that do not tell a stop string from the policy's own end.
+
+    Args:
+        ids: Sampled ids.
+        room: How many could be sampled.
+        tokenizer: The policy's.
+        protocol: The grammar of the turns.
+    """
+    if not ids:
+        return None
+    if ids[-1] == tokenizer.tokenizer.eos_token_id:
+        return "end"
+    text = tokenizer.decode(ids)
+    if any(stop in text for stop in protocol.stop):
+        return "stop"
+    return "length" if len(ids) >= room else "end"
 
 
 def _joined(turn: SampledTurn, rest: SampledTurn) -> SampledTurn:

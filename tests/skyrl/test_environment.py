@@ -112,6 +112,6 @@ def test_the_code_of_the_page_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/extend/skyrl.md"
     for block in read_blocks(page):
-        if block.language == "python":
+        if block.language == "python" and "SearchExperiment" not in block.text:
             exec(compile(block.text, block.where, "exec"), {})
     assert (tmp_path / "train.parquet").is_file()

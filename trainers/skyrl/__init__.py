@@ -1,1 +1,1 @@
-"""The environment in SkyRL, as a text environment of SkyRL-gym."""
+"""The environment in SkyRL: a text environment of SkyRL-gym, and token credit in its trainer."""

@@ -24,7 +24,6 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.completion import StopReason
 from igsearch_env.credit import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.gain.belief import settle_belief
@@ -39,8 +38,10 @@ from trainers.server_rollouts import (
     SampledTurn,
     ServerScorer,
     Tables,
+    check_credit,
     make_tables,
     play_episode,
+    stop_reason,
 )
 from trainers.verl.rows import EPISODE
 
@@ -123,7 +124,7 @@ class SearchAgentLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
             )
             seconds += perf_counter() - started
             versions.append(output.extra_fields)
-            reason = self._stop_reason(output.token_ids, room)
+            reason = stop_reason(output.token_ids, room, tokenizer, protocol)
             return SampledTurn(output.token_ids, output.log_probs or None, reason)
 
         began = perf_counter()
@@ -164,17 +165,6 @@ class SearchAgentLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
                 "max_global_steps": versions[-1].get("max_global_steps") if versions else None,
             },
         )
-
-    def _stop_reason(self, ids: list[int], room: int) -> StopReason | None:
-        """Why a turn ends; verl's servers do not tell a stop string from the limit."""
-        if not ids:
-            return None
-        if ids[-1] == self.tokenizer.eos_token_id:
-            return "end"
-        text = self.tables.tokenizer.decode(ids)
-        if any(stop in text for stop in self.tables.training.engine.rules.protocol.stop):
-            return "stop"
-        return "length" if len(ids) >= room else "end"
 
 
 class ClientScorer(ServerScorer):
@@ -259,14 +249,4 @@ def _check(config: Any, settings: RolloutSettings, credit: CreditAssignment) -> 
             "turns end at stop strings, for which the server needs its tokenizer; set "
             "actor_rollout_ref.rollout.skip_tokenizer_init=False"
         )
-    method = type(credit).__name__
-    if credit.has_teacher():
-        raise ValueError(
-            f"{method} has a teacher, whose loss verl does not have; train with scripts.train"
-        )
-    if credit.uses_silver:
-        raise ValueError(
-            f"{method} reads silver evidence, which only scripts.train looks for; train with it"
-        )
-    if credit.uses_information_gain and not settings.num_counterfactuals:
-        raise ValueError(f"{method} needs information gain; set num_counterfactuals to at least 1")
+    check_credit(credit, settings, "verl")
