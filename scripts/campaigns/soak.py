@@ -3,12 +3,13 @@ r"""Run environment, trainer and server for long, and see that memory, files and
 python -m scripts.campaigns.soak --out runs/soak --report docs/results
 python -m scripts.campaigns.soak --out runs/soak --scale 0.01     # a short one
 
-At --scale 1: 1,024,000 steps of 64 environments, 1,500 training steps of the shipped policy, and
+At --scale 1: 1,024,000 steps of 64 environments, 3,000 training steps of the shipped policy, and
 102,400 requests of 64 clients to a server. Each part runs in a process of its own, and is sampled a
-hundred times. A slope is that of a straight line through the samples after the first fifth, over
-the whole part: what a run as long as this one adds, with its 95 % interval. Time is that of the
-CPU. Other programs on the machine slow it down, so that a fixed piece of work is timed after each
-sample, and the quotient of the two is reported as well.
+hundred times. A slope is that of a straight line through the second half of the samples, when
+caches are full, times two: what a whole run of that length adds, with its 95 % interval. Time is
+that of the CPU. Other programs on the machine slow it down, so that something else is timed after
+each sample, and the quotient of the two is reported as well: a fixed piece of work, or the same
+requests to a server that has just been started.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ QUANTITIES = {
     "relative": "the same, relative",
 }
 CLIENTS = 64
+NAMES = ("environment", "training", "server")
 
 
 def _parser() -> Parser:
@@ -39,6 +41,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of samples, and of the training run")
     add("--scale", type=float, default=1.0, help="length of all parts (default: %(default)s)")
+    add("--part", action="append", choices=NAMES, help="only this one (may be repeated)")
     add("--report", type=Path, help="folder to write soak.json and soak.md into")
     return parser
 
@@ -66,19 +69,25 @@ class Watch:
         samples: Where they go.
         total: Steps that the part has.
         process: Its id; None for this one.
+        unit: Gives the CPU seconds that time is reported relative to.
     """
 
-    def __init__(self, samples: list[Sample], total: int, process: int | None = None) -> None:
+    def __init__(
+        self,
+        samples: list[Sample],
+        total: int,
+        process: int | None = None,
+        unit: Callable[[], float] | None = None,
+    ) -> None:
         self._samples, self._every = samples, max(1, total // SAMPLES)
-        self._process = process or os.getpid()
-        self._clock = (~self._process << 3) | 2  # as clock_getcpuclockid(3) makes it on Linux
-        self._at, self._cpu = 0, time.clock_gettime(self._clock)
+        self._process, self._unit = process or os.getpid(), unit or _fixed_work
+        self._at, self._cpu = 0, _cpu_seconds(self._process)
 
     def __call__(self, done: int) -> None:
         """Sample, if enough has been done since the last time."""
         if done - self._at < self._every:
             return
-        per_step = (time.clock_gettime(self._clock) - self._cpu) / (done - self._at)
+        per_step = (_cpu_seconds(self._process) - self._cpu) / (done - self._at)
         folder = Path(f"/proc/{self._process}")
         pages = int((folder / "statm").read_text().split()[1])
         self._samples.append(
@@ -87,10 +96,15 @@ class Watch:
                 "memory_mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
                 "files": float(len(list((folder / "fd").iterdir()))),
                 "cpu_ms": per_step * 1000,
-                "relative": per_step / _fixed_work(),
+                "relative": per_step / self._unit(),
             }
         )
-        self._at, self._cpu = done, time.clock_gettime(self._clock)
+        self._at, self._cpu = done, _cpu_seconds(self._process)
+
+
+def _cpu_seconds(process: int) -> float:
+    """What a process has used, as clock_getcpuclockid(3) finds it on Linux."""
+    return time.clock_gettime((~process << 3) | 2)
 
 
 def _fixed_work() -> float:
@@ -128,7 +142,7 @@ def training(out: Path, scale: float) -> list[Sample]:
 
     torch.set_num_threads(1)
     shutil.rmtree(out / "training", ignore_errors=True)
-    total = max(20, int(1_500 * scale))
+    total = max(20, int(3_000 * scale))
     settings = (
         "world.people=40",
         f"policy.path={json.dumps(str(ROOT / 'agents' / 'world-tiny'))}",
@@ -159,35 +173,66 @@ def _serve(ready: Any) -> None:
     serve(RetrievalService(ServerLimits()), lambda: retriever, listener)
 
 
+class Server:
+    """A server in a process of its own, and 64 clients of it."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        ours, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        url = f"http://127.0.0.1:{ours.recv()}"
+        self._client = HTTPRetriever(url, "skyrl", connections=CLIENTS, cache_size=0)
+        self._client.wait_until_ready(60)
+        self._asked = [
+            question.text for question in World.generate(seed=3, people=60).train_questions
+        ]
+
+    def search(self, first: int, count: int) -> float:
+        """Make requests, numbered from ``first`` on; the server's CPU seconds for each."""
+        assert self.process.pid is not None
+        before = _cpu_seconds(self.process.pid)
+        for start in range(first, first + count, 2 * CLIENTS):
+            numbers = range(start, start + 2 * CLIENTS)
+            self._client.search([f"{self._asked[n % len(self._asked)]} {n}" for n in numbers], 3)
+        return (_cpu_seconds(self.process.pid) - before) / count
+
+    def close(self) -> None:
+        """End both."""
+        self._client.close()
+        self.process.terminate()
+        self.process.join()
+
+
 def server(out: Path, scale: float) -> list[Sample]:
     """Requests of 64 clients at once; the process that is sampled is the server's."""
-    world = World.generate(seed=3, people=60)
-    total = max(400, int(102_400 * scale))
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
+    total, burst = max(1_280, int(102_400 * scale)), 8 * CLIENTS
     samples: list[Sample] = []
-    asked = [question.text for question in world.train_questions]
-    url = f"http://127.0.0.1:{ours.recv()}"
-    with HTTPRetriever(url, "skyrl", connections=CLIENTS, cache_size=0) as client:
-        client.wait_until_ready(60)
-        watch, done = Watch(samples, total, process.pid), 0
-        while done < total:
-            queries = [f"{asked[n % len(asked)]} {n}" for n in range(done, done + 2 * CLIENTS)]
-            client.search(queries, 3)
-            done += len(queries)
-            watch(done)
-    process.terminate()
-    process.join()
+    old, new, done = Server(), Server(), 0
+
+    def fresh() -> float:
+        """What a request costs a server that has answered only a few."""
+        nonlocal new
+        if len(samples) % 5 == 0:
+            new.close()
+            new = Server()
+            new.search(done, burst)
+        return new.search(done, burst)
+
+    watch = Watch(samples, total, old.process.pid, fresh)
+    while done < total:
+        old.search(done, 2 * CLIENTS)
+        done += 2 * CLIENTS
+        watch(done)
+    old.close()
+    new.close()
     return samples
 
 
-PARTS: dict[str, Callable[[Path, float], list[Sample]]] = {
-    "environment steps": environment,
-    "training steps": training,
-    "server requests": server,
-}
+PARTS: dict[str, Callable[[Path, float], list[Sample]]] = dict(
+    zip(NAMES, (environment, training, server), strict=True)
+)
+UNITS = dict(zip(NAMES, ("environment steps", "training steps", "server requests"), strict=True))
 
 
 def _part(name: str, out: Path, scale: float, sender: Any) -> None:
@@ -195,11 +240,14 @@ def _part(name: str, out: Path, scale: float, sender: Any) -> None:
 
 
 def slope(values: Sequence[float]) -> dict[str, float]:
-    """Mean, change over the whole length of a straight line, and its 95 % interval."""
+    """Mean, change over the whole length of a straight line, and its 95 % interval.
+
+    The second half of the values counts.
+    """
     from scipy import stats
 
-    kept = np.asarray(values[len(values) // 5 :], dtype=np.float64)
-    places = np.linspace(0.2, 1.0, len(kept))
+    kept = np.asarray(values[len(values) // 2 :], dtype=np.float64)
+    places = np.linspace(0.5, 1.0, len(kept))
     line = stats.linregress(places, kept)
     spread = float(line.stderr) if np.ptp(kept) else 0.0  # scipy says NaN of a constant
     half = float(stats.t.ppf(0.975, len(kept) - 2)) * spread
@@ -210,7 +258,7 @@ def slope(values: Sequence[float]) -> dict[str, float]:
 def table(samples: dict[str, list[Sample]]) -> list[dict[str, Any]]:
     """One row for each part and quantity."""
     return [
-        {"part": part, "done": int(rows[-1]["done"]), "quantity": name}
+        {"part": UNITS[part], "done": int(rows[-1]["done"]), "quantity": name}
         | slope([row[name] for row in rows])
         for part, rows in samples.items()
         for name in QUANTITIES
@@ -224,11 +272,12 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             "# Endurance",
             "",
             "`python -m scripts.campaigns.soak --out runs/soak --report docs/results` runs",
-            "environment, trainer and server for long. *Change* is what a run of this length adds",
-            "by the straight line through the samples after the first fifth, with its 95 %",
-            "interval. A part runs in a process of its own; of the last one the server is sampled.",
-            "CPU time depends on what else the machine does: *relative* is in units of a fixed",
-            "piece of work that is timed along with each sample.",
+            "environment, trainer and server for long. *Change* is what a run of this length",
+            "adds, with its 95 % interval, by the straight line through the samples of the second",
+            "half: until then caches fill. A part runs in a process of its own; of the last one",
+            "the server is sampled. CPU time depends on what else the machine does: *relative* is",
+            "in units of something that is timed along with each sample, a fixed piece of work, or",
+            "a request to a server that has just been started.",
             "",
             "| part | length | quantity | mean | change | 95 % interval |",
             "|---|---|---|---|---|---|",
@@ -254,8 +303,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     context = multiprocessing.get_context("spawn")
     samples: dict[str, list[Sample]] = {}
     for name in PARTS:
-        file = arguments.out / f"{name.replace(' ', '-')}-{arguments.scale:g}.json"
+        file = arguments.out / f"{name}-{arguments.scale:g}.json"
         if not file.exists():
+            if name not in (arguments.part or PARTS):
+                continue
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_part, args=(name, arguments.out, arguments.scale, theirs)
@@ -268,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             except EOFError as error:
                 raise ValueError(f"{name} failed; see above") from error
             process.join()
-            print(f"{name}: {rows[-1]['done']:,.0f} in {time.monotonic() - started:.0f} s")
+            print(f"{rows[-1]['done']:,.0f} {UNITS[name]} in {time.monotonic() - started:.0f} s")
             file.write_text(json.dumps(rows) + "\n")
         samples[name] = json.loads(file.read_text())
     rows = table(samples)
