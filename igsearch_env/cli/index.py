@@ -132,7 +132,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         count = _adopt(args, chosen)
     elif args.rerank:
         if "model" not in chosen:
-            raise ValueError("--rerank needs a --model; give the name or folder of a cross-encoder")
+            raise ValueError(
+                "--rerank needs a --model; give the name or folder of a cross-encoder "
+                "or of a causal language model"
+            )
         save_reranking(args.out, args.rerank, **chosen)
         count = len(open_retriever(args.rerank))
     else:

@@ -136,7 +136,7 @@ class SentenceEncoder:
         self._query_prefix, self._passage_prefix = _prefixes(self._model, self._preset)
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self.dimension: int = self._model.get_embedding_dimension()
-        self.sha256 = model_sha256(self._model)
+        self.sha256 = model_sha256(self._model, self._model.tokenizer)
         self._probe = self._measure()
         self.precision = precision
         getattr(self._model, PRECISIONS[precision])()
@@ -232,14 +232,13 @@ def _load(config: EncoderSettings, preset: Preset, device: str | None) -> Any:
     return model.eval()
 
 
-def model_sha256(model: Any) -> str:
-    """A hash of the weights and of the tokenizer."""
+def model_sha256(model: Any, tokenizer: Any) -> str:
+    """A hash of the weights and of the vocabulary."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.cpu().numpy().tobytes())
-    tokenizer = getattr(model.tokenizer, "backend_tokenizer", None)
-    words = tokenizer.get_vocab() if tokenizer is not None else model.tokenizer.get_vocab()
+    words = (getattr(tokenizer, "backend_tokenizer", None) or tokenizer).get_vocab()
     digest.update(repr(sorted(words.items())).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

@@ -26,7 +26,7 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
-from igsearch_env.retrieval.rerank import CrossEncoderReranker, RerankingRetriever
+from igsearch_env.retrieval.rerank import RerankingRetriever, open_reranker
 from igsearch_env.text import read_json, without_logins
 
 FUSION_FORMAT = "igsearch-env fusion"
@@ -208,22 +208,22 @@ def save_fusion(
 def save_reranking(
     path: str | Path, part: str | Path, model: str, max_length: int = 256, depth: int = 20
 ) -> None:
-    """Write a folder that stands for a saved index and a cross-encoder that ranks anew.
+    """Write a folder that stands for a saved index and a model that ranks anew.
 
     Both stay where they are.
 
     Args:
         path: The folder; an index that is there already is replaced.
         part: Folder of the index.
-        model: See :class:`CrossEncoderReranker`.
-        max_length: See :class:`CrossEncoderReranker`.
+        model: See :func:`~igsearch_env.retrieval.rerank.open_reranker`.
+        max_length: See :func:`~igsearch_env.retrieval.rerank.open_reranker`.
         depth: See :class:`RerankingRetriever`.
 
     Raises:
         FileExistsError: If something other than an index is at ``path``.
         ValueError: If the part is no index, or the model is no reranker.
     """
-    reranker = CrossEncoderReranker(model, max_length)
+    reranker = open_reranker(model, max_length)
     RerankingRetriever(open_retriever(Path(part)), reranker, depth)  # refuses a depth below 1
     content = {"parameters": {"depth": depth, **reranker.parameters}}
     _save_parts(Path(path), [part], RERANKING_FORMAT, RERANKING_VERSION, content)
@@ -267,7 +267,7 @@ def _load_reranking(
         ) from error
     (retriever,) = _open_parts(folder, parts, mmap, options)
     own = {name: options[name] for name in ("device", "precision") if name in options}
-    reranker = CrossEncoderReranker(model or kept_model, max_length, **own)
+    reranker = open_reranker(model or kept_model, max_length, **own)
     if reranker.parameters["model_sha256"] != sha256:
         raise ValueError(
             f"{model or kept_model} is another model than the one that {folder} was made with; "

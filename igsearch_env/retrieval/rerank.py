@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -134,15 +135,8 @@ class CrossEncoderReranker:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
         library = import_extra("sentence_transformers", "dense")
-        try:
-            with without_waiting(model, "dense"):
-                loaded = library.CrossEncoder(model, device=device, max_length=max_length)
-        except Exception as error:  # transformers and what it is built on raise whatever they like
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"cannot load {model!r} as a reranker: expected the name or the folder of a "
-                f"cross-encoder of sentence-transformers ({reason})"
-            ) from error
+        with _loading(model):
+            loaded = library.CrossEncoder(model, device=device, max_length=max_length)
         if loaded.num_labels != 1:
             raise ValueError(
                 f"a reranker gives one score, {model!r} gives {loaded.num_labels}; take another"
@@ -153,7 +147,7 @@ class CrossEncoderReranker:
         self.parameters: dict[str, Any] = {
             "model": model,
             "max_length": max_length,
-            "model_sha256": model_sha256(self._model),
+            "model_sha256": model_sha256(self._model, self._model.tokenizer),
         }
         if precision != "float32":
             self.parameters["precision"] = precision
@@ -179,6 +173,139 @@ class CrossEncoderReranker:
                 activation_fn=import_extra("torch", "dense").nn.Identity(),
             )
         return np.asarray(scores, dtype=np.float32)
+
+
+class QueryLikelihoodReranker:
+    """A causal language model that says how likely the query is after the document.
+
+    The score is the mean log-probability of the query's tokens, in nats, after the document and
+    ``Question:`` (Sachan et al. 2022, arXiv 2204.07496). It needs no training for it. Any number of
+    threads may call it.
+
+    Args:
+        model: Name on the Hugging Face hub, or folder, of a causal language model.
+        max_length: Longer documents are cut to so many tokens.
+        device: Where it runs, as torch names it; None for a GPU if there is one.
+        precision: Of its weights; see :class:`CrossEncoderReranker`.
+        batch_size: Pairs per pass.
+
+    Raises:
+        ImportError: If the ``dense`` extra is not installed.
+        ValueError: If the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        max_length: int = 256,
+        device: str | None = "cpu",
+        precision: str = "float32",
+        batch_size: int = 16,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
+        self._torch = import_extra("torch", "dense")
+        library = import_extra("transformers", "dense")
+        with _loading(model):
+            loaded = library.AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+            self._tokenizer = library.AutoTokenizer.from_pretrained(model)
+        self._batch_size, self._lock = batch_size, threading.Lock()
+        self.parameters: dict[str, Any] = {
+            "model": model,
+            "max_length": max_length,
+            "model_sha256": model_sha256(loaded, self._tokenizer),
+        }
+        if precision != "float32":
+            self.parameters["precision"] = precision
+        device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
+        self._model = getattr(loaded.eval(), PRECISIONS[precision])().to(device)
+
+    def scores(self, pairs: Sequence[tuple[str, Document]]) -> NDArray[np.float32]:
+        """The mean log-probability of each query's tokens after the document, shape (pairs,)."""
+        texts = [(clean_text(query), clean_text(document_text(doc))) for query, doc in pairs]
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place][1]))
+        found = np.empty(len(texts), dtype=np.float32)
+        size, longest = self._batch_size, self.parameters["max_length"]
+        with self._lock, self._torch.inference_mode():
+            for start in range(0, len(order), size):
+                some = order[start : start + size]
+                batch = [texts[place] for place in some]
+                likely = query_log_probs(self._model, self._tokenizer, batch, longest)
+                found[some] = likely.float().cpu().numpy()
+        return found
+
+
+def query_log_probs(
+    model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int
+) -> Any:
+    """The mean log-probability of queries after documents, as a tensor that can be trained on.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Its tokenizer.
+        pairs: A query and the text of a document each.
+        max_length: Longer documents are cut to so many tokens.
+
+    Returns:
+        A tensor of shape (pairs,), in nats per token.
+    """
+    torch = import_extra("torch", "dense")
+    device = model.device
+    rows, starts = [], []
+    for query, text in pairs:
+        document = tokenizer(text, max_length=max_length, truncation=True)["input_ids"]
+        lead = tokenizer("\nQuestion:", add_special_tokens=False)["input_ids"]
+        tail = tokenizer(f" {query}", add_special_tokens=False)["input_ids"]
+        starts.append(len(document) + len(lead))
+        rows.append([*document, *lead, *tail])
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    states = model.base_model(input_ids=ids, attention_mask=mask.to(device)).last_hidden_state
+    # The state before each token of a query predicts it. Only these go through the large output.
+    asked = [
+        (row, place) for row in range(len(rows)) for place in range(starts[row], len(rows[row]))
+    ]
+    row_of, place_of = (torch.tensor(one, device=device) for one in zip(*asked, strict=True))
+    logits = model.get_output_embeddings()(states[row_of, place_of - 1]).float()
+    targets = ids[row_of, place_of]
+    log_probs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    sums = torch.zeros(len(rows), device=device).index_add(0, row_of, log_probs)
+    counts = torch.tensor([len(row) - start for row, start in zip(rows, starts, strict=True)])
+    return sums / counts.to(device).clamp(min=1)
+
+
+def open_reranker(model: str, max_length: int = 256, **options: Any) -> Reranker:
+    """The reranker of a model: a causal language model by query likelihood, else a cross-encoder.
+
+    Args:
+        model: Name on the Hugging Face hub, or folder.
+        max_length: See the two classes.
+        **options: ``device``, ``precision`` and ``batch_size`` of the two classes.
+
+    Raises:
+        ImportError: If the ``dense`` extra is not installed.
+        ValueError: If the model cannot be loaded.
+    """
+    with _loading(model):
+        config = import_extra("transformers", "dense").AutoConfig.from_pretrained(model)
+    generates = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    kind = QueryLikelihoodReranker if generates else CrossEncoderReranker
+    return kind(model, max_length, **options)
+
+
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    try:
+        with without_waiting(model, "dense"):
+            yield
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load {model!r} as a reranker: expected the name or the folder of a "
+            "cross-encoder of sentence-transformers, or of a causal language model of transformers "
+            f"({reason})"
+        ) from error
 
 
 def document_text(document: Document) -> str:

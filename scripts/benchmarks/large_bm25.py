@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     ((_, found),) = measure_apart({"search": (index, args.questions)}, search)
     rows = [build, {**build, "what": "search", "seconds": None, **found}]
     error = largest_error(index, args.corpus, args.copies, args.new_words, args.questions)
-    found = {"new_words": args.new_words, "largest_error": error, "rows": rows}
-    write_json(args.out / "results.json", found)
+    about = {"new_words": args.new_words, "largest_error": error, "rows": rows}
+    write_json(args.out / "results.json", about)
     print_rows("BM25 of a large corpus", rows, COLUMNS)
     say(f"largest relative difference to the formula: {error:.1e}")
 

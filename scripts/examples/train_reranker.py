@@ -1,10 +1,12 @@
-r"""Train a cross-encoder that reranks what a first stage finds, on questions with gold documents.
+r"""Train a model that reranks what a first stage finds, on questions with gold documents.
 
 python -m scripts.examples.train_reranker --questions hotpotqa_train.jsonl musique_train.jsonl \
     --index indexes/bm25 --model sentence-transformers/all-MiniLM-L6-v2 --out models/reranker
 
-The gold documents of a question are examples of label 1; others among the best that the first stage
-finds for it are examples of label 0. Then:
+Beside its gold documents, a question has other ones among the best that the first stage finds for
+it. A cross-encoder learns to tell the two kinds apart. A causal language model, which ranks by the
+likelihood of the question after the document, learns to make it likelier after each gold document
+than after the others (--train-layers: only its last layers are trained). Then:
 
 igsearch index --rerank indexes/bm25 --model models/reranker --out indexes/reranked
 """
@@ -14,7 +16,9 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from igsearch_env.cli.program import Parser, parse_early, positive, run, say
 
@@ -36,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=positive, default=2, help="(default: 2)")
     add("--learning-rate", type=float, default=1e-4, help="(default: 1e-4)")
     add("--max-length", type=positive, default=160, help="tokens of a pair (default: 160)")
+    add(
+        "--train-layers",
+        type=positive,
+        default=6,
+        help="last layers of a language model that are trained (default: 6)",
+    )
     add("--seed", type=int, default=0, help="(default: 0)")
     return parser
 
@@ -51,12 +61,16 @@ from sentence_transformers.cross_encoder import (
     CrossEncoderTrainingArguments,
     losses,
 )
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from igsearch_env.data.questions import load_questions
 from igsearch_env.episode import Document, Question
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.retrieval.open import open_retriever
-from igsearch_env.retrieval.rerank import document_text
+from igsearch_env.retrieval.rerank import document_text, query_log_probs
+
+QUESTIONS = 4  # of a step of a language model
+SCALE = 4.0  # of log-probabilities per token, so that documents of a question differ by some nats
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,10 +82,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     questions = [one for name in args.questions for one in load_questions(name)]
     retriever = open_retriever(args.index)
-    pairs = list(examples(questions, retriever, args.depth, args.negatives, args.seed))
-    random.Random(args.seed).shuffle(pairs)
-    say(f"{len(pairs):,} examples of {len(questions):,} questions")
+    sets = list(examples(questions, retriever, args.depth, args.negatives, args.seed))
+    random.Random(args.seed).shuffle(sets)
+    count = sum(len(one.right) + len(one.wrong) for one in sets)
+    say(f"{count:,} examples of {len(questions):,} questions")
     torch.manual_seed(args.seed)
+    generates = AutoConfig.from_pretrained(args.model).architectures or []
+    if any(name.endswith("ForCausalLM") for name in generates):
+        train_language_model(sets, args)
+    else:
+        train_cross_encoder(sets, args)
+
+
+def train_cross_encoder(sets: Sequence[Examples], args: argparse.Namespace) -> None:
+    """Train on each pair by itself, and save."""
+    pairs = [
+        ((one.question, text), label)
+        for one in sets
+        for texts, label in ((one.right, True), (one.wrong, False))
+        for text in texts
+    ]
+    random.Random(args.seed).shuffle(pairs)
     model = CrossEncoder(args.model, num_labels=1, max_length=args.max_length)
     texts, labels = zip(*pairs, strict=True)
     queries, documents = zip(*texts, strict=True)
@@ -99,14 +130,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.save_pretrained(str(args.out))
 
 
+def train_language_model(sets: Sequence[Examples], args: argparse.Namespace) -> None:
+    """Train the last layers on each gold document against the other documents, and save."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype="float32")
+    model.to(device)
+    model.requires_grad_(False)
+    for layer in model.base_model.layers[-args.train_layers :]:
+        layer.requires_grad_(True)
+    trained = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.learning_rate)
+    order = [one for _ in range(args.epochs) for one in sets]
+    steps = range(0, len(order), QUESTIONS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.learning_rate, total_steps=len(steps), pct_start=0.1
+    )
+    losses_so_far: list[float] = []
+    for step, start in enumerate(steps, start=1):
+        some = order[start : start + QUESTIONS]
+        pairs = [(one.question, text) for one in some for text in (*one.right, *one.wrong)]
+        with torch.autocast(device, dtype=torch.bfloat16):
+            likely = SCALE * query_log_probs(model, tokenizer, pairs, args.max_length)
+        loss, at = likely.new_zeros(()), 0
+        for one in some:
+            right = likely[at : at + len(one.right)]
+            wrong = likely[at + len(one.right) : at + len(one.right) + len(one.wrong)]
+            at += len(one.right) + len(one.wrong)
+            against = torch.cat([right[:, None], wrong.expand(len(right), -1)], dim=1)
+            loss = loss - torch.log_softmax(against, dim=1)[:, 0].mean() / len(some)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses_so_far.append(loss.item())
+        if step % 10 == 0:
+            say(f"step {step} of {len(steps)}: loss {sum(losses_so_far[-10:]) / 10:.3f}")
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A question, the texts of its gold documents, and those of others."""
+
+    question: str
+    right: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
 def examples(
     questions: Sequence[Question],
     retriever: IndexedRetriever,
     depth: int,
     negatives: int,
     seed: int,
-) -> Iterator[tuple[tuple[str, str], bool]]:
-    """Pairs of a question and a document, and whether the document is gold.
+) -> Iterator[Examples]:
+    """The examples of each question.
 
     Raises:
         ValueError: If a question has no gold ids that are in the corpus.
@@ -121,8 +202,8 @@ def examples(
             raise ValueError(f"question {question.id} has no gold_ids that are in the corpus")
         others = [one for one in best if one.id not in question.gold_ids]
         wrong = rng.sample(others, min(negatives, len(others)))
-        for document in (*right, *wrong):
-            yield (question.text, document_text(document)), document in right
+        texts = [tuple(map(document_text, some)) for some in (right, wrong)]
+        yield Examples(question.text, *texts)
 
 
 if __name__ == "__main__":

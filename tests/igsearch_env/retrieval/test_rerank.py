@@ -1,4 +1,4 @@
-"""Reranking with a real cross-encoder: MiniLM's weights under a head of random numbers."""
+"""Reranking with real models: MiniLM's weights under a random head, and a small language model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from igsearch_env.cli import check, index
 from igsearch_env.episode import Document
@@ -22,7 +26,11 @@ from igsearch_env.retrieval.batching import MicroBatcher
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.open import open_retriever, save_fusion, save_reranking
-from igsearch_env.retrieval.rerank import CrossEncoderReranker, RerankingRetriever
+from igsearch_env.retrieval.rerank import (
+    CrossEncoderReranker,
+    QueryLikelihoodReranker,
+    RerankingRetriever,
+)
 from igsearch_env.testing import check_retriever
 
 QUERIES = ["Where was Farus Branby born?", "Linburg", "Dolia Holwick"]
@@ -67,6 +75,55 @@ def test_scores_are_those_of_each_pair_alone(
     assert reranker.scores(pairs) == pytest.approx(expected, abs=1e-4)
     assert len(set(expected)) == 4
     assert reranker.scores([]).shape == (0,)
+
+
+WORLD_TINY = str(Path(__file__).parents[3] / "agents" / "world-tiny")
+
+
+@torch.inference_mode()
+def slow_likelihood(
+    model: Any, tokenizer: Any, query: str, doc: Document, max_length: int
+) -> float:
+    """One pair by itself: the log-probability of each token of the query in turn."""
+    seen = tokenizer(f"{doc.title}\n{doc.text}".rstrip())["input_ids"][:max_length]
+    seen = seen + tokenizer("\nQuestion:", add_special_tokens=False)["input_ids"]
+    found = []
+    for token in tokenizer(f" {query}", add_special_tokens=False)["input_ids"]:
+        logits = model(torch.tensor([seen])).logits[0, -1]
+        found.append(float(torch.log_softmax(logits, 0)[token]))
+        seen = [*seen, token]
+    return sum(found) / len(found)
+
+
+def test_a_language_model_scores_the_query_after_the_document(passages: list[Document]) -> None:
+    reranker = QueryLikelihoodReranker(WORLD_TINY, max_length=40, batch_size=3)
+    long = Document("long", "Long", "word " * 60)
+    blank = Document("blank", "", "")
+    queries = [QUERIES[0], "x", QUERIES[2]]
+    pairs = [(query, doc) for query in queries for doc in (*passages[:3], long, blank)]
+    tokenizer = AutoTokenizer.from_pretrained(WORLD_TINY)
+    model = AutoModelForCausalLM.from_pretrained(WORLD_TINY, dtype=torch.float32).eval()
+    expected = [slow_likelihood(model, tokenizer, query, doc, 40) for query, doc in pairs]
+    assert reranker.scores(pairs) == pytest.approx(expected, abs=1e-4)
+    assert len(set(expected)) == len(pairs)
+    assert reranker.scores([]).shape == (0,)
+    half = QueryLikelihoodReranker(WORLD_TINY, max_length=40, precision="bfloat16")
+    assert half.scores(pairs) == pytest.approx(expected, abs=0.2)
+    assert half.parameters["model_sha256"] == reranker.parameters["model_sha256"]
+    with pytest.raises(ValueError, match="unknown precision 'int4'"):
+        QueryLikelihoodReranker(WORLD_TINY, precision="int4")
+    with pytest.raises(ValueError, match=r"cannot load 'nowhere' as a reranker"):
+        QueryLikelihoodReranker("nowhere")
+
+
+def test_a_saved_one_with_a_language_model(bm25: Path, tmp_path: Path) -> None:
+    out = tmp_path / "likely"
+    index.main(["--rerank", str(bm25), "--model", WORLD_TINY, "--depth", "5", "--out", str(out)])
+    opened = open_retriever(out)
+    assert isinstance(opened, RerankingRetriever)
+    assert isinstance(opened.reranker, QueryLikelihoodReranker)
+    expected = RerankingRetriever(open_retriever(bm25), QueryLikelihoodReranker(WORLD_TINY), 5)
+    assert opened.search(QUERIES, 3) == expected.search(QUERIES, 3)
 
 
 class Counted:

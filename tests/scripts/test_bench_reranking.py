@@ -1,0 +1,40 @@
+"""The benchmark of reranking, on a small world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from igsearch_env import load_corpus, load_questions
+from igsearch_env.outcome import gold_share
+from igsearch_env.retrieval.bm25 import BM25Retriever
+from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.retrieval.rerank import QueryLikelihoodReranker, RerankingRetriever
+from scripts.benchmarks import reranking
+
+WORLD_TINY = str(Path(__file__).parents[2] / "agents" / "world-tiny")
+
+
+def test_a_row_says_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    BM25Retriever.build(load_corpus("world:30")).save(tmp_path / "index")
+    command = ["--out", str(tmp_path / "out"), "--index", str(tmp_path / "index")]
+    command += ["--model", WORLD_TINY, "--questions", "world-train:30", "--depth", "4"]
+    reranking.main([*command, "--limit", "12", "--top-k", "1"])
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    (row,) = found["rows"]
+    questions = load_questions("world-train:30", 12)
+    first = open_retriever(tmp_path / "index")
+    second = RerankingRetriever(first, QueryLikelihoodReranker(WORLD_TINY), 4)
+    for name, retriever, k in (("before", first, 1), ("after", second, 1), ("within", first, 4)):
+        shares = [gold_share(one, retriever.search([one.text], k)[0]) or 0.0 for one in questions]
+        assert row[name] == pytest.approx(sum(shares) / 12), name
+    assert row["n"] == 12
+    assert row["change"] == pytest.approx(row["after"] - row["before"])
+    assert row["low"] <= row["change"] <= row["high"]
+    assert row["cpu_ms"] > 0
+    monkeypatch.setattr(reranking, "open_reranker", None)  # what is there is not measured again
+    reranking.main([*command, "--limit", "12", "--top-k", "1"])
+    with pytest.raises(ValueError, match="was measured with"):
+        reranking.main([*command, "--limit", "11", "--top-k", "1"])
