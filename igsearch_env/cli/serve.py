@@ -72,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = max(1, (cores or 1) // arguments.workers)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of each process
-    if arguments.mcp == "stdio":
+    if arguments.mcp:
+        # Here, so that a missing package is named before anything is loaded or served.
         from igsearch_env.retrieval.mcp_server import serve_stdio
-
+    if arguments.mcp == "stdio":
         with redirect_stdout(sys.stderr):  # what agents read is the protocol alone
             service.open(_announced(load, workers=1))
         serve_stdio(service)

@@ -162,8 +162,8 @@ class TagProtocol:
     no_documents: str = "(nothing was found)"
     removed: str = "(shown before; only your notes on it remain)"
     correction: str = (
-        "\nThat turn could not be carried out: {reason}. Write a query inside the {search} tags, "
-        "or an answer inside the {answer} tags.\n"
+        "\nThat turn could not be carried out: {reason}. Write a query inside the {search} tags "
+        "if searches are left, or an answer inside the {answer} tags.\n"
     )
     failure: str = "\nThe search engine did not respond.\n"
     tool_failure: str = "\nThe tool {tool} did not respond.\n"

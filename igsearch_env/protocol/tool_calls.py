@@ -369,8 +369,8 @@ class ToolCallProtocol(TagProtocol):
     refine: str | None = None
     documents_block: str = "{documents}"
     correction: str = (
-        "That turn could not be carried out: {reason}. Call the function to search, or write an "
-        "answer inside the {answer} tags."
+        "That turn could not be carried out: {reason}. Call the function if searches are left, "
+        "or write an answer inside the {answer} tags."
     )
     failure: str = "The search engine did not respond."
     tool_failure: str = "The tool {tool} did not respond."

@@ -441,7 +441,8 @@ def test_a_correction_names_the_tags_in_use(protocol: TagProtocol) -> None:
     assert "{" not in correction
     assert "<search>" not in correction
     if protocol.correction == TagProtocol("plain", "{question}").correction:
-        assert "inside the query tags, or an answer inside the reply tags" in correction
+        assert "inside the query tags if searches are left, or" in correction
+        assert "an answer inside the reply tags" in correction
 
 
 class TestAnswerOpening:

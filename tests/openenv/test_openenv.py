@@ -371,6 +371,7 @@ def test_the_benchmark_measures_all_rows(capsys: pytest.CaptureFixture[str]) -> 
     openenv_benchmark.main(["--sessions", "1", "3", "--episodes", "4"])
     rows = capsys.readouterr().out.splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["direct", "1 session", "3 sessions"]
+    assert [row.split("|")[-2].strip() for row in rows] == ["0"] * 3  # nothing is mixed up
 
 
 def test_the_page_runs(start: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> None:

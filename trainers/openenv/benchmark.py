@@ -3,7 +3,8 @@
 python -m igsearch_openenv.benchmark --sessions 1 64 --episodes 128
 
 Every episode asks the question itself three times and answers. The server runs as a process of its
-own on this machine.
+own on this machine. "different" counts episodes in which something was said or paid that the
+environment itself does not say or pay.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from igsearch_openenv.client import SearchQAClient
 from igsearch_openenv.models import SearchQAAction
 
 SEARCHES = 3
+Said = dict[int, list[tuple[str, float | None]]]
+"""For each seed the texts and rewards of an episode."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,17 +37,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--episodes", type=int, default=128, help="of each row")
     arguments = parser.parse_args(argv)
-    rows = [("direct", *_direct(arguments.episodes))]
+    seconds, latencies, expected = _direct(arguments.episodes)
+    rows = [("direct", seconds, latencies, 0)]
     with _server(max(arguments.sessions)) as url:
         asyncio.run(_served(url, 1, 8))  # the first steps of a process are slower
         for sessions in arguments.sessions:
             name = f"{sessions} session{'s' * (sessions > 1)}"
-            rows.append((name, *asyncio.run(_served(url, sessions, arguments.episodes))))
-    print("| | steps per second | of direct | p50 ms | p99 ms |\n|---|---|---|---|---|")
-    for name, seconds, latencies in rows:
+            seconds, latencies, said = asyncio.run(_served(url, sessions, arguments.episodes))
+            different = sum(said[seed] != expected[seed] for seed in expected)
+            rows.append((name, seconds, latencies, different))
+    print("| | steps per second | of direct | p50 ms | p99 ms | different |")
+    print("|---|---|---|---|---|---|")
+    for name, seconds, latencies, different in rows:
         rate, first = len(latencies) / seconds, len(rows[0][2]) / rows[0][1]
         middle, slow = np.percentile(latencies, [50, 99]) * 1000
-        print(f"| {name} | {rate:.0f} | {rate / first:.2f} | {middle:.1f} | {slow:.1f} |")
+        numbers = f"{rate:.0f} | {rate / first:.2f} | {middle:.1f} | {slow:.1f} | {different}"
+        print(f"| {name} | {numbers} |")
 
 
 def turns(question: str) -> list[str]:
@@ -52,30 +60,36 @@ def turns(question: str) -> list[str]:
     return [f"<search> {question} </search>"] * SEARCHES + ["<answer> nobody </answer>"]
 
 
-def _direct(episodes: int) -> tuple[float, list[float]]:
-    env = SearchQAEnv()
+def _direct(episodes: int) -> tuple[float, list[float], Said]:
     latencies: list[float] = []
+    said: Said = {}
+    env = SearchQAEnv()
     start = time.perf_counter()
     for seed in range(episodes):
-        env.reset(seed=seed)
+        text, _ = env.reset(seed=seed)
+        said[seed] = [(text, None)]
         for turn in turns(env.episode.question.text):
             began = time.perf_counter()
-            env.step(turn)
+            text, reward, *_ = env.step(turn)
             latencies.append(time.perf_counter() - began)
-    return time.perf_counter() - start, latencies
+            said[seed].append((text, float(reward)))
+    return time.perf_counter() - start, latencies, said
 
 
-async def _served(url: str, sessions: int, episodes: int) -> tuple[float, list[float]]:
+async def _served(url: str, sessions: int, episodes: int) -> tuple[float, list[float], Said]:
     latencies: list[float] = []
+    said: Said = {}
     seeds = iter(range(episodes))
 
     async def session(client: SearchQAClient) -> None:
         for seed in seeds:  # which all sessions share
             result = await client.reset(seed=seed)
+            said[seed] = [(result.observation.text, None)]
             for turn in turns(result.observation.info["question"]):
                 began = time.perf_counter()
-                await client.step(SearchQAAction(text=turn))
+                result = await client.step(SearchQAAction(text=turn))
                 latencies.append(time.perf_counter() - began)
+                said[seed].append((result.observation.text, result.reward))
 
     clients = [SearchQAClient(url) for _ in range(sessions)]
     await asyncio.gather(*(client.connect() for client in clients))
@@ -83,7 +97,7 @@ async def _served(url: str, sessions: int, episodes: int) -> tuple[float, list[f
     await asyncio.gather(*map(session, clients))
     seconds = time.perf_counter() - start
     await asyncio.gather(*(client.disconnect() for client in clients))
-    return seconds, latencies
+    return seconds, latencies, said
 
 
 @contextmanager

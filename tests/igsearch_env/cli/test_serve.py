@@ -350,6 +350,17 @@ def test_what_cannot_be_served_is_said_in_one_line(
     assert message in err.splitlines()[-1]
 
 
+def test_a_missing_package_of_mcp_is_named_before_anything_is_served(
+    index: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mcp_types", None)
+    monkeypatch.delitem(sys.modules, "igsearch_env.retrieval.mcp_server", raising=False)
+    code, out, err = program("serve", "--index", str(index), "--port", "0", "--mcp")
+    assert code == 2
+    assert out == ""
+    assert 'pip install "igsearch-env[mcp]"' in err.splitlines()[-1]
+
+
 def test_a_dense_index_is_loaded_as_the_flags_say(
     world: World, minilm: str, tmp_path: Path, start: Callable[..., Server]
 ) -> None:
