@@ -187,7 +187,11 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         "Such evidence never comes from the same question and never holds its answer": (POOL,),
     },
     "docs/guides/evaluation.md": {
-        "the evaluation ends, and `--resume` plays these episodes again": (
+        "the program says how many, and `--resume` plays them again": (
+            f"{LIBRARY}/cli/test_evaluate.py::"
+            "test_searches_that_failed_are_counted_and_never_pass_for_a_result",
+        ),
+        "the evaluation ends, and `--resume` goes on with these": (
             f"{LIBRARY}/cli/test_evaluate.py::"
             "test_a_retriever_that_is_lost_ends_the_run_and_resume_plays_again_what_it_lost",
         ),

@@ -118,10 +118,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if failed and not scored:
         raise ValueError(
             f"no question was scored: in each of the {failed:,} episodes a search failed; see that "
-            f"{settings.index or settings.corpus} works, and evaluate again in another folder"
+            f"{settings.index or settings.corpus} works, and go on with igsearch evaluate --out "
+            f"{out} --resume"
         )
     if failed:
-        say(f"left out: {failed:,} episodes in which a search failed")
+        say(
+            f"left out: {failed:,} episodes in which a search failed; igsearch evaluate --out "
+            f"{out} --resume plays them again"
+        )
 
 
 def _parser() -> Parser:

@@ -98,13 +98,15 @@ class EvaluationFolder:
     ) -> dict[int, list[ExampleScore]]:
         """Describe the evaluation, or take up what is there.
 
+        Chunks in which a search failed are dropped, so that they are played again.
+
         Args:
             config: The settings, written down or compared with what is there.
             inputs: What the results depend on besides, likewise.
             chunks: Everything that is to be played.
 
         Returns:
-            The scores of the chunks that have been played, by number.
+            The scores of the chunks that have been played without a failed search, by number.
 
         Raises:
             ValueError: If the evaluation that is there has other settings, or a record is damaged.
@@ -115,14 +117,21 @@ class EvaluationFolder:
             check_unchanged(before["inputs"], inputs, self.path)
         known = self._read_partial() if self._partial.exists() else self._read_whole(chunks)
         done: dict[int, list[ExampleScore]] = {}
+        failed: set[int] = set()
         for number, episodes in known:
             asked = [q.id for q in chunks[number].questions] if number < len(chunks) else []
-            if number in done or [episode.question.id for episode in episodes] != asked:
+            there = number in done or number in failed
+            if there or [episode.question.id for episode in episodes] != asked:
                 raise ValueError(
                     f"the records in {self.path} are damaged: chunk {number} is there twice or "
                     "holds other questions; start again in another folder"
                 )
-            done[number] = [score_example(episode) for episode in episodes]
+            if any(episode.retrieval_failed for episode in episodes):
+                failed.add(number)
+            else:
+                done[number] = [score_example(episode) for episode in episodes]
+        if failed:
+            self._drop(failed, chunks)
         run = {"started": _now(), "resumed_after": sum(map(len, done.values()))}
         runs = [*before.get("runs", []), {**run, "versions": versions()}]
         self._described = {"config": {**config}, "inputs": {**inputs}, "runs": runs}
@@ -201,6 +210,17 @@ class EvaluationFolder:
             episodes = read_episodes(self.episodes)
             for chunk in chunks:
                 yield chunk.number, list(islice(episodes, len(chunk.questions)))
+
+    def _drop(self, numbers: set[int], chunks: Sequence[Chunk]) -> None:
+        """Leave these chunks out of the records, which are then those of an unfinished run."""
+        known = self._read_partial() if self._partial.exists() else self._read_whole(chunks)
+        unfinished = self.path / ".episodes.jsonl.unfinished"
+        with names_file(unfinished), unfinished.open("wb") as file:
+            for number, episodes in known:
+                if number not in numbers:
+                    records = [episode_record(episode) for episode in episodes]
+                    file.write(chunk_line(number, records).encode("ascii"))
+        unfinished.replace(self._partial)
 
     def _order_records(self) -> None:
         """Write ``episodes.jsonl``, in the order of the chunks and in one piece."""

@@ -751,7 +751,10 @@ def test_a_retriever_that_is_lost_ends_the_run_and_resume_plays_again_what_it_lo
 def test_searches_that_failed_are_counted_and_never_pass_for_a_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: int
 ) -> None:
-    """A proxy's page in place of an answer: 0, 1 or 2 of the two questions cannot be scored."""
+    """A proxy's page in place of an answer: 0, 1 or 2 of the two questions cannot be scored.
+
+    Once the proxy is gone, ``--resume`` plays these questions again.
+    """
     rows = [{"id": str(n), "question": f"number {n}?", "golden_answers": ["a"]} for n in range(2)]
     found = {"document": {"id": "d", "contents": '"T"\na'}, "score": 1.0}
 
@@ -763,15 +766,23 @@ def test_searches_that_failed_are_counted_and_never_pass_for_a_result(
     server = LoopbackServer(answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     questions = write_rows(tmp_path / "questions.jsonl", rows)
+    out = tmp_path / "out"
     code = evaluate(
         *("--questions", questions, "--index", server.url, "--batch-size", 1),
-        *("--agent", "search_once", "--top-k", 1, "--out", tmp_path / "out"),
+        *("--agent", "search_once", "--top-k", 1, "--out", out),
     )
-    server.shutdown()
-    server.server_close()
     micro = read_json(tmp_path / "out" / "results.json")["micro"]
     assert (micro["n"], micro["failed"]) == (2 - broken, broken)
     said = capsys.readouterr()
     assert code == (2 if broken == 2 else 0)
     assert ("left out: 1 episode" in said.out) == (broken == 1)
     assert ("no question was scored" in said.err) == (broken == 2)
+
+    were, broken = broken, 0
+    assert evaluate("--out", out, "--resume") == 0
+    assert read_json(out / "manifest.json")["runs"][-1]["resumed_after"] == 2 - were
+    micro = read_json(out / "results.json")["micro"]
+    assert (micro["n"], micro["failed"]) == (2, 0)
+    assert [row["question"]["id"] for row in read_records(out / "episodes.jsonl")] == ["0", "1"]
+    server.shutdown()
+    server.server_close()
