@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from igsearch_env.cli.program import parse_early, positive, run
 from scripts.benchmarks.kit import benchmark_parser, print_rows
@@ -114,7 +115,7 @@ async def _served(
     return time.perf_counter() - start, latencies, different
 
 
-def _row(arm: str, seconds: float, latencies: list[float], different: int) -> dict[str, object]:
+def _row(arm: str, seconds: float, latencies: list[float], different: int) -> dict[str, Any]:
     middle, slow = np.percentile(latencies, [50, 99]) * 1000
     return {
         "arm": arm,

@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
+import shlex
+import shutil
 import socket
+import subprocess
+import sys
+import sysconfig
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
@@ -29,6 +35,7 @@ from igsearch_openenv.server import app as server_app
 from igsearch_openenv.server.app import app_of_variables, make_app
 from igsearch_openenv.server.environment import SearchQAEnvironment
 from tests.doc_pages import read_blocks
+from tests.ports import free_port
 from tests.scripted_server import ScriptedServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -360,11 +367,68 @@ def test_the_package_is_one_of_openenv() -> None:
     assert f"igsearch-env=={version['version']}" in project["dependencies"]
 
 
-def test_the_image_copies_what_there_is() -> None:
-    lines = (PACKAGE / "server" / "Dockerfile").read_text(encoding="utf-8").splitlines()
-    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
-    assert "igsearch_env" in copied
-    assert all((ROOT / name).exists() for name in copied)
+def docker_steps() -> list[tuple[str, str]]:
+    """The instructions of the image, in order: the word, and the rest."""
+    text = (PACKAGE / "server" / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def test_the_image_installs_from_what_it_copies_and_serves(tmp_path: Path) -> None:
+    """Follows the image's steps in a folder and a virtual environment, where there is no Docker.
+
+    The packages of the pins are there already, so that pip has only to find that they fit, and to
+    build and install the two packages from the files that are copied.
+    """
+    source, home, venv = (tmp_path / name for name in ("src", "home", "venv"))
+    for folder in (source, home):
+        folder.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "pins.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{venv / 'bin'}:{os.environ['PATH']}"}
+    # pip takes 0 for "no build isolation": setuptools is among the pins.
+    environment |= {"HOME": str(home), "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1"}
+    port, health = str(free_port()), ""
+    for word, rest in docker_steps():
+        if word == "COPY":
+            *names, to = rest.split()
+            for name in names:
+                into = source / (f"{to}{name}" if to.endswith("/") else to)
+                into.parent.mkdir(parents=True, exist_ok=True)
+                copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+                copy(ROOT / name, into)
+        elif word == "RUN" and rest.startswith("pip "):
+            command = ["python", "-m", *shlex.split(rest)]
+            subprocess.run(command, check=True, cwd=source, env=environment, timeout=SECONDS)
+        elif word == "HEALTHCHECK":
+            health = rest.split("CMD", 1)[1].replace("8000", port)
+        elif word == "CMD":
+            serve = [one.replace("8000", port) for one in json.loads(rest)]
+    with subprocess.Popen(
+        serve, cwd=home, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            said = []
+            for line in process.stderr:
+                said.append(line)
+                if "Uvicorn running" in line:
+                    break
+            else:
+                pytest.fail("".join(said))
+            subprocess.run(health, shell=True, check=True, env=environment, timeout=SECONDS)
+
+            async def session() -> Any:
+                async with SearchQAClient(f"http://127.0.0.1:{port}") as client:
+                    return await served(client, 3)
+
+            assert run(session()) == direct(3, EnvironmentSettings())
+        finally:
+            process.terminate()
+    where = [str(venv / "bin/python"), "-c", "import igsearch_env as m; print(m.__file__)"]
+    found = subprocess.run(where, check=True, cwd=home, stdout=subprocess.PIPE, text=True).stdout
+    assert found.startswith(str(venv))
 
 
 def test_the_benchmark_measures_all_rows(capsys: pytest.CaptureFixture[str]) -> None:
