@@ -1,26 +1,36 @@
-r"""Compare retrievers: the share of gold documents among the best few for the question itself.
+r"""Compare retrievers: what they find of the gold documents for the question itself.
 
 igsearch recall --questions hotpotqa.questions.jsonl popqa.questions.jsonl \
     --index indexes/bm25 indexes/e5 indexes/hybrid --top-k 3 --out runs/recall
+
+For each index and question set: recall@k, the share of a question's gold documents among the best
+k; nDCG@k, which counts those further ahead for more; and how much of a context the k documents
+fill for each gold one among them, in words, or in tokens where --tokenizer names one. All are
+means over questions (the last a ratio of sums) with 95 % bootstrap intervals. In a folder in BEIR's
+layout, --split names the judgements: qrels/SPLIT.tsv. Documents that a question excludes
+(BRIGHT) are left out of what was found.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from igsearch_env.answers import bootstrap_interval
+import numpy as np
+
+from igsearch_env.answers import bootstrap_interval, bootstrap_means, percentile_interval
 from igsearch_env.cli.program import Parser, add_import, folder, positive
-from igsearch_env.data.questions import load_question_set
+from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.data.rows import source_stem
-from igsearch_env.episode import Question
+from igsearch_env.extras import import_extra
 from igsearch_env.files import write_json
-from igsearch_env.outcome import gold_share
+from igsearch_env.hub import without_waiting
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.text import without_logins
+from igsearch_env.words import words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sets = {
-        source_stem(name): load_question_set(name, split=args.split, answers_needed=False).questions
+        source_stem(name): load_question_set(name, split=args.split, answers_needed=False)
         for name in args.questions
     }
+    unit, size = _sizer(args.tokenizer)
     rows = []
     with progress_bar() as bar:
         for index in args.index:
@@ -49,59 +60,122 @@ def main(argv: Sequence[str] | None = None) -> None:
             loading = bar.add_task(f"load {shown}")
             retriever = open_retriever(index)
             bar.remove_task(loading)
-            for name, questions in sets.items():
-                task = bar.add_task(f"{shown}, {name}", total=len(questions))
-                found = recall(retriever, questions, args.top_k, partial(bar.advance, task))
+            for name, asked in sets.items():
+                task = bar.add_task(f"{shown}, {name}", total=len(asked.questions))
+                found = recall(retriever, asked, args.top_k, size, partial(bar.advance, task))
                 rows.append({"index": shown, "questions": name, **found})
-    write_json(args.out / "results.json", {"top_k": args.top_k, "rows": rows})
-    print_table(_table(rows, args.top_k))
+    write_json(args.out / "results.json", {"top_k": args.top_k, "unit": unit, "rows": rows})
+    print_table(_table(rows, args.top_k, unit))
 
 
 def recall(
     retriever: Retriever,
-    questions: Sequence[Question],
+    asked: QuestionSet,
     top_k: int,
+    size: Callable[[str], int],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Mean share of a question's gold documents among its ``top_k``, with a 95 % interval.
+    """What a retriever finds of the gold documents of questions.
 
     Args:
         retriever: What searches.
-        questions: What it searches for; those without known gold documents are left out.
-        top_k: How many documents it may return for each.
+        asked: What it searches for; questions without known gold documents are left out.
+        top_k: How many documents count for each.
+        size: How much of a context a text fills.
         progress: Called with the number of questions of each batch.
+
+    Returns:
+        ``n``, the number of questions; ``recall``, ``ndcg`` and ``size_per_gold`` (None if nothing
+        was found), each with ``NAME_interval``.
 
     Raises:
         ValueError: If no question has known gold documents.
     """
-    shares = []
-    for start in range(0, len(questions), BATCH):
-        batch = questions[start : start + BATCH]
-        found = retriever.search([question.text for question in batch], top_k)
-        shares += [gold_share(*pair) for pair in zip(batch, found, strict=True)]
+    pytrec_eval = import_extra("pytrec_eval", "eval")
+    excluded = {name: set(ids) for name, ids in asked.excluded_ids.items()}
+    more = max(map(len, excluded.values()), default=0)
+    wanted = top_k + more
+    wanted = min(wanted, len(retriever)) if isinstance(retriever, Sized) else wanted
+    judged: dict[str, dict[str, int]] = {}
+    ranked: dict[str, dict[str, float]] = {}
+    sizes: list[tuple[float, float]] = []
+    for start in range(0, len(asked.questions), BATCH):
+        batch = asked.questions[start : start + BATCH]
+        found = retriever.search([question.text for question in batch], max(wanted, top_k))
+        for question, deep in zip(batch, found, strict=True):
+            left_out = excluded.get(question.id, set())
+            best = [one for one in deep if one.id not in left_out][:top_k]
+            gold = set(question.gold_ids or question.gold_titles)
+            if not gold:
+                continue
+            by_id = bool(question.gold_ids)
+            seen = list(dict.fromkeys(one.id if by_id else one.title for one in best))
+            judged[question.id] = dict.fromkeys(gold, 1)
+            ranked[question.id] = {name: float(-place) for place, name in enumerate(seen)}
+            filled = sum(size(f"{one.title}\n{one.text}") for one in best)
+            sizes.append((filled, len(gold & set(seen))))
         if progress is not None:
             progress(len(batch))
-    known = [share for share in shares if share is not None]
-    if not known:
+    if not judged:
         raise ValueError(
-            f"none of {len(questions):,} questions names its gold documents; expected a column "
-            "gold_ids or gold_titles"
+            f"none of {len(asked.questions):,} questions names its gold documents; expected a "
+            "column gold_ids or gold_titles"
         )
-    interval = bootstrap_interval(known)
-    return {"n": len(known), "recall": sum(known) / len(known), "interval": list(interval)}
+    measures = {f"recall.{top_k}", f"ndcg_cut.{top_k}"}
+    scores = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(ranked)
+    row: dict[str, Any] = {"n": len(judged)}
+    for name, key in (("recall", f"recall_{top_k}"), ("ndcg", f"ndcg_cut_{top_k}")):
+        values = [score[key] for score in scores.values()]
+        row[name] = sum(values) / len(values)
+        row[f"{name}_interval"] = list(bootstrap_interval(values))
+    row["size_per_gold"], row["size_per_gold_interval"] = _ratio(sizes)
+    return row
 
 
-def _table(rows: Sequence[dict[str, Any]], top_k: int) -> Table:
+def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, list[float] | None]:
+    """The ratio of two sums over questions, and its interval over resamples of the questions."""
+    both = np.array(pairs)
+    top, bottom = (bootstrap_means(column) for column in both.T)  # the same questions in both
+    if both[:, 1].sum() == 0:
+        return None, None
+    known = bottom > 0
+    low, high = percentile_interval(top[known] / bottom[known])
+    return float(both[:, 0].sum() / both[:, 1].sum()), [low, high]
+
+
+def _sizer(tokenizer: str | None) -> tuple[str, Callable[[str], int]]:
+    """The unit of a context's size, and what measures it."""
+    if tokenizer is None:
+        return "words", lambda text: len(words(text))
+    library = import_extra("transformers", "train")
+    try:
+        with without_waiting(tokenizer):
+            loaded = library.AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # transformers and what it is built on raise whatever they like
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"cannot load the tokenizer of {tokenizer!r}: {reason}") from error
+    return "tokens", lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+
+
+def _table(rows: Sequence[dict[str, Any]], top_k: int, unit: str) -> Table:
     from igsearch_env.cli.console import make_table
 
-    sizes = {row["questions"]: row["n"] for row in rows}
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        low, high = row["interval"]
-        cell = f"{row['recall']:.3f} ± {(high - low) / 2:.3f}"
-        cells.setdefault(row["index"], [row["index"]]).append(cell)
-    headings = ["index", *(f"{name} ({size:,})" for name, size in sizes.items())]
-    return make_table(f"recall@{top_k} of gold documents", headings, cells.values())
+    def cell(row: dict[str, Any], name: str, digits: int) -> str:
+        if row[name] is None:
+            return "-"
+        low, high = row[f"{name}_interval"]
+        return f"{row[name]:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
+
+    cells = [
+        [
+            *(row["index"], row["questions"], f"{row['n']:,}"),
+            *(cell(row, "recall", 3), cell(row, "ndcg", 3), cell(row, "size_per_gold", 0)),
+        ]
+        for row in rows
+    ]
+    headings = ["index", "questions", "n", f"recall@{top_k}", f"nDCG@{top_k}", f"{unit} per gold"]
+    title = f"gold documents among the best {top_k}, for the question itself"
+    return make_table(title, headings, cells, text=("index", "questions"))
 
 
 def _parser() -> Parser:
@@ -116,6 +190,9 @@ def _parser() -> Parser:
     )
     add_import(parser)
     add("--top-k", type=positive, default=3, help="documents per question (default: 3)")
-    add("--split", help="ask only the questions of this split")
+    add(
+        "--split", help="ask only the questions of this split; in BEIR's layout, of qrels/SPLIT.tsv"
+    )
+    add("--tokenizer", help="folder or name of a model whose tokens fill the context")
     add("--out", type=folder, required=True, help="folder of the results")
     return parser

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class QuestionSet:
         questions: The questions.
         split: Their split, where it is known.
         whole: Number of questions of that split as published, where it is known.
+        excluded_ids: For some questions, documents that may not be found for them: BRIGHT has
+            questions whose own page is in the corpus.
     """
 
     name: str
@@ -58,6 +60,7 @@ class QuestionSet:
     questions: tuple[Question, ...]
     split: str | None = None
     whole: int | None = None
+    excluded_ids: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """What is asked, in a line: name, size, split, and the source if it has another name.
@@ -97,7 +100,9 @@ def load_question_set(
     - SQuAD: articles with ``paragraphs``, whose title is the gold title; questions that are
       marked as impossible are left out. TriviaQA: ``Question`` and ``Answer``;
     - BEIR: a folder with ``queries.jsonl`` and ``qrels/SPLIT.tsv``, or the former's path. Gold ids
-      are the documents with a score above 0, and queries without a line in the qrels are left out.
+      are the documents with a score above 0, and queries without a line in the qrels are left out;
+    - BRIGHT: ``query``, ``gold_ids`` and ``excluded_ids``; folders of it and of BrowseComp-Plus in
+      BEIR's layout are written by :mod:`igsearch_env.data.judged`.
 
     A text that is a list or an object (``'["a", "b"]'``) is read as one, see
     :mod:`igsearch_env.data.containers`. A row without an id gets ``"{name of the file}-{row}"``,
@@ -132,15 +137,15 @@ def load_question_set(
             raise ValueError(f"{name!r} has no splits, got split={split!r}; leave it out")
         return QuestionSet(name, name, tuple(BUILTIN_QUESTIONS[key](name)[:limit]))
     if key not in BENCHMARKS:
-        questions = _questions(name, limit, split, answers_needed)
-        return QuestionSet(name, name, tuple(questions), split)
+        questions, excluded = _questions(name, limit, split, answers_needed)
+        return QuestionSet(name, name, tuple(questions), split, excluded_ids=excluded)
     benchmark = BENCHMARKS[key]
     if named and split not in (None, named):
         raise ValueError(f"the name asks for split {named!r}, the argument for {split!r}")
     split = named or split or benchmark.split
     source = benchmark_source(key, split, folder)
     try:
-        questions = _questions(source, limit, None, answers_needed)
+        questions, _ = _questions(source, limit, None, answers_needed)
     except HubUnreachableError as error:
         raise ValueError(
             f"{error}; for a benchmark, name the folder of its files with --benchmarks FOLDER or "
@@ -176,14 +181,15 @@ def load_questions(
 
 def _questions(
     source: str, limit: int | None, split: str | None, answers_needed: bool
-) -> list[Question]:
+) -> tuple[list[Question], dict[str, tuple[str, ...]]]:
+    """The questions of a source, and documents that may not be found for some of them."""
     stem = source_stem(source)
     source = str(file_in_folder(source, "queries") or source)
     qrels = _qrels(Path(source), split)
     stem = stem if qrels is None else Path(source).absolute().parent.name  # BEIR's folder
     split = None if qrels is not None else split
     seen: dict[str, str] = {}
-    questions = []
+    questions, excluded = [], {}
     for row in read_rows(source, "question set", {*BUILTIN_QUESTIONS, *BENCHMARKS}, split):
         if qrels is not None:
             gold = qrels.get(str(_first(row.columns, *_IDS)))
@@ -198,11 +204,14 @@ def _questions(
             )
         seen[question.id] = row.where
         questions.append(question)
+        names = _strings(row, "excluded_ids", row.columns.get("excluded_ids"))
+        if kept := tuple(name for name in names if name != "N/A"):
+            excluded[question.id] = kept
         if len(questions) == limit:
             break
     if qrels is not None and not questions:
         raise ValueError(f"no query of {source} is in its qrels")
-    return questions
+    return questions, excluded
 
 
 def _qrels(queries: Path, split: str | None) -> dict[str, list[str]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -111,6 +112,29 @@ def _cut_turns(episode: Episode) -> list[float]:
     return [float(reason in ("length", "no_room")) for reason in reasons]
 
 
+_CONFIDENCE = re.compile(r"\bconfidence\b[^\w.<>]{0,6}(\d{1,3}(?:\.\d+)?)\s*(%?)", re.IGNORECASE)
+
+
+def confidence(episode: Episode) -> float | None:
+    """How sure the policy says it is in the turn of its answer, from 0 to 1; None if it does not.
+
+    It is the last ``Confidence: 85%`` or ``confidence: 0.85`` of the turn.
+    """
+    if episode.answer is None or not episode.steps:
+        return None
+    found = _CONFIDENCE.findall(episode.steps[-1].turn.text)
+    if not found:
+        return None
+    number, percent = found[-1]
+    value = float(number) / (100 if percent or float(number) > 1 else 1)
+    return value if value <= 1 else None
+
+
+def _brier(episode: Episode) -> list[float]:
+    sure = confidence(episode)
+    return [] if sure is None or episode.em is None else [(sure - episode.em) ** 2]
+
+
 def _share(flags: Sequence[bool]) -> float | None:
     return sum(flags) / len(flags) if flags else None
 
@@ -150,6 +174,8 @@ METRICS: dict[str, Metric] = {
             heading="cover EM",
         ),
         Metric("outcome", "outcome", lambda e: _known(e.outcome)),
+        Metric("confidence", "confidence that the policy states", lambda e: _known(confidence(e))),
+        Metric("brier", "squared difference of stated confidence and exact match", _brier),
         Metric(
             "gold_documents",
             "gold documents found",

@@ -71,7 +71,8 @@ def summary(scores: Sequence[ExampleScore]) -> dict[str, Any]:
 
     Returns:
         ``n`` questions, ``failed`` episodes that were left out, and ``NAME`` and
-        ``NAME_interval`` of every metric that is known; ``yes_no`` where there are such questions.
+        ``NAME_interval`` of every metric that is known; ``yes_no`` where there are such questions,
+        and ``calibration_error`` where the policy states its confidence.
     """
     per_question = question_scores(scores)
     found: dict[str, Any] = {
@@ -81,12 +82,36 @@ def summary(scores: Sequence[ExampleScore]) -> dict[str, Any]:
     for name, values in _columns(per_question).items():
         found[name] = float(np.mean(values))
         found[f"{name}_interval"] = list(bootstrap_interval(values))
+    stated = [row for row in per_question.values() if "confidence" in row]
+    if stated:
+        found["calibration_error"] = calibration_error(
+            [row["confidence"] for row in stated], [row["em"] for row in stated]
+        )
     yes_no = _columns(question_scores([score for score in scores if score.yes_no]))
     if yes_no:
         kept = {name: yes_no[name] for name in ("em", "information_gain") if name in yes_no}
         means = {name: float(np.mean(values)) for name, values in kept.items()}
         found["yes_no"] = {"n": len(yes_no["em"]), **means}
     return found
+
+
+def calibration_error(
+    confidences: Sequence[float], right: Sequence[float], bins: int = 10
+) -> float:
+    """Expected calibration error: how far confidence is from the share of right answers.
+
+    Confidences fall into ``bins`` of equal width, the upper end of each included. The error is the
+    mean over questions of the absolute difference, within the question's bin, of mean confidence
+    and share right (Guo et al. 2017, arXiv 1706.04599, equation 3).
+
+    >>> round(calibration_error([0.9, 0.9, 0.2], [1.0, 0.0, 0.0]), 4)
+    0.3333
+    """
+    sure, hit = np.asarray(confidences), np.asarray(right)
+    places = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    totals = np.zeros(bins)
+    np.add.at(totals, places, sure - hit)
+    return float(np.abs(totals).sum() / len(sure))
 
 
 def macro_average(scores: Sequence[ExampleScore]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from igsearch_env.answers import bootstrap_interval
 from igsearch_env.cli.program import parse_early, positive, run, say
 from igsearch_env.data.questions import load_question_set
@@ -28,9 +30,11 @@ from igsearch_env.text import read_json
 from igsearch_env.threads import set_threads
 from scripts.benchmarks.kit import benchmark_parser, print_rows
 
+RANKS = 60  # the constant of reciprocal-rank fusion
 COLUMNS = {
     "model": ("model", "s"),
     "questions": ("questions", "s"),
+    "arm": ("", "s"),
     "n": ("n", ",d"),
     "before": ("before", ".3f"),
     "after": ("after", ".3f"),
@@ -88,39 +92,56 @@ def main(argv: Sequence[str] | None = None) -> None:
         second = RerankingRetriever(first, ranked, args.depth)
         for name in missing:
             say(f"{model}, {name}")
-            row = measure(first, second, name, args.limit, args.top_k)
-            rows.append({"model": model, "questions": source_stem(name), **row})
+            for row in measure(first, second, name, args.limit, args.top_k):
+                rows.append({"model": model, "questions": source_stem(name), **row})
             write_json(file, found)
     print_rows(f"recall@{args.top_k} of gold documents, 95 % paired intervals", rows, COLUMNS)
 
 
 def measure(
     first: Any, second: RerankingRetriever, questions: str, limit: int | None, top_k: int
-) -> dict[str, Any]:
-    """Recall without and with reranking, for the questions of a set with known gold documents."""
+) -> list[dict[str, Any]]:
+    """Recall before, by the model alone, and by the ranks of both stages together.
+
+    The second is what ``igsearch index --rerank`` gives, the third ``igsearch index --fuse`` of the
+    first stage and the reranked one.
+    """
     asked = load_question_set(questions, limit, answers_needed=False).questions
-    before, after, within = [], [], []
+    before: list[float] = []
+    alone: list[float] = []
+    fused: list[float] = []
+    within: list[float] = []
     seconds = 0.0
     for question in asked:
         deep = first.search([question.text], second.depth)[0]
         started = time.process_time()
-        best = second.search([question.text], top_k)[0]
+        scores = second.reranker.scores([(question.text, one) for one in deep])
         seconds += time.process_time() - started
+        order = np.argsort(-scores, kind="stable")
         share = gold_share(question, deep[:top_k])
-        if share is not None:
-            before.append(share)
-            after.append(gold_share(question, best) or 0.0)
-            within.append(gold_share(question, deep) or 0.0)
+        if share is None:
+            continue
+        ranks = np.argsort(order, kind="stable")
+        both = 1 / (RANKS + 1 + ranks) + 1 / (RANKS + 1 + np.arange(len(deep)))
+        before.append(share)
+        for shares, places in ((alone, order), (fused, np.argsort(-both, kind="stable"))):
+            shares.append(gold_share(question, [deep[n] for n in places[:top_k]]) or 0.0)
+        within.append(gold_share(question, deep) or 0.0)
     if not before:
         raise ValueError(f"no question of {questions} names its gold documents")
-    changes = [new - old for old, new in zip(before, after, strict=True)]
-    low, high = bootstrap_interval(changes)
-    mean = {"before": before, "after": after, "change": changes, "within": within}
-    return {
-        "n": len(before),
-        **{name: sum(values) / len(values) for name, values in mean.items()},
-        **{"low": low, "high": high, "cpu_ms": 1000 * seconds / len(asked)},
-    }
+    rows = []
+    for arm, after in (("reranked", alone), ("fused", fused)):
+        change = np.subtract(after, before)
+        low, high = bootstrap_interval(change)
+        means = {"before": before, "after": after, "change": change, "within": within}
+        rows.append(
+            {
+                **{"arm": arm, "n": len(before)},
+                **{name: float(np.mean(values)) for name, values in means.items()},
+                **{"low": low, "high": high, "cpu_ms": 1000 * seconds / len(asked)},
+            }
+        )
+    return rows
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from igsearch_env import load_corpus, load_questions
 from igsearch_env.outcome import gold_share
 from igsearch_env.retrieval.bm25 import BM25Retriever
-from igsearch_env.retrieval.open import open_retriever
+from igsearch_env.retrieval.open import open_retriever, save_fusion, save_reranking
 from igsearch_env.retrieval.rerank import QueryLikelihoodReranker, RerankingRetriever
 from scripts.benchmarks import reranking
 
@@ -23,13 +23,19 @@ def test_a_row_says_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     command += ["--model", WORLD_TINY, "--questions", "world-train:30", "--depth", "4"]
     reranking.main([*command, "--limit", "12", "--top-k", "1"])
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    (row,) = found["rows"]
+    row, fused = found["rows"]
+    assert (row["arm"], fused["arm"]) == ("reranked", "fused")
     questions = load_questions("world-train:30", 12)
     first = open_retriever(tmp_path / "index")
     second = RerankingRetriever(first, QueryLikelihoodReranker(WORLD_TINY), 4)
     for name, retriever, k in (("before", first, 1), ("after", second, 1), ("within", first, 4)):
         shares = [gold_share(one, retriever.search([one.text], k)[0]) or 0.0 for one in questions]
         assert row[name] == pytest.approx(sum(shares) / 12), name
+    save_reranking(tmp_path / "second", tmp_path / "index", WORLD_TINY, depth=4)
+    save_fusion(tmp_path / "both", [tmp_path / "index", tmp_path / "second"], 60, 4)
+    both = open_retriever(tmp_path / "both")
+    shares = [gold_share(one, both.search([one.text], 1)[0]) or 0.0 for one in questions]
+    assert fused["after"] == pytest.approx(sum(shares) / 12)
     assert row["n"] == 12
     assert row["change"] == pytest.approx(row["after"] - row["before"])
     assert row["low"] <= row["change"] <= row["high"]

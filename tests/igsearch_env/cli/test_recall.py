@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from igsearch_env.cli.recall import main
 from igsearch_env.episode import Document
@@ -51,7 +53,15 @@ def test_recall_by_hand(index: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     main([*arguments, "--top-k", "2", "--split", "dev"])
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     assert (row["n"], row["recall"]) == (3, 0.5)
-    assert row["interval"][0] < 0.5 < row["interval"][1]
+    assert row["recall_interval"][0] < 0.5 < row["recall_interval"][1]
+    both = 1 + 1 / math.log2(3)  # two gold documents, the best of which comes first or second
+    second = 1 / math.log2(3)
+    ahead = [one.id for one in BM25Retriever.load(index).search(["Peru or Italy"], 2)[0]]
+    ndcg = [1.0, (1.0 if ahead[0] == "lima" else second) / both, 0.0]
+    assert row["ndcg"] == pytest.approx(sum(ndcg) / 3)
+    assert row["size_per_gold"] == pytest.approx((4 + 8 + 0) / 2)  # four words each, two found
+    low, high = row["size_per_gold_interval"]
+    assert low <= row["size_per_gold"] <= high
     assert row["questions"] == "one.questions"
     assert "0.500" in capsys.readouterr().out
     main([*arguments, "--top-k", "1"])
@@ -63,3 +73,38 @@ def test_questions_without_gold_passages_are_refused(index: Path, tmp_path: Path
     blank = write_questions(tmp_path / "q.jsonl", [("Peru", [], "dev")])
     with pytest.raises(ValueError, match="none of 1 questions names its gold documents"):
         main(["--questions", str(blank), "--index", str(index), "--out", str(tmp_path / "out")])
+
+
+def test_ndcg_and_tokens_against_a_slow_form(index: Path, tmp_path: Path) -> None:
+    rows = [
+        ("Peru Ecuador lies in Italy", ["rome", "missing"], "dev"),
+        ("Ecuador Italy lies", ["quito", "rome", "lima"], "dev"),
+        ("nothing", ["rome"], "dev"),
+    ]
+    file = write_questions(tmp_path / "q.jsonl", rows)
+    tiny = Path(__file__).parents[3] / "agents" / "world-tiny"
+    command = ["--questions", str(file), "--index", str(index), "--tokenizer", str(tiny)]
+    main([*command, "--top-k", "3", "--out", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    values, tokens, found = [], 0, 0
+    for text, gold, _ in rows:
+        best = BM25Retriever.load(index).search([text], 3)[0]
+        gains = [1 / math.log2(place + 2) for place, one in enumerate(best) if one.id in gold]
+        values.append(sum(gains) / sum(1 / math.log2(n + 2) for n in range(min(3, len(gold)))))
+        texts = [f"{one.title}\n{one.text}" for one in best]
+        tokens += sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+        found += len(gains)
+    (row,) = results["rows"]
+    assert results["unit"] == "tokens"
+    assert row["ndcg"] == pytest.approx(sum(values) / 3)
+    assert row["size_per_gold"] == pytest.approx(tokens / found)
+    with pytest.raises(ValueError, match="cannot load the tokenizer of 'nowhere'"):
+        main([*command[:-1], "nowhere", "--out", str(tmp_path / "out")])
+
+
+def test_nothing_found_has_no_size_per_document(index: Path, tmp_path: Path) -> None:
+    file = write_questions(tmp_path / "q.jsonl", [("Chile", ["rome"], "dev")])
+    main(["--questions", str(file), "--index", str(index), "--out", str(tmp_path / "out")])
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert (row["recall"], row["ndcg"], row["size_per_gold"]) == (0.0, 0.0, None)

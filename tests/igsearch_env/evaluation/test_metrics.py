@@ -18,6 +18,7 @@ from igsearch_env.evaluation.metrics import (
     METRICS,
     Metric,
     batch_metrics,
+    confidence,
     episode_metrics,
     gain_gold_correlation,
     gold_document_rate,
@@ -320,3 +321,30 @@ def test_turns_cut_by_length_are_told_apart_from_malformed_ones() -> None:
     assert found["cut_turns"] == pytest.approx(2 / 3)  # nothing is known of the third turn
     silent = replace(episode, steps=episode.steps[2:3])
     assert "cut_turns" not in episode_metrics(silent)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Confidence: 85%", 0.85),
+        ("confidence: 0.4 .", 0.4),
+        ("**Confidence**: 7 %", 0.07),
+        ("Confidence: 20% , no , confidence = 100%", 1.0),
+        ("my confidence grows", None),
+        ("Confidence: 170%", None),
+        ("overconfidence: 50%", None),
+        ("", None),
+    ],
+)
+def test_confidence_is_what_the_answering_turn_states(text: str, expected: float | None) -> None:
+    turns = ["Confidence: 99% " + SEARCH, f"{text} {ANSWER}"]
+    episode = written(question(), turns, documents=FOUND, em=1.0)
+    assert confidence(episode) == expected
+    values = episode_metrics(episode)
+    assert values.get("confidence") == expected
+    brier = None if expected is None else pytest.approx((expected - 1.0) ** 2)
+    assert values.get("brier") == brier
+
+
+def test_no_confidence_without_an_answer() -> None:
+    assert confidence(written(question(), ["Confidence: 99% " + SEARCH], documents=FOUND)) is None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from igsearch_env.evaluation.scores import (
     ExampleScore,
     all_averages,
+    calibration_error,
     macro_average,
     question_scores,
     summary,
@@ -103,3 +104,33 @@ def test_macro_intervals_resample_the_data_sets_apart() -> None:
         return float(high - low)
 
     assert width(one + two) == pytest.approx(width(one) / np.sqrt(2), rel=0.15)
+
+
+def test_calibration_by_hand() -> None:
+    scores = [
+        score("a", 1.0, confidence=0.95),
+        score("b", 0.0, confidence=0.95),
+        score("c", 1.0, confidence=0.3),
+        score("d", 0.0),  # states none
+    ]
+    error = (2 * abs(0.95 - 0.5) + abs(0.3 - 1.0)) / 3
+    assert summary(scores)["calibration_error"] == pytest.approx(error)
+    assert "calibration_error" not in summary([score("d", 0.0)])
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=30),
+    st.integers(1, 12),
+)
+def test_calibration_error_against_a_slow_form(pairs: list[tuple[float, int]], bins: int) -> None:
+    total = 0.0
+    for number in range(bins):
+        low, high = number / bins, (number + 1) / bins
+        inside = [(c, r) for c, r in pairs if low < c <= high or (number == 0 and c == 0)]
+        if inside:
+            gap = sum(c for c, _ in inside) / len(inside) - sum(r for _, r in inside) / len(inside)
+            total += abs(gap) * len(inside) / len(pairs)
+    confidences, right = zip(*pairs, strict=True)
+    near_an_edge = any(abs(c * bins - round(c * bins)) < 1e-9 for c in confidences)
+    if not near_an_edge:  # there rounding decides the bin
+        assert calibration_error(confidences, right, bins) == pytest.approx(total)
