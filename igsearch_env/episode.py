@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal, Self, TypeVar
 
 from igsearch_env.completion import StopReason
 from igsearch_env.text import clean_text
+from igsearch_env.words import words
 
 Source = Literal["policy", "document", "user", "system"]
 Action = Literal["search", "tool", "answer", "invalid"]
@@ -48,6 +50,17 @@ class Document:
 
     def __post_init__(self) -> None:
         _clean(self, "id", "title", "text", "whole")
+
+    @property
+    def known_by(self) -> tuple[object, object]:
+        """What copies of a document share: either its id, or its words under another id."""
+        return self.id, _words_of(self.title, self.text if self.whole is None else self.whole)
+
+
+@lru_cache(4_096)  # what an episode has found is looked at again after each of its searches
+def _words_of(title: str, text: str) -> tuple[str, ...] | tuple[str, str]:
+    """The words of a document, or the document as it is where it has none."""
+    return tuple(words(f"{title} {text}")) or (title, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +371,24 @@ class Episode:
         turns from which thoughts are to be dropped stand without them.
         """
         return self.context_before(len(self.steps))
+
+    def new_documents(self, index: int) -> tuple[Document, ...]:
+        """The documents of step ``index`` that no earlier step found, in any attempt.
+
+        A document is known by its id, or by its words under another id. One that was shown in part
+        counts once more when it is shown whole.
+        """
+        found = self.steps[index].documents
+        if not found:
+            return ()
+        known: set[tuple[object, bool]] = set()
+        for step in self.steps[:index]:
+            for one in step.documents:
+                for name in one.known_by:
+                    known |= {(name, one.whole is None), (name, False)}
+        return tuple(
+            one for one in found if not known & {(name, one.whole is None) for name in one.known_by}
+        )
 
     def context_before(self, index: int) -> Context:
         """What the policy saw when it wrote the turn of step ``index``."""

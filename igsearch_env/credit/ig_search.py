@@ -172,17 +172,15 @@ class IGSearchPaper(IGSearch):
 
 
 def found_anew(episode: Episode) -> list[bool]:
-    """For each search, whether it found a document that no earlier search of the episode found.
+    """For each search, whether it found a document that no earlier step of the episode found.
 
-    A document that was shown in part counts once more when it is shown whole.
+    What is known is known as :meth:`igsearch_env.Episode.new_documents` says.
     """
-    known: set[tuple[str, bool]] = set()
-    anew = []
-    for step in episode.searches:
-        found = {(document.id, document.whole is None) for document in step.documents}
-        anew.append(not found <= known)
-        known |= found | {(name, False) for name, _ in found}
-    return anew
+    return [
+        bool(episode.new_documents(index))
+        for index, step in enumerate(episode.steps)
+        if step.action == "search"
+    ]
 
 
 def _check_paid_once(episode: Episode) -> None:

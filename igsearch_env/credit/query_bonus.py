@@ -171,13 +171,15 @@ class QueryBonus(CreditAssignment):
 
 
 def newly_found(episode: Episode, ids: Iterable[str]) -> list[float]:
-    """1.0 for each search that finds one of these documents for the first time, else 0.0."""
-    missing = set(ids)
-    signals = []
+    """1.0 for each search that finds one of these documents for the first time, else 0.0.
+
+    Of documents with the same words, the first that is found counts, whatever their ids.
+    """
+    missing, known, signals = set(ids), set[object](), []
     for step in episode.searches:
-        found = missing & {document.id for document in step.documents}
-        signals.append(1.0 if found else 0.0)
-        missing -= found
+        found = [document for document in step.documents if document.id in missing]
+        signals.append(float(any(known.isdisjoint(document.known_by) for document in found)))
+        known.update(name for document in found for name in document.known_by)
     return signals
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from igsearch_env.credit.base import register_credit
@@ -28,23 +28,31 @@ class SilverRollouts(QueryBonus):
         """A number from 0 to 1 per search."""
         result = [[0.0] * len(episode.searches) for episode in episodes]
         found = [
-            {document.id for step in episode.searches for document in step.documents}
-            for episode in episodes
+            {
+                name
+                for step in e.searches
+                for document in step.documents
+                for name in document.known_by
+            }
+            for e in episodes
         ]
         for members in rollout_groups(episodes).values():
             for i in members:
                 others = [k for k in members if k != i]
                 good = [found[k] for k in others if (episodes[k].outcome or 0.0) > 0]
                 bad = [found[k] for k in others if (episodes[k].outcome or 0.0) <= 0]
-                known: set[str] = set()
+                known: set[object] = set()
                 for number, step in enumerate(episodes[i].searches):
-                    new = {document.id for document in step.documents} - known
-                    known |= new
-                    worth = (_share(id_, good) - _share(id_, bad) for id_ in new)
+                    names = [document.known_by for document in step.documents]
+                    new = [one for one in names if known.isdisjoint(one)]
+                    known.update(*names)
+                    worth = (_share(one, good) - _share(one, bad) for one in new)
                     result[i][number] = max(0.0, *worth) if new else 0.0
         return result
 
 
-def _share(id_: str, rollouts: Sequence[set[str]]) -> float:
-    """The share of rollouts that found a document; 0 without any rollout."""
-    return sum(id_ in found for found in rollouts) / len(rollouts) if rollouts else 0.0
+def _share(names: Iterable[object], rollouts: Sequence[set[object]]) -> float:
+    """The share of rollouts that found a document by any of its names; 0 without any rollout."""
+    if not rollouts:
+        return 0.0
+    return sum(not found.isdisjoint(names) for found in rollouts) / len(rollouts)

@@ -398,19 +398,11 @@ class InformationGain:
         return [real, *(_swapped(real, documents, earlier) for documents in others)]
 
     def documents(self, episode: Episode, index: int) -> tuple[Document, ...]:
-        """The documents of step ``index`` that count; with ``added_only`` those not found before.
+        """The documents of step ``index`` that count.
 
-        A document is known by its id, or by its title and text under another id. One that was shown
-        in part counts once more when it is shown whole.
+        With ``added_only`` they are :meth:`igsearch_env.Episode.new_documents`.
         """
-        found = episode.steps[index].documents
-        if not self.added_only or not found:
-            return found
-        known: set[object] = set()
-        for step in episode.steps[:index]:
-            for one in step.documents:
-                known |= {(one.id, one.whole is None), (one.id, False), (one.title, one.text)}
-        return tuple(d for d in found if not known & {(d.id, d.whole is None), (d.title, d.text)})
+        return episode.new_documents(index) if self.added_only else episode.steps[index].documents
 
     def refinement(self, episode: Episode, index: int) -> Segment:
         """What the policy wrote about the documents of step ``index``, where that is scored.
@@ -430,20 +422,24 @@ class InformationGain:
         return Evidence(documents, self.refinement(episode, index), question.id, question.text)
 
 
-def _found_earlier(episode: Episode, index: int) -> set[str]:
-    """Ids of the documents that earlier calls of the same turn found."""
+def _found_earlier(episode: Episode, index: int) -> set[object]:
+    """What the documents are known by that earlier calls of the same turn found."""
     earlier = episode.steps[episode.turn_of(index).start : index]
-    return {document.id for step in earlier for document in step.documents}
+    return {name for step in earlier for one in step.documents for name in one.known_by}
 
 
 def _swapped(
-    documents: Sequence[Document], others: Sequence[Document], kept: set[str]
+    documents: Sequence[Document], others: Sequence[Document], kept: set[object]
 ) -> tuple[Document, ...]:
-    """Other documents in place of these, apart from those whose ids are to be kept."""
-    if not any(document.id in kept for document in documents):
+    """Other documents in place of these, apart from those that are to be kept."""
+    stays = [not kept.isdisjoint(document.known_by) for document in documents] if kept else []
+    if not any(stays):
         return tuple(others)
     left = iter(others)
-    swapped = (document if document.id in kept else next(left, None) for document in documents)
+    swapped = (
+        document if stay else next(left, None)
+        for document, stay in zip(documents, stays, strict=True)
+    )
     return tuple(document for document in swapped if document is not None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -117,6 +118,65 @@ class TestEpisode:
         episode = Episode(self.QUESTION, self.PROMPT, self.STEPS, group_id="g", outcome=1.0)
         assert pickle.loads(pickle.dumps(episode)) == episode
         assert copy.deepcopy(episode) == episode
+
+
+class TestNewDocuments:
+    LIMA = Document("lima", "Lima", "The capital of Peru.")
+
+    def new(self, *searches: Sequence[Document], attempt: int = 0) -> list[list[str]]:
+        """The ids of the new documents of each search."""
+        steps = tuple(
+            step("search", "S", "D", slice(n, n), search_step=n, documents=tuple(found))
+            for n, found in enumerate(searches)
+        )
+        steps = (*steps[:-1], replace(steps[-1], attempt=attempt))
+        episode = Episode(TestEpisode.QUESTION, TestEpisode.PROMPT, steps)
+        return [[one.id for one in episode.new_documents(n)] for n in range(len(steps))]
+
+    def test_what_no_earlier_step_found(self) -> None:
+        cuba, kenya = Document("cuba", "Cuba", "An island."), Document("kenya", "Kenya", "Nairobi.")
+        assert self.new([self.LIMA, cuba], [], [kenya, self.LIMA], [cuba]) == [
+            ["lima", "cuba"],
+            [],
+            ["kenya"],
+            [],
+        ]
+        assert self.new([self.LIMA], [self.LIMA], attempt=1) == [["lima"], []]
+
+    @pytest.mark.parametrize(
+        "copy",
+        [
+            Document("another", "Lima", "The capital of Peru."),
+            Document("lima", "Lima", "Another text."),
+            Document("another", "LIMA", "the capital\nof  Peru"),
+            Document("another", "", "Lima. The capital of Peru"),
+            Document("another", "", "\u201cLima\u201d\nThe capi\u00adtal of Peru"),
+            Document("another", "Lima", "The capital", whole="The capital of Peru."),
+        ],
+    )
+    def test_a_copy_is_known(self, copy: Document) -> None:
+        assert self.new([self.LIMA], [copy]) == [["lima"], []]
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Document("another", "Lima", "The capital of Peru since 1535."),
+            Document("another", "Quito", "The capital of Ecuador."),
+            Document("the capital of peru lima", "", "?"),
+        ],
+    )
+    def test_other_words_are_new(self, other: Document) -> None:
+        assert self.new([self.LIMA], [other]) == [["lima"], [other.id]]
+
+    def test_signs_without_a_word_are_compared_as_they_are(self) -> None:
+        signs = [Document("a", "", "?!"), Document("b", "", "?!"), Document("c", "", "...")]
+        assert self.new(*([one] for one in signs)) == [["a"], [], ["c"]]
+
+    def test_a_part_counts_once_more_when_it_is_shown_whole(self) -> None:
+        part = Document("lima", "Lima", "The capital", whole=self.LIMA.text)
+        copy = replace(self.LIMA, id="another")
+        assert self.new([part], [part], [self.LIMA], [part]) == [["lima"], [], ["lima"], []]
+        assert self.new([part], [copy], [self.LIMA]) == [["lima"], ["another"], []]
 
 
 class TestChanged:

@@ -31,7 +31,7 @@ def believing(
     episode = episode_of(outcome, *[(2, None)] * len(searches), group=group, failed=failed)
     steps = list(episode.steps)
     for number, (ids, belief) in enumerate(searches):
-        documents = tuple(Document(one, "", "text") for one in ids)
+        documents = tuple(Document(one, "", f"text {one.lower()}") for one in ids)
         steps[number] = replace(steps[number], documents=documents, log_prob=belief)
     return replace(episode, steps=tuple(steps), prior_log_prob=prior)
 
@@ -72,10 +72,11 @@ class TestByHand:
         credit = BeliefGroup(alpha=1.0, normalizer="none", shaping=PLAIN)
         batch = [
             believing(-3.0, ("a", -2.0), ("a", -1.0)),
+            believing(-3.0, ("a", -2.0), ("A", -1.0)),  # the same words under another id
             believing(-3.0, ("a", -2.0), ("b", -1.5)),
             believing(-3.0, ("a", -2.0), ("c", -2.5)),
         ]
-        assert bonuses(credit, batch) == [[0.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
+        assert bonuses(credit, batch) == [[0.0, 0.0]] * 2 + [[0.0, 1.0], [0.0, -1.0]]
 
     def test_a_failed_rollout_is_nobodys_sibling(self) -> None:
         credit = BeliefGroup(alpha=1.0, normalizer="none", shaping=PLAIN)

@@ -21,11 +21,15 @@ GOLD = Question("q", "Who?", ("Lima",), gold_ids=("a", "b"))
 
 
 def searching(*found: str, question: Question = GOLD, outcome: float = 0.0) -> Episode:
-    """One search of two query tokens per string of document ids; "L" holds the answer."""
+    """One search of two query tokens per string of document ids; "L" holds the answer.
+
+    A capital is a copy of the document whose id is the small letter.
+    """
     episode = episode_of(outcome, *[(2, None)] * len(found))
     steps = list(episode.steps)
     for number, ids in enumerate(found):
-        documents = tuple(Document(i, "", "in Lima now" if i == "L" else "Limassol") for i in ids)
+        texts = ("in Lima now" if one == "L" else f"Limassol, {one.lower()}" for one in ids)
+        documents = tuple(Document(i, "", text) for i, text in zip(ids, texts, strict=True))
         steps[number] = replace(steps[number], documents=documents, query=f"{ids} {number}")
     return replace(episode, question=question, steps=tuple(steps))
 
@@ -35,6 +39,12 @@ class TestOracle:
         credit = OracleBonus(alpha=1.0, normalizer="none")
         batch = [searching("x", "ax", "a", "b"), searching("ab", "a"), searching()]
         assert bonuses(credit, batch) == [[0.0, 1.0, 0.0, 1.0], [1.0, 0.0], []]
+
+    def test_a_copy_under_another_id_is_not_paid_again(self) -> None:
+        question = replace(GOLD, gold_ids=("a", "A", "b"))
+        batch = [searching("a", "A", "bA", question=question), searching("x", "A", question=GOLD)]
+        credit = OracleBonus(alpha=1.0, normalizer="none")
+        assert bonuses(credit, batch) == [[1.0, 0.0, 1.0], [0.0, 0.0]]
 
     def test_weight_normaliser_and_return_to_go_hold(self) -> None:
         credit = OracleBonus(alpha=0.6, gamma=0.5)

@@ -116,6 +116,11 @@ class TestByHand:
         expected = [[1.0 - mean, 0.0, 4.0 - mean, 0.0], [3.0 - mean, 0.0]]
         assert [pytest.approx(row) for row in expected] == bonuses(centered, batch)
 
+    def test_a_copy_under_another_id_was_found_before(self) -> None:
+        batch = [found(episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0)), "a", "A", "Ab")]
+        assert bonuses(plain(new_only=True), batch) == [[1.0, 0.0, 4.0]]
+        assert plain(new_only=True).needs_gain(batch) == [[True, False, True]]
+
     def test_the_last_search_may_have_no_gain(self) -> None:
         batch = [episode_of(0.0, (1, 1.0), (1, 2.0), (1, 4.0)), episode_of(0.0, (1, 8.0))]
         assert bonuses(plain(skip_last=True), batch) == [[1.0, 2.0, 0.0], [0.0]]
@@ -159,7 +164,7 @@ def found(episode: Episode, *documents: str) -> Episode:
     steps, left = [], iter(documents)
     for step in episode.steps:
         if step.action == "search":
-            step = replace(step, documents=tuple(Document(id, "", id) for id in next(left)))
+            step = replace(step, documents=tuple(Document(id, "", id.lower()) for id in next(left)))
         steps.append(step)
     return replace(episode, steps=tuple(steps))
 

@@ -40,7 +40,7 @@ def episode_of(
     for number, (length, gain) in enumerate(searches):
         query = (1, 1 + length) if length else (0, 0)
         more: dict[str, Any] = {"search_step": number, "information_gain": gain}
-        more["documents"] = (Document(f"found {number}", "", "text"),)
+        more["documents"] = (Document(f"found {number}", "", f"text {number}"),)
         steps.append(
             policy_step("search", at, length + 2, query, **more, retrieval_failed=number == failed)
         )

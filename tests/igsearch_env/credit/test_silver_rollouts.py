@@ -35,6 +35,16 @@ def test_a_document_is_worth_what_it_was_to_the_siblings() -> None:
     assert bonuses(CREDIT, batch)[3] == [0.5]
 
 
+def test_a_copy_under_another_id_is_the_same_document() -> None:
+    batch = [
+        searching("a", "A", outcome=1.0),
+        searching("A", outcome=1.0),
+        searching("x", outcome=0.0),
+    ]
+    # The first finds what the other success found, once; so does the second.
+    assert bonuses(CREDIT, batch) == [[1.0, 0.0], [1.0], [0.0]]
+
+
 def test_a_search_is_not_paid_for_its_own_success() -> None:
     batch = [searching("a", outcome=1.0), searching("b", outcome=0.0)]
     assert bonuses(CREDIT, batch) == [[0.0], [0.0]]
