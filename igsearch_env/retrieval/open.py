@@ -87,6 +87,7 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
 
             - a name in :data:`RETRIEVERS`, ``"world"`` among them: BM25 over the embedded world, or
               over that of ``"world:PEOPLE:SEED"`` (``"bm25"`` means the first of them);
+            - ``"web:TEMPLATE"``: a live service of the web, see :mod:`igsearch_env.retrieval.web`;
             - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
             - the folder of a saved index: BM25, dense, a fusion of others, or one with a reranker;
             - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
@@ -159,6 +160,14 @@ def _bm25(name: str) -> Retriever:
 @lru_cache(maxsize=4)
 def _world(name: str) -> Retriever:
     return BM25Retriever.build(load_corpus(name))
+
+
+@register_retriever("web")
+@lru_cache(maxsize=4)  # one pace and one file of answers for all who use it now
+def _web(name: str) -> Retriever:
+    from igsearch_env.retrieval.web import WebRetriever, WebSettings
+
+    return WebRetriever(WebSettings.read(name.partition(":")[2]))
 
 
 def _load_index(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> IndexedRetriever:
