@@ -9,7 +9,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from tests.scripted_policy import SETTINGS, played_directly, reply  # noqa: E402
 from tests.scripted_server import ScriptedServer  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "trainers" / "verifiers"
 
 
 @pytest.fixture
@@ -177,10 +175,3 @@ def test_the_command_of_the_page_plays_and_writes_traces(
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 4 * 2  # -n 4 -r 2
     assert all(line["ok"] for line in lines)
-
-
-def test_the_package_builds(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "-w", str(tmp_path), str(PACKAGE)], check=True, timeout=240)
-    (wheel,) = tmp_path.glob("igsearch_verifiers-*.whl")
-    assert "igsearch_verifiers.py" in zipfile.ZipFile(wheel).namelist()
