@@ -190,7 +190,7 @@ class SegmentTokenizer:
         return self._guarded.tokenise(text, trusted, starts)[0]
 
     def _token_ends(self, text: str) -> tuple[int, ...]:
-        return tuple(end for _, end in self._guarded.tokenise(text, ())[1])
+        return tuple([end for _, end in self._guarded.tokenise(text, ())[1]])
 
     def _encode_opening_and_answer(
         self, opening: str, answer: str, trusted: Spans, starts: bool
@@ -288,12 +288,14 @@ class GuardedTokenizer:
         while pending:
             start, end = pending.pop()
             piece_ids, piece_spans = self._piece(text, start, end, starts and start == 0)
-            cuts = [
-                _cut(text, *span)
-                for token, span in zip(piece_ids, piece_spans, strict=True)
-                if token in self._control
-                and not any(first <= span[0] and span[1] <= last for first, last in trusted)
-            ]
+            cuts = []
+            if not self._control.isdisjoint(piece_ids):  # seldom, and each text comes by here
+                cuts = [
+                    _cut(text, *span)
+                    for token, span in zip(piece_ids, piece_spans, strict=True)
+                    if token in self._control
+                    and not any(first <= span[0] and span[1] <= last for first, last in trusted)
+                ]
             if cuts:
                 bounds = [start, *cuts, end]
                 pending.extend(reversed(list(pairwise(bounds))))
@@ -311,7 +313,9 @@ class GuardedTokenizer:
             cuts = (self._first_control(ids), self._first_control(inner.ids))
             ids = [*inner.ids[: cuts[1]], *ids[cuts[0] :]]
             offsets = [*inner.offsets[: cuts[1]], *offsets[cuts[0] :]]
-        return tuple(ids), tuple((start + first, start + last) for first, last in offsets)
+        if start:
+            offsets = [(start + first, start + last) for first, last in offsets]
+        return tuple(ids), tuple(offsets)
 
     def _first_control(self, ids: list[int]) -> int:
         return next((i for i, token in enumerate(ids) if token in self._control), len(ids))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import cached_property
 from math import inf
 from typing import Literal, Protocol
 
@@ -82,7 +83,7 @@ class Budgets:
                 kind = "whole number of at least 1" if whole else "number above 0"
                 raise ValueError(f"{field.name} must be a {kind} or None, got {value!r}")
 
-    @property
+    @cached_property
     def cuts(self) -> bool:
         """Whether any text may be cut."""
         limits = (self.document_tokens, self.observation_tokens, self.episode_tokens)
@@ -137,7 +138,9 @@ class Room:
 
 def _shortened(document: Document, text: str) -> Document:
     whole = document.text if document.whole is None else document.whole
-    return replace(document, text=text + CUT, whole=whole)
+    if text + CUT == document.text and document.whole is not None:
+        return document  # evidence of the pool was cut to the same length before
+    return Document(document.id, document.title, text + CUT, document.score, whole)
 
 
 def room_for(budgets: Budgets, left: float, calls: int = 1, *, snippets: bool = False) -> Room:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from igsearch_env.answers import exact_match, f1_score
@@ -14,7 +15,7 @@ from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.gain.scorer import AnswerScorer
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.outcome import Outcome, Score, score_outcomes
-from igsearch_env.protocol.tags import Search, ToolUse
+from igsearch_env.protocol.tags import CALLS, Search, ToolUse
 from igsearch_env.retrieval.base import RetrievalError, Retriever
 from igsearch_env.text import clean_text
 from igsearch_env.tools import TOOLS, Tool, ToolError, run_tools
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 FALLBACK_ROUNDS = 5
 OF_A_SEARCH = ("search_step", "query", "query_span", "documents", "retrieval_failed")
+_of_a_search = attrgetter(*OF_A_SEARCH)
 NO_DOCUMENT = "no search has found a document with that id"
+Gains = list[tuple[int, float]]
+"""Number and gain of searches."""
+
 REFUSED = "the search engine does not take this query; write a shorter one"
 
 
@@ -107,11 +112,12 @@ class SearchQAEngine:
         ended = [i for i, e in enumerate(after) if e.finished or e.steps[-1].reflection is not None]
         scores = score_outcomes(self.outcome, [after[i] for i in ended], self.outcome_range)
         scored = dict(zip(ended, scores, strict=True))
-        after = [
-            self._score(old, new, scored.get(row))
-            for row, (old, new) in enumerate(zip(episodes, after, strict=True))
-        ]
-        return [(new, self._info(old, new)) for old, new in zip(episodes, after, strict=True)]
+        played = []
+        for row, (old, new) in enumerate(zip(episodes, after, strict=True)):
+            settled = _newly_settled(old, new)
+            new = self._score(old, new, scored.get(row), settled)
+            played.append((new, self._info(old, new, settled)))
+        return played
 
     def _call(
         self, episodes: Sequence[Episode], turns: Sequence[Turn]
@@ -125,7 +131,7 @@ class SearchQAEngine:
             (row, place): action
             for row, turn in enumerate(turns)
             for place, action in enumerate(turn.actions)
-            if isinstance(action, Search | ToolUse)
+            if isinstance(action, CALLS)
         }
         searches = {p: one.query for p, one in calls.items() if isinstance(one, Search)}
         found = dict(zip(searches, self._retrieve([*searches.values()]), strict=True))
@@ -133,24 +139,26 @@ class SearchQAEngine:
         rooms: dict[tuple[int, int], Room | None] = dict.fromkeys(calls)
         results = found
         if self.rules.budgets.cuts:
+            made: dict[tuple[int, bool], Room | None] = {}  # the calls of a turn share it
             for (row, place), action in calls.items():
-                rooms[row, place] = self.rules.room(
-                    episodes[row], turns[row], snippets=isinstance(action, Search)
-                )
+                kind = row, isinstance(action, Search)
+                if kind not in made:
+                    made[kind] = self.rules.room(episodes[row], turns[row], snippets=kind[1])
+                rooms[row, place] = made[kind]
             results = {place: self._fit(found[place], rooms[place]) for place in calls}
         compared = {place: self._found_so_far(results, place) for place in calls}
-        for (row, place), (documents, anew) in compared.items():
-            if anew:  # what found nothing new has no gain, and is compared with nothing
-                drawn = self._draw(episodes[row], documents, place)
-                if (row, place) not in searches:
-                    drawn = [_opened(evidence) for evidence in drawn]
-                    question = episodes[row].question
-                    drawn = [e for e in drawn if self.pool.allows(e, question, documents)]
-                results[row, place] = self._with_counterfactuals(
-                    results[row, place], drawn, rooms[row, place]
-                )
+        # What found nothing new has no gain, and is compared with nothing.
+        due = {place: documents for place, (documents, anew) in compared.items() if anew}
+        for (row, place), drawn in zip(due, self._draw(episodes, due), strict=True):
+            if (row, place) not in searches:
+                question, documents = episodes[row].question, due[row, place]
+                drawn = [_opened(evidence) for evidence in drawn]
+                drawn = [e for e in drawn if self.pool.allows(e, question, documents)]
+            results[row, place] = self._with_counterfactuals(
+                results[row, place], drawn, rooms[row, place]
+            )
         opened = compared.keys() - searches.keys()
-        self._fill_up(episodes, results, compared, rooms, opened)
+        self._fill_up(episodes, results, due, rooms, opened)
         return results
 
     def _use_tools(
@@ -206,16 +214,27 @@ class SearchQAEngine:
     ) -> SearchResult:
         """The result with further counterfactual evidence, which is cut like its own documents."""
         if room is not None:
-            counter = self.rules.counter
-            drawn = [replace(one, documents=room.fit(one.documents, counter)[0]) for one in drawn]
+            cut = [room.fit(one.documents, self.rules.counter)[0] for one in drawn]
+            drawn = [
+                one if shown == one.documents else replace(one, documents=shown)
+                for one, shown in zip(drawn, cut, strict=True)
+            ]
         return result._replace(counterfactuals=(*result.counterfactuals, *drawn))
 
-    def _draw(self, episode: Episode, documents: Sequence[Document], call: int) -> list[Evidence]:
-        """Evidence for the next search of an episode to be compared with."""
-        shared = None
-        if self.shared_counterfactuals:
+    def _draw(
+        self, episodes: Sequence[Episode], due: Mapping[tuple[int, int], Sequence[Document]]
+    ) -> list[list[Evidence]]:
+        """Evidence for each of these calls to be compared with, given what it found."""
+        count = self.num_counterfactuals
+        if not self.shared_counterfactuals:
+            found = [(episodes[row].question, documents) for (row, _), documents in due.items()]
+            return self.pool.draw_each(found, count)
+        drawn = []
+        for (row, call), documents in due.items():
+            episode = episodes[row]
             shared = self.pool.shared_rng(episode.group_id, len(episode.searches) + call)
-        return self.pool.draw(episode.question, documents, self.num_counterfactuals, shared)
+            drawn.append(self.pool.draw(episode.question, documents, count, shared))
+        return drawn
 
     def _retrieve(self, queries: list[str]) -> list[SearchResult]:
         """Search, once for all queries."""
@@ -244,12 +263,11 @@ class SearchQAEngine:
         self,
         episodes: Sequence[Episode],
         results: dict[tuple[int, int], SearchResult],
-        compared: Mapping[tuple[int, int], tuple[Sequence[Document], bool]],
+        due: Mapping[tuple[int, int], Sequence[Document]],
         rooms: Mapping[tuple[int, int], Room | None],
         opened: Collection[tuple[int, int]] = (),
     ) -> None:
         """Where the pool was short, add documents found for the text of another question."""
-        due = [place for place, (_, anew) in compared.items() if anew]
         for _ in range(FALLBACK_ROUNDS):
             # A call is in the list once for each counterfactual that it lacks, so that one search
             # serves the whole step, however much each of its calls lacks.
@@ -276,7 +294,7 @@ class SearchQAEngine:
                 # answer is in it, or a document that was really found) is tried again next round.
                 if more.counterfactuals[-1] in results[place].counterfactuals:
                     continue
-                if self.pool.allows(evidence, episodes[place[0]].question, compared[place][0]):
+                if self.pool.allows(evidence, episodes[place[0]].question, due[place]):
                     self.pool.counts["fallback"] += 1
                     results[place] = more
         self.pool.counts["short"] += sum(
@@ -294,7 +312,9 @@ class SearchQAEngine:
             if episode.steps[index].action == "search":
                 self.pool.add(gain.evidence(episode, index))
 
-    def _score(self, before: Episode, after: Episode, score: Score | None) -> Episode:
+    def _score(
+        self, before: Episode, after: Episode, score: Score | None, settled: Gains
+    ) -> Episode:
         """Add the score of an attempt that has ended, and the reward of this call."""
         reward = 0.0
         fields: dict[str, Any] = {}
@@ -307,23 +327,22 @@ class SearchQAEngine:
             if after.finished:
                 reward = score.total or 0.0
                 fields |= {"outcome": score.total, "em": em, "f1": f1}
-        for _, gain in _newly_settled(before, after):
+        for _, gain in settled:
             reward += self.information_gain_weight * self.shaping(gain)
         if reward != after.steps[-1].reward:
             last = changed(after.steps[-1], reward=reward)
             fields["steps"] = (*after.steps[:-1], last)
         return changed(after, **fields) if fields else after
 
-    def _info(self, before: Episode, after: Episode) -> dict[str, Any]:
+    def _info(self, before: Episode, after: Episode, settled: Gains) -> dict[str, Any]:
         """The info of this call; a key without a value is left out."""
         step = after.steps[-1]
         first = len(before.steps)
         info: dict[str, Any] = {"action": step.action}
         searches = [one for one in after.steps[first:] if one.action == "search"]
         info |= self._of_searches(
-            {name: getattr(one, name) for name in OF_A_SEARCH} for one in searches
+            dict(zip(OF_A_SEARCH, _of_a_search(one), strict=True)) for one in searches
         )
-        settled = _newly_settled(before, after)
         if self.information_gain.counterfactual == "documents+refinement":
             # A gain that truncation settles stands in information_gains alone.
             known = len(before.searches)
@@ -386,7 +405,7 @@ def _whole(document: Document) -> Document:
     return replace(document, text=document.whole, whole=None)
 
 
-def _newly_settled(before: Episode, after: Episode) -> list[tuple[int, float]]:
+def _newly_settled(before: Episode, after: Episode) -> Gains:
     """Number and gain of the searches that were settled between two states of an episode."""
     known = len(before.steps)
     return [

@@ -254,7 +254,11 @@ class Step:
     @property
     def replies(self) -> Context:
         """What the environment wrote after the turn: the observation, then the reflection."""
-        return tuple(reply for reply in (self.observation, self.reflection) if reply is not None)
+        if self.reflection is None:  # most of them, and each is asked for many times
+            return () if self.observation is None else (self.observation,)
+        return (
+            (self.reflection,) if self.observation is None else (self.observation, self.reflection)
+        )
 
     @property
     def valid(self) -> bool:

@@ -22,6 +22,7 @@ from igsearch_env.episode import (
     changed,
 )
 from igsearch_env.protocol.tags import (
+    CALLS,
     Action,
     Answer,
     Invalid,
@@ -102,9 +103,12 @@ class TurnRules:
             raise RuntimeError(
                 f"the episode of question {episode.question.id!r} has ended; call reset() first"
             )
-        completion = action if isinstance(action, Completion) else Completion(action)
-        if completion.token_ids is None:  # text that was never sampled may hold anything
-            completion = Completion(clean_text(completion), stop_reason=completion.stop_reason)
+        if not isinstance(action, Completion):
+            completion = Completion(clean_text(action))
+        elif action.token_ids is None:  # text that was never sampled may hold anything
+            completion = Completion(clean_text(action), stop_reason=action.stop_reason)
+        else:
+            completion = action
         parsed = self.protocol.parse_turn(completion)
         end = self.protocol.turn_end(completion, parsed[-1])
         if end is not None:
@@ -115,7 +119,7 @@ class TurnRules:
             left -= step.attempt == episode.attempt and not step.tool
         actions: list[Action] = []
         for one in parsed:
-            if isinstance(one, Search | ToolUse) and spent:
+            if isinstance(one, CALLS) and spent:
                 one = Invalid(f"no {spent} left", one.end)
             elif isinstance(one, Search) and left < 1:
                 one = Invalid("no searches left", one.end)
@@ -129,8 +133,7 @@ class TurnRules:
         """Tokens that are left of the episode's budget after a turn with this text."""
         if self.budgets.episode_tokens is None:
             return inf
-        written = self.count(_segment(completion))
-        return self.budgets.episode_tokens - episode.tokens - written
+        return self.budgets.episode_tokens - episode.tokens - self.count(completion)
 
     def room(self, episode: Episode, turn: Turn, *, snippets: bool) -> Room | None:
         """What the result of one call of a turn may hold; None if nothing limits it.
@@ -142,17 +145,18 @@ class TurnRules:
         """
         if not self.budgets.cuts:
             return None
-        calls = sum(isinstance(one, Search | ToolUse) for one in turn.actions)
+        calls = sum(isinstance(one, CALLS) for one in turn.actions)
         left = self.left(episode, turn.completion)
         return room_for(self.budgets, left, calls, snippets=snippets)
 
-    def count(self, segment: Segment) -> int:
-        """Tokens of a segment; 0 where no budget limits those of an episode."""
+    def count(self, said: Segment | Completion) -> int:
+        """Tokens of what was said; 0 where no budget limits those of an episode."""
         if self.budgets.episode_tokens is None:
             return 0
-        if segment.token_ids is not None:
-            return len(segment.token_ids)
-        return len(self.counter.token_ends(segment.text))
+        if said.token_ids is not None:
+            return len(said.token_ids)
+        text = said.text if isinstance(said, Segment) else str(said)
+        return len(self.counter.token_ends(text))
 
     def _spent(self, episode: Episode) -> EndedBy | None:
         """The budget that had run out when the policy wrote its next turn, if any."""
@@ -268,40 +272,36 @@ class Turn:
             parts = self.completion.pieces([one.end or 0 for one in self.actions])
         protocol = rules.protocol
         thoughts = protocol.thoughts(self.completion) if rules.drop_thoughts else []
+        before, attempt, searches = episode.policy_tokens, episode.attempt, len(episode.searches)
         steps: list[Step] = []
-        start = at = 0  # tokens and characters of the turn before this part
+        first, at = before, 0  # tokens of the episode and characters of the turn before this part
         for number, (action, part, result) in enumerate(
             zip(self.actions, parts, results, strict=True)
         ):
-            first = episode.policy_tokens + start
-            count = len(part.token_ids or ())
-            reaction = self._reaction(action, (number, len(self.actions)), rules, result)
-            if isinstance(action, Search | ToolUse):
+            end = first + len(part.token_ids or ())
+            fields = self._reaction(action, (number, len(self.actions)), rules, result)
+            fields["query_tokens"] = slice(first, first)
+            if isinstance(action, CALLS):
                 query = self.completion.tokens_within(*action.span)
-                reaction |= {
-                    "query_tokens": slice(
-                        episode.policy_tokens + query.start, episode.policy_tokens + query.stop
-                    ),
-                    "query_span": (max(0, action.span[0] - at), action.span[1] - at),
-                }
-            if reaction["action"] == "search":
-                found = sum(step.action == "search" for step in steps)
-                reaction["search_step"] = len(episode.searches) + found
-            steps.append(
-                changed(
-                    _BLANK,
-                    turn=_segment(part),
-                    policy_tokens=slice(first, first + count),
-                    refinement=NO_REFINEMENT if number else self.refinement,
-                    log_probs=part.log_probs,
-                    stop_reason=self.completion.stop_reason,
-                    call=number,
-                    bare=_bare(part, at, thoughts, protocol.thought_end),
-                    attempt=episode.attempt,
-                    **{"query_tokens": slice(first, first)} | reaction,
-                )
+                fields["query_tokens"] = slice(before + query.start, before + query.stop)
+                fields["query_span"] = (max(0, action.span[0] - at), action.span[1] - at)
+            if fields["action"] == "search":
+                fields["search_step"] = searches
+                searches += 1
+            step = changed(
+                _BLANK,
+                turn=_segment(part),
+                policy_tokens=slice(first, end),
+                refinement=NO_REFINEMENT if number else self.refinement,
+                log_probs=part.log_probs,
+                stop_reason=self.completion.stop_reason,
+                call=number,
+                bare=_bare(part, at, thoughts, protocol.thought_end) if thoughts else None,
+                attempt=attempt,
+                **fields,
             )
-            start, at = start + count, at + len(part)
+            steps.append(step)
+            first, at = end, at + len(part)
         return steps
 
     def _reaction(
@@ -339,7 +339,7 @@ class Turn:
 
 def _without(action: Action, reason: str) -> Action:
     """An action taken for invalid; an answer, and what is invalid already, stay as they are."""
-    return Invalid(reason, action.end) if isinstance(action, Search | ToolUse) else action
+    return Invalid(reason, action.end) if isinstance(action, CALLS) else action
 
 
 def _bare(

@@ -89,7 +89,7 @@ def _check_aliases(aliases: str) -> None:
 
 def _reduced(table: LogProbs, aliases: AliasOperator) -> LogProbs:
     """Scores of the real context and the N others, (1 + N,), from those by alias."""
-    if aliases == "best_real":
+    if aliases == "best_real" or len(table) == 1:  # of one alias every rule makes the same
         return np.asarray(table[np.argmax(table[:, 0])], dtype=np.float64)
     return reduce_aliases(table, aliases)
 

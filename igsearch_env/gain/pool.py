@@ -95,23 +95,46 @@ class EvidencePool:
         Returns:
             The evidence; fewer than ``count`` if ``tries`` looks for each did not find more.
         """
+        return self.draw_each([(question, documents)], count, rng)[0]
+
+    def draw_each(
+        self,
+        searches: Sequence[tuple[Question, Sequence[Document]]],
+        count: int,
+        rng: np.random.Generator | None = None,
+    ) -> list[list[Evidence]]:
+        """:meth:`draw` for several searches, one after the other.
+
+        Args:
+            searches: The question of each search, and what it returned.
+            count: How many are wanted for each.
+            rng: What to draw with; the pool's own generator by default.
+        """
         rng = self.rng if rng is None else rng
-        drawn: list[Evidence] = []
         if not self._evidence:
-            return drawn
+            return [[] for _ in searches]
         if self._refined is None:
             self._refined = [one for one in self._evidence if one.refinement.text]
         candidates = self._refined if len(self._refined) >= count else self._evidence
-        allowed = _rule(question, documents)
-        for _ in range(count):
-            for _ in range(self.tries):
-                evidence = candidates[int(rng.integers(len(candidates)))]
-                if evidence not in drawn and allowed(evidence):
-                    drawn.append(evidence)
-                    self.counts["drawn"] += 1
-                    break
-                self.counts["rejected"] += 1
-        return drawn
+        # As many as are looked at in any case. Drawn at once they cost a tenth, if they are many,
+        # and the same numbers come out.
+        least = len(searches) * count
+        places = iter(rng.integers(len(candidates), size=least).tolist() if least > 8 else ())
+        every: list[list[Evidence]] = []
+        for question, documents in searches:
+            allowed = _rule(question, documents)
+            drawn: list[Evidence] = []
+            for _ in range(count):
+                for _ in range(self.tries):
+                    place = next(places, None)
+                    evidence = candidates[rng.integers(len(candidates)) if place is None else place]
+                    if evidence not in drawn and allowed(evidence):
+                        drawn.append(evidence)
+                        self.counts["drawn"] += 1
+                        break
+                    self.counts["rejected"] += 1
+            every.append(drawn)
+        return every
 
     def allows(self, evidence: Evidence, question: Question, documents: Sequence[Document]) -> bool:
         """Whether evidence may stand in for ``documents``, retrieved for ``question``."""

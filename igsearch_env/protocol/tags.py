@@ -6,10 +6,10 @@ A protocol is data. The presets in :data:`PROTOCOLS` differ in their tags and pr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, Final
 
 from igsearch_env.episode import Document, Segment
 
@@ -63,6 +63,9 @@ class Invalid:
 
 
 Action = Search | ToolUse | Answer | Invalid
+
+CALLS: Final = (Search, ToolUse)
+"""What is carried out by a call, for ``isinstance``."""
 
 Place = tuple[int, int]
 """The number of a call in its turn, from 0, and how many calls the turn has."""
@@ -339,11 +342,8 @@ class TagProtocol:
             turn: The policy's turn; a frame depends on how it ends.
             place: Which of the turn's calls it was.
         """
-        lines = [
-            self.document.format(rank=rank, id=doc.id, title=doc.title, text=doc.text)
-            for rank, doc in enumerate(documents, start=1)
-        ]
-        return self._result(self.escape("\n".join(lines)) or self.no_documents, turn, place)
+        shown = _shown(tuple(documents), self.document, self.escape)
+        return self._result(shown or self.no_documents, turn, place)
 
     def render_removed(self, turn: str = "", place: Place = ALONE) -> Segment:
         """What stands in place of an observation whose documents have left the context."""
@@ -368,8 +368,7 @@ class TagProtocol:
         return self._result(self.escape(text), turn, place)
 
     def _result(self, body: str, turn: str, place: Place) -> Segment:
-        text = self._block.replace("{documents}", body)
-        return self._framed(Segment(text, "document"), turn, place)
+        return self._framed(_in_block(body, self._block), turn, place)
 
     @cached_property
     def _block(self) -> str:
@@ -515,6 +514,22 @@ class TagProtocol:
         if at < 0 or self._action.search(self.spoken(turn), 0, at):
             return 0
         return at + len(closing)
+
+
+# The documents of a search are rendered again for its gain, and those of the pool many times.
+@lru_cache(2_048)
+def _shown(documents: tuple[Document, ...], template: str, escape: Callable[[str], str]) -> str:
+    """Documents as they are shown, line by line, made harmless."""
+    lines = [
+        template.format(rank=rank, id=one.id, title=one.title, text=one.text)
+        for rank, one in enumerate(documents, start=1)
+    ]
+    return escape("\n".join(lines))
+
+
+@lru_cache(2_048)
+def _in_block(body: str, block: str) -> Segment:
+    return Segment(block.replace("{documents}", body), "document")
 
 
 _INSTRUCTIONS = """\
