@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +28,8 @@ with extra("eval"):
 
 MAX_BYTES = 16 << 20
 """Size of an answer; a longer one is refused while it arrives."""
+ENCODINGS = ("", "identity", "gzip")
+"""How an answer may be packed. Twice, or by a denser method, a few bytes could fill the memory."""
 PASSING = (408, 409, 425, 429)
 """Statuses that may be over the next time, as those from 500 on may."""
 
@@ -43,8 +47,7 @@ class Endpoint:
         url: The base, such as ``http://127.0.0.1:8000/v1``.
         api_key: Sent as a bearer token, if given.
         retries: How often a request is repeated.
-        timeout: Seconds to wait for the first byte of an answer and for each further one, and for
-            its body as a whole.
+        timeout: Seconds that a request may take as a whole, until the last byte of its answer.
         first_pause: Mean seconds before the first repetition; each further one waits twice as long.
         longest_pause: Most seconds before a repetition.
 
@@ -71,9 +74,10 @@ class Endpoint:
         except httpx2.InvalidURL as error:
             shown = url.rpartition("@")[2]  # what stands before it may be a password
             raise ValueError(f"{shown!r} is not an address") from error
-        if retries < 0 or timeout <= 0 or first_pause <= 0 or longest_pause <= 0:
+        times = (timeout, first_pause, longest_pause)
+        if retries < 0 or not all(0 < seconds < math.inf for seconds in times):
             raise ValueError(
-                "an endpoint needs retries >= 0 and times above 0, got "
+                "an endpoint needs retries >= 0 and finite times above 0, got "
                 f"{retries}, {timeout}, {first_pause} and {longest_pause}"
             )
         self._address = url.rstrip("/")
@@ -87,7 +91,10 @@ class Endpoint:
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._sockets = WeakSet[socket.socket]()
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._request = threading.local()  # until when the request of a thread may take
+        headers = {"Accept-Encoding": "gzip"}
+        if api_key:
+            headers["Authorization"] = f"Bearer {api_key}"
         self._client = httpx2.Client(
             headers=headers,
             timeout=httpx2.Timeout(timeout, connect=min(timeout, 10.0)),
@@ -209,29 +216,33 @@ class Endpoint:
     def _read(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> tuple[httpx2.Response, bytes]:
-        """One request and its whole answer, within limits of time and size.
-
-        The client's own timeout holds for each read, and a server that trickles would meet it.
-        """
-        end = time.monotonic() + self._timeout
+        """One request and its whole answer, within limits of time and size."""
+        self._request.end = time.monotonic() + self._timeout
         content = bytearray()
-        with self._client.stream(
-            method, f"{self._address}{path}", json=body, extensions={"trace": self._note_socket}
-        ) as response:
-            for part in response.iter_bytes():
-                content += part
-                if len(content) > MAX_BYTES:
-                    told = f"the answer is longer than {MAX_BYTES:,} bytes"
+        try:
+            with self._client.stream(
+                method, f"{self._address}{path}", json=body, extensions={"trace": self._opened}
+            ) as response:
+                encoding = response.headers.get("content-encoding", "").lower()
+                if encoding not in ENCODINGS:
+                    told = f"the answer is packed as {encoding[:80]!r}, which was not asked for"
                     raise _PassingError(told, status=200, said=ServerError(told))
-                if time.monotonic() > end:
-                    raise _PassingError(f"no whole answer within {self._timeout} s")
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > MAX_BYTES:
+                        told = f"the answer is longer than {MAX_BYTES:,} bytes"
+                        raise _PassingError(told, status=200, said=ServerError(told))
+        except httpx2.ReadTimeout as error:
+            raise _PassingError(f"no whole answer within {self._timeout} s") from error
         return response, bytes(content)
 
-    def _note_socket(self, event: str, info: dict[str, Any]) -> None:
-        """Remember the socket of a connection, for :meth:`close`."""
+    def _opened(self, event: str, info: dict[str, Any]) -> None:
+        """Limit the time of a new connection, and remember its socket for :meth:`close`."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            stream = info["return_value"]
+            stream.read = _in_time(stream.read, self._request)
             with self._lock:
-                opened = info["return_value"].get_extra_info("socket")
+                opened = stream.get_extra_info("socket")
                 self._sockets.add(opened)
                 if self._closed.is_set():
                     _hang_up(opened)
@@ -243,6 +254,20 @@ class Endpoint:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = error.pause if isinstance(error, _PassingError) else 0.0
         return max(self._pause(state), min(asked, self._longest_pause))
+
+
+def _in_time(read: Callable[..., bytes], request: threading.local) -> Callable[..., bytes]:
+    """Read until the end of the request's time.
+
+    The client's own timeout begins anew with each read, so that a server that trickles, or sends
+    one head after the other, would never meet it.
+    """
+
+    def limited(size: int, timeout: float | None = None) -> bytes:
+        left = max(0.001, request.end - time.monotonic())
+        return read(size, left if timeout is None else min(timeout, left))
+
+    return limited
 
 
 def _hang_up(opened: socket.socket) -> None:

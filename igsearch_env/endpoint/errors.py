@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from igsearch_env.text import clean_text
+
 TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error", "request_too_large")
 TOO_LONG = re.compile(
     r"context[ _](length|size|window)|max_model_len"  # OpenAI, vLLM, SGLang, llama.cpp, Ollama
@@ -110,4 +112,4 @@ def read_error(answer: Any, text: str = "") -> ServerError | None:
 
 
 def _short(message: Any) -> str:
-    return " ".join(str(message).split())[:500]
+    return " ".join(clean_text(str(message)).split())[:500]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -73,11 +74,12 @@ class HTTPRetriever:
     ) -> None:
         if dialect not in DIALECTS:
             raise ValueError(f"unknown dialect {dialect!r}: expected one of {', '.join(DIALECTS)}")
-        if timeout <= 0 or max_wait < 0 or min(attempts, batch, connections) < 1 or cache_size < 0:
+        times = 0 < timeout < math.inf and 0 <= max_wait < math.inf
+        if not times or min(attempts, batch, connections) < 1 or cache_size < 0:
             raise ValueError(
                 "HTTPRetriever needs timeout > 0, max_wait >= 0, attempts, batch and connections "
-                f">= 1 and cache_size >= 0, got {timeout}, {max_wait}, {attempts}, {batch}, "
-                f"{connections} and {cache_size}"
+                f">= 1 and cache_size >= 0, times finite, got {timeout}, {max_wait}, {attempts}, "
+                f"{batch}, {connections} and {cache_size}"
             )
         self._address = retrieve_url(url)
         self.url = without_logins(self._address)

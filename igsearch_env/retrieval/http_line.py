@@ -7,7 +7,8 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Sequence
+from base64 import b64decode
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,7 +19,7 @@ from igsearch_env.episode import Document
 from igsearch_env.extras import extra
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.retrieval.wire import PATH, Dialect, WireError, make_request, read_answer
-from igsearch_env.text import read_json, without_logins
+from igsearch_env.text import clean_text, read_json, without_logins
 
 with extra("http"):
     import httpx2
@@ -32,6 +33,8 @@ LOGIN = "IGSEARCH_RETRIEVER_LOGIN"
 """Environment variable with NAME:PASSWORD for servers whose address holds no login."""
 MAX_BYTES = 64 << 20
 """Size of an answer once it is unpacked; a longer one is refused while it arrives."""
+ENCODINGS = ("", "identity", "gzip")
+"""How an answer may be packed. Twice, or by a denser method, a few bytes could fill the memory."""
 _JSON = {"content-type": "application/json"}
 
 Result = TypeVar("Result")
@@ -58,7 +61,9 @@ class HTTPRetrievalError(RetrievalError):
         passing: bool = True,
         refused: Iterable[int] = (),
     ) -> None:
-        super().__init__(without_logins(message), found, refused)  # it goes into logs
+        # It goes into logs, and may hold what a server said.
+        line = " ".join(clean_text(without_logins(message)).split())
+        super().__init__(line, found, refused)
         self.kind = kind
         self.passing = passing
 
@@ -88,6 +93,7 @@ class HTTPLine:
         # Nor has it timeouts: they would hold for each read, and a server that trickles meets them.
         self._transport = httpx2.AsyncHTTPTransport(limits=limits, trust_env=False)
         self._headers = _headers(httpx2.URL(url))
+        self._secrets = _secrets(self._headers)
         self._loop = _new_loop()
         self.answered = self._loop.time()
         self._hang_up = weakref.finalize(self, _hang_up, self.process, self._loop, self._transport)
@@ -128,6 +134,10 @@ class HTTPLine:
                 request = httpx2.Request(method, url, content=content, headers=headers)
                 response = await self._transport.handle_async_request(request)
                 try:
+                    encoding = response.headers.get("content-encoding", "").lower()
+                    if encoding not in ENCODINGS:
+                        message = f"{url} packed its answer as {encoding[:80]!r}, unasked"
+                        raise HTTPRetrievalError(message, "garbage")
                     answer = bytearray()
                     async for part in response.aiter_bytes():  # unpacked
                         answer += part
@@ -165,7 +175,12 @@ class HTTPLine:
             HTTPRetrievalError: If there was no answer, or one that cannot be read.
         """
         response = await self.request("POST", self._url, make_request(dialect, queries, k))
-        found = _read(self._url, dialect, response, len(queries))
+        try:
+            found = _read(self._url, dialect, response, len(queries))
+        except HTTPRetrievalError as error:
+            for secret in self._secrets:  # which some servers repeat in their errors
+                error.args = (str(error).replace(secret, "***"),)
+            raise
         self.answered = self._loop.time()
         return [documents[:k] for documents in found]
 
@@ -189,6 +204,13 @@ def _headers(url: httpx2.URL) -> dict[str, str]:
     login = httpx2.BasicAuth(name, password)
     asked = next(login.auth_flow(httpx2.Request("GET", url)))
     return headers | {"authorization": asked.headers["authorization"]}
+
+
+def _secrets(headers: Mapping[str, str]) -> list[str]:
+    """A login as it is sent, and its password."""
+    _, _, sent = headers.get("authorization", "").partition(" ")
+    _, _, password = b64decode(sent).decode().partition(":")
+    return [one for one in (sent, password) if one]
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import math
 import socket
 import threading
 import time
@@ -660,6 +661,9 @@ def test_bad_arguments() -> None:
         Endpoint("localhost:8000")
     with pytest.raises(ValueError, match="retries >= 0"):
         Endpoint("http://localhost", retries=-1)
+    for seconds in (math.nan, math.inf, 0.0):
+        with pytest.raises(ValueError, match="finite times above 0"):
+            Endpoint("http://localhost", timeout=seconds)
     asked = Endpoint("http://localhost")
     with pytest.raises(ValueError, match="api must be completions or chat"):
         OpenAIAgent(asked, "m", PROTOCOL, api="legacy")  # type: ignore[arg-type]
@@ -694,11 +698,22 @@ def test_turns_say_why_they_end(
     assert episode.steps[0].stop_reason == expected
 
 
-def test_an_answer_that_trickles_has_a_limited_time_as_a_whole() -> None:
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nx: ", b"y"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    ],
+)
+def test_an_answer_that_trickles_has_a_limited_time_as_a_whole(
+    begins: bytes, goes_on: bytes
+) -> None:
     def trickle(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        connection.sendall(begins)
         while True:  # until the client has gone
-            connection.sendall(b" ")
+            connection.sendall(goes_on)
             time.sleep(0.02)
 
     raw = RawServer((trickle,))
@@ -710,6 +725,30 @@ def test_an_answer_that_trickles_has_a_limited_time_as_a_whole() -> None:
             asked.post("/completions", {})
     finally:
         raw.close()
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "deflate", "br", "zstd", "x"])
+def test_an_answer_that_is_packed_in_another_way_is_not_unpacked(
+    server: ScriptedServer, encoding: str
+) -> None:
+    bomb = gzip.compress(gzip.compress(b" " * 10_000_000 + b"{}"))
+    server.answer = lambda number, body: (200, bomb)
+    server.more = {"content-encoding": encoding}
+    with (
+        endpoint(server, retries=1) as asked,
+        pytest.raises(RequestRefusedError, match=f"packed as '{encoding}', which was not asked"),
+    ):
+        asked.post("/completions", {})
+
+
+def test_what_a_server_says_is_shown_in_one_line_without_control_characters(
+    server: ScriptedServer,
+) -> None:
+    said = "\x1b[31mno\x1b]0;title\x07\nerror: all is well\r\ud800"
+    server.answer = lambda number, body: (403, {"error": {"message": said}})
+    with endpoint(server, retries=0) as asked, pytest.raises(RequestRefusedError) as raised:
+        asked.post("/completions", {})
+    assert str(raised.value).endswith("403: [31mno ]0;title error: all is well \ufffd")
 
 
 @pytest.mark.parametrize("packed", [False, True])

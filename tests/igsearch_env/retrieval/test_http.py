@@ -212,6 +212,51 @@ def test_no_message_holds_a_password(misbehave: Any) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("login", ["address", "environment"])
+@pytest.mark.parametrize("status", ["401 Unauthorized", "500 Oops", "200 OK"])
+def test_a_password_that_the_server_repeats_is_hidden(
+    misbehave: Any, monkeypatch: pytest.MonkeyPatch, login: str, status: str
+) -> None:
+    sent = base64.b64encode(b"ann:secret").decode()
+    server = misbehave(send(respond(f"no secret, no {sent}".encode(), status=status)))
+    url = server.url
+    if login == "address":
+        url = url.replace("//", "//ann:secret@")
+    else:
+        monkeypatch.setenv("IGSEARCH_RETRIEVER_LOGIN", "ann:secret")
+    with (
+        HTTPRetriever(url, **FAST) as retriever,
+        pytest.raises(HTTPRetrievalError, match=r"no \*\*\*, no \*\*\*") as caught,
+    ):
+        retriever.search(["Lima"], 1)
+    assert "secret" not in str(caught.value)
+    assert sent not in str(caught.value)
+
+
+def test_what_a_server_says_is_shown_in_one_line_without_control_characters(
+    misbehave: Any,
+) -> None:
+    said = "\x1b[31mno\nerror: all is well\r"
+    server = misbehave(send(respond(said.encode(), status="400 Bad Request")))
+    with HTTPRetriever(server.url, **FAST) as retriever, pytest.raises(HTTPRetrievalError) as error:
+        retriever.search(["Lima"], 1)
+    assert str(error.value).endswith("answered 400: [31mno error: all is well")
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "deflate", "br", "zstd", "x"])
+def test_an_answer_that_is_packed_in_another_way_is_not_unpacked(
+    misbehave: Any, encoding: str
+) -> None:
+    body = gzip.compress(gzip.compress(b" " * 10**7))
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nContent-Encoding: {encoding}"
+    server = misbehave(send(f"{head}\r\n\r\n".encode() + body))
+    with (
+        HTTPRetriever(server.url, **FAST) as retriever,
+        pytest.raises(HTTPRetrievalError, match=f"packed its answer as '{encoding}'"),
+    ):
+        retriever.search(["Lima"], 1)
+
+
 def test_an_answer_has_a_limited_size_once_it_is_unpacked(
     misbehave: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
