@@ -17,7 +17,8 @@ class LimitedConnection(HttpToolsProtocol):
     """uvicorn's connection with limits on the head of a request, its time, and their number.
 
     Args:
-        limits: ``max_header_bytes``, ``max_seconds`` and ``max_connections`` are read.
+        limits: ``max_header_bytes``, ``max_bytes``, ``max_seconds`` and ``max_connections`` are
+            read.
         observe: Called with status and seconds of each refusal.
         *args: What uvicorn gives a connection.
         **kwargs: What uvicorn gives a connection.
@@ -31,7 +32,8 @@ class LimitedConnection(HttpToolsProtocol):
         self._opened = self.loop.time()
         self._begun: float | None = None  # when the first byte of the request came
         self._deadline: asyncio.TimerHandle | None = None
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._body_bytes = True, 0, 0
+        self._answering: Any = None  # uvicorn's cycle of the request that is being answered
         self._completed = 0  # requests that have arrived as a whole
         self._whole = False
 
@@ -57,9 +59,15 @@ class LimitedConnection(HttpToolsProtocol):
             self._refuse(503, "too many connections; come again")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the deadline."""
+        """Forget the deadline, and let nothing be answered any more."""
         self._forget_deadline()
+        if self._answering is not None:  # uvicorn knows of the last request alone
+            self._answering.disconnected = True
         super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Read on, as long as head and time are within their limits."""
@@ -71,14 +79,27 @@ class LimitedConnection(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.max_header_bytes:
                 self._refuse_head()
+        elif self._completed == completed:  # all of it belongs to one body, its framing included
+            self._body_bytes += len(data)
+            if self._body_bytes > 2 * self._limits.max_bytes:
+                self._refuse_body()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a field of the head; what comes after a body has no reader."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Check the size of a head that came in one piece; what follows is the body."""
+        """Check the size of a head that came in one piece, and that of the body to come."""
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > self._limits.max_header_bytes:
             self._refuse_head()
             raise ValueError("the head is too large")  # ends the parsing
-        self._in_head, self._head_bytes = False, 0
+        announced = dict(self.headers).get(b"content-length", b"0")
+        if int(announced) > self._limits.max_bytes:
+            self._refuse_body()
+            raise ValueError("the body is too large")
+        self._in_head, self._head_bytes, self._body_bytes = False, 0, 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -136,6 +157,9 @@ class LimitedConnection(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + fields % len(body) + b"\r\n\r\n" + body)
         self._leave()
         self.transport.close()
+
+    def _refuse_body(self) -> None:
+        self._refuse(413, f"send at most {self._limits.max_bytes} bytes")
 
     def _check_read(self) -> None:
         if self.transport.get_write_buffer_size():

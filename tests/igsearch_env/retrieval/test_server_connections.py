@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ class Held(BM25Retriever):
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         if "wait" in queries:
+            self.waits.set()
             assert self.go_on.wait(120)
         return super().search(queries, k)
 
@@ -131,6 +133,53 @@ def test_heads_have_a_size_however_they_are_cut(start: Serve) -> None:
             assert part, answers
 
 
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def test_bodies_have_a_size_whatever_is_announced_and_wrapped_around_them(start: Serve) -> None:
+    address = start(BM25Retriever.build(DOCUMENTS), max_bytes=50_000)
+    for request in (
+        HEAD + b"Content-Length: 50001\r\n\r\n",  # and nothing of it
+        HEAD + b"Content-Length: 50001\r\nExpect: 100-continue\r\n\r\n",
+        b"POST /elsewhere HTTP/1.1\r\nContent-Length: 50001\r\n\r\n",
+        CHUNKED + b"%x\r\n" % 60_000 + b" " * 60_000,
+        CHUNKED + b"1;" + b"a" * 200_000,  # an extension without an end
+        CHUNKED + b"1;a=b\r\n \r\n" * 20_000,
+        CHUNKED + b"0\r\n" + b"X: y\r\n" * 40_000,  # fields after the body
+    ):
+        with ExitStack() as ends:
+            connection = connect(ends, address)
+            connection.sendall(request)
+            assert rest(connection).startswith(b"HTTP/1.1 413 "), request[:200]
+    with ExitStack() as ends:
+        connection = connect(ends, address)
+        body = b"%x\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(BODY), BODY)
+        connection.sendall(CHUNKED + body + WHOLE)
+        answers = b""
+        while answers.count(b"HTTP/1.1 200 ") < 2:
+            answers += (part := connection.recv(1 << 16))
+            assert part, answers
+
+
+def test_clients_that_leave_with_requests_in_a_row_make_no_noise(
+    start: Serve, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = Held.build(DOCUMENTS)
+    retriever.go_on, retriever.waits = threading.Event(), threading.Event()
+    address = start(retriever)
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    body = b'{"query": "wait"}'
+    held = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with ExitStack() as ends:
+        connect(ends, address).sendall(held + WHOLE * 20)
+        assert retriever.waits.wait(60)
+    with HTTPRetriever(f"http://127.0.0.1:{address[1]}", "skyrl") as client:
+        client.check_ready()  # answered after the connection above was seen to end
+        retriever.go_on.set()
+        assert [found.id for found in client.search(["capital"], 1)[0]] == ["1"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_what_is_no_http_is_refused(start: Serve) -> None:
     address = start(BM25Retriever.build(DOCUMENTS))
     with ExitStack() as ends:
@@ -161,7 +210,7 @@ def test_an_honest_client_gets_through_whoever_holds_connections(start: Serve) -
 
 def test_where_all_connections_work_a_further_one_is_sent_away(start: Serve) -> None:
     retriever = Held.build(DOCUMENTS)
-    retriever.go_on = threading.Event()
+    retriever.go_on, retriever.waits = threading.Event(), threading.Event()
     address = start(retriever, max_connections=2)
     body = b'{"query": "wait"}'
     waits = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
