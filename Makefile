@@ -26,27 +26,49 @@ TORCH = $(newest_cpu_torch)
 # Installs the checkout and its extras into the environment $(1), with the pip options $(2).
 install = $(1)/bin/python -m pip install $(2) -e ".[$(EXTRAS)]" $(TORCH)
 
-# OpenRLHF pins packages in other versions than ours, so it has an environment of its own.
-OPENRLHF := .venv-openrlhf
+# The trainers of others pin packages in other versions than ours, so each has an environment of its
+# own. What pip installs there is known by the hash of its pins, and the checkout by that of its
+# metadata and its place: as long as they stay the same, nothing is installed again. With
+# ENVIRONMENTS=FOLDER they outlive the checkout, which CI makes afresh.
+ENVIRONMENTS ?= .
+OPENRLHF := $(ENVIRONMENTS)/.venv-openrlhf
+VERIFIERS := $(ENVIRONMENTS)/.venv-verifiers
+SKYRL := $(ENVIRONMENTS)/.venv-skyrl
+VERL := $(ENVIRONMENTS)/.venv-verl
+OPENENV := $(ENVIRONMENTS)/.venv-openenv
 OPENRLHF_PINS := requirements/openrlhf-cpu.txt
-OPENRLHF_PIP := $(OPENRLHF)/bin/python -m pip install --no-deps --no-compile
+VERIFIERS_PINS := requirements/verifiers.txt
+SKYRL_PINS := requirements/skyrl.txt
+VERL_PINS := requirements/verl.txt
+OPENENV_PINS := requirements/openenv.txt
+
+PYTHON_VERSION := $(shell $(PYTHON) --version)
+hash = $(shell { $(1); } | sha256sum | cut -c 1-12)
+# The stamps of the environment $(1): packages of the pins $(2), and the checkout with $(3) besides.
+packages = $(1)/.packages-$(call hash,cat $(2); echo $(PYTHON_VERSION))
+checkout = $(1)/.checkout-$(call hash,cat pyproject.toml $(addsuffix /pyproject.toml,$(3)); pwd)
+OPENRLHF_READY := $(call checkout,$(OPENRLHF),)
+VERIFIERS_READY := $(call checkout,$(VERIFIERS),trainers/verifiers)
+SKYRL_READY := $(call checkout,$(SKYRL),)
+VERL_READY := $(call checkout,$(VERL),)
+OPENENV_READY := $(call checkout,$(OPENENV),trainers/openenv)
+OPENRLHF_PACKAGES := $(call packages,$(OPENRLHF),$(OPENRLHF_PINS))
+VERIFIERS_PACKAGES := $(call packages,$(VERIFIERS),$(VERIFIERS_PINS))
+SKYRL_PACKAGES := $(call packages,$(SKYRL),$(SKYRL_PINS))
+VERL_PACKAGES := $(call packages,$(VERL),$(VERL_PINS))
+OPENENV_PACKAGES := $(call packages,$(OPENENV),$(OPENENV_PINS))
+ADAPTERS := openrlhf verifiers skyrl verl openenv
+
+# Makes the environment $(1) and installs pins into it, with the pip options $(2).
+install_pins = rm -rf $(1) && $(PYTHON) -m venv $(1) && \
+	$(1)/bin/python -m pip install --no-deps --no-compile $(2)
+# Installs this checkout, and further packages of it $(2), into the environment $(1).
+install_checkout = rm -f $(1)/.checkout-* && \
+	$(1)/bin/python -m pip install --no-deps --no-build-isolation -e . $(addprefix -e ,$(2))
+
 OPENRLHF_GPU := .venv-openrlhf-gpu
 OPENRLHF_GPU_PINS := requirements/openrlhf-gpu.txt
 OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolation
-
-# So have verifiers and SkyRL.
-VERIFIERS := .venv-verifiers
-VERIFIERS_PINS := requirements/verifiers.txt
-SKYRL := .venv-skyrl
-SKYRL_PINS := requirements/skyrl.txt
-
-# verl holds transformers back, and brings Ray.
-VERL := .venv-verl
-VERL_PINS := requirements/verl.txt
-
-# OpenEnv brings a hundred packages along, which nothing else here needs.
-OPENENV := .venv-openenv
-OPENENV_PINS := requirements/openenv.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -66,7 +88,7 @@ venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run h
 	$(OPENRLHF_GPU_PIP) -r $(OPENRLHF_GPU_PINS)
 	$(OPENRLHF_GPU_PIP) --no-deps -e .
 
-venv-openenv: $(OPENENV)/.installed ## Make .venv-openenv, for the OpenEnv environment
+venv-openenv: $(OPENENV_READY) ## Make .venv-openenv, for the OpenEnv environment
 
 demo: $(INSTALLED) ## Run the demonstration; results land in runs/demo
 	$(BIN)/python -m scripts.demo $(DEMO)
@@ -77,22 +99,22 @@ docs: $(INSTALLED) ## Build the documentation into docs/_build; warnings are err
 test: $(INSTALLED) ## Run the tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-openrlhf: $(OPENRLHF)/.installed ## Run the tests of the OpenRLHF trainer, on a CPU
+test-openrlhf: $(OPENRLHF_READY) ## Run the tests of the OpenRLHF trainer, on a CPU
 	$(OPENRLHF)/bin/python -m pytest tests/openrlhf
 
-test-verifiers: $(VERIFIERS)/.installed ## Run the tests of the environment in verifiers
+test-verifiers: $(VERIFIERS_READY) ## Run the tests of the environment in verifiers
 	$(VERIFIERS)/bin/python -m pytest --confcutdir=tests/verifiers tests/verifiers
 
-test-openenv: $(OPENENV)/.installed ## Run the tests of the OpenEnv environment
+test-openenv: $(OPENENV_READY) ## Run the tests of the OpenEnv environment
 	$(OPENENV)/bin/python -m pytest --confcutdir=tests/openenv tests/openenv
 
-test-skyrl: $(SKYRL)/.installed ## Run the tests of the environment and the credit in SkyRL
+test-skyrl: $(SKYRL_READY) ## Run the tests of the environment and the credit in SkyRL
 	$(SKYRL)/bin/python -m pytest --confcutdir=tests/skyrl tests/skyrl
 
-test-verl: $(VERL)/.installed ## Run the tests of the agent loop and the credit in verl
+test-verl: $(VERL_READY) ## Run the tests of the agent loop and the credit in verl
 	$(VERL)/bin/python -m pytest --confcutdir=tests/verl tests/verl
 
-test-adapters: test-openrlhf test-verifiers test-skyrl test-verl test-openenv ## Run the tests of all trainers of others
+test-adapters: $(addprefix test-,$(ADAPTERS)) ## Run the tests of all trainers of others
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -147,40 +169,44 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@rm $(UNFINISHED)
 	@touch $@
 
-$(OPENRLHF)/.installed: pyproject.toml $(OPENRLHF_PINS)
-	rm -rf $(OPENRLHF)
-	$(PYTHON) -m venv $(OPENRLHF)
-	grep -v '^deepspeed==' $(OPENRLHF_PINS) > $(OPENRLHF)/pins.txt
-	$(OPENRLHF_PIP) -r $(OPENRLHF)/pins.txt
-	DS_BUILD_OPS=0 $(OPENRLHF_PIP) --no-build-isolation $$(grep '^deepspeed==' $(OPENRLHF_PINS))
-	$(OPENRLHF_PIP) --no-build-isolation -e .
+$(OPENRLHF_PACKAGES):
+	$(call install_pins,$(OPENRLHF),$$(grep -v '^#\|^deepspeed==' $(OPENRLHF_PINS)))
+	DS_BUILD_OPS=0 $(OPENRLHF)/bin/python -m pip install --no-deps --no-compile \
+		--no-build-isolation $$(grep '^deepspeed==' $(OPENRLHF_PINS))
 	@touch $@
 
-$(VERIFIERS)/.installed: pyproject.toml trainers/verifiers/pyproject.toml $(VERIFIERS_PINS)
-	rm -rf $(VERIFIERS)
-	$(PYTHON) -m venv $(VERIFIERS)
-	$(VERIFIERS)/bin/python -m pip install --no-deps --no-compile -r $(VERIFIERS_PINS)
-	$(VERIFIERS)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/verifiers
+$(VERIFIERS_PACKAGES):
+	$(call install_pins,$(VERIFIERS),-r $(VERIFIERS_PINS))
 	@touch $@
 
-$(OPENENV)/.installed: pyproject.toml trainers/openenv/pyproject.toml $(OPENENV_PINS)
-	rm -rf $(OPENENV)
-	$(PYTHON) -m venv $(OPENENV)
-	$(OPENENV)/bin/python -m pip install --no-deps --no-compile -r $(OPENENV_PINS)
-	$(OPENENV)/bin/python -m pip install --no-deps --no-build-isolation -e . -e trainers/openenv
+$(SKYRL_PACKAGES):
+	$(call install_pins,$(SKYRL),--ignore-requires-python -r $(SKYRL_PINS))
 	@touch $@
 
-$(SKYRL)/.installed: pyproject.toml $(SKYRL_PINS)
-	rm -rf $(SKYRL)
-	$(PYTHON) -m venv $(SKYRL)
-	$(SKYRL)/bin/python -m pip install --no-deps --no-compile --ignore-requires-python \
-		-r $(SKYRL_PINS)
-	$(SKYRL)/bin/python -m pip install --no-deps --no-build-isolation -e .
+$(VERL_PACKAGES):
+	$(call install_pins,$(VERL),-r $(VERL_PINS))
 	@touch $@
 
-$(VERL)/.installed: pyproject.toml $(VERL_PINS)
-	rm -rf $(VERL)
-	$(PYTHON) -m venv $(VERL)
-	$(VERL)/bin/python -m pip install --no-deps --no-compile -r $(VERL_PINS)
-	$(VERL)/bin/python -m pip install --no-deps --no-build-isolation -e .
+$(OPENENV_PACKAGES):
+	$(call install_pins,$(OPENENV),-r $(OPENENV_PINS))
+	@touch $@
+
+$(OPENRLHF_READY): $(OPENRLHF_PACKAGES)
+	$(call install_checkout,$(OPENRLHF),)
+	@touch $@
+
+$(VERIFIERS_READY): $(VERIFIERS_PACKAGES)
+	$(call install_checkout,$(VERIFIERS),trainers/verifiers)
+	@touch $@
+
+$(SKYRL_READY): $(SKYRL_PACKAGES)
+	$(call install_checkout,$(SKYRL),)
+	@touch $@
+
+$(VERL_READY): $(VERL_PACKAGES)
+	$(call install_checkout,$(VERL),)
+	@touch $@
+
+$(OPENENV_READY): $(OPENENV_PACKAGES)
+	$(call install_checkout,$(OPENENV),trainers/openenv)
 	@touch $@
