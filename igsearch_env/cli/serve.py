@@ -35,12 +35,10 @@ from igsearch_env.cli.program import Parser, add_import, add_settings, positive,
 from igsearch_env.plugins import import_plugin
 from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.encoder import PRECISIONS
-from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
+from igsearch_env.retrieval.open import DENSE_OPTIONS, RETRIEVERS, index_folder, open_retriever
 from igsearch_env.retrieval.search_processes import SearchProcesses
 from igsearch_env.retrieval.server_limits import ServerLimits
 from igsearch_env.retrieval.wire import DEFAULT_TOP_K
-
-DENSE_OPTIONS = ("model", "search", "device", "precision", "vector_device")  # of open_retriever
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from igsearch_env.retrieval.server import RetrievalService, serve
 
     index = arguments.index or ""
-    if index and index.partition(":")[0] not in RETRIEVERS and not Path(index).is_dir():
+    if (
+        index
+        and index.partition(":")[0] not in RETRIEVERS
+        and not Path(index_folder(index)).is_dir()
+    ):
         raise ValueError(f"there is no index {index}; build it with igsearch index")
     dense = {name: getattr(arguments, name) for name in DENSE_OPTIONS}
     dense = {name: value for name, value in dense.items() if value is not None}

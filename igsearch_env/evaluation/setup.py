@@ -34,7 +34,7 @@ from igsearch_env.retrieval.base import Retriever
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.document_file import DocumentFile
 from igsearch_env.retrieval.index_directory import MANIFEST, check_replaceable
-from igsearch_env.retrieval.open import RETRIEVERS, open_retriever
+from igsearch_env.retrieval.open import RETRIEVERS, index_folder, open_retriever
 from igsearch_env.settings import EnvironmentSettings, check_worlds, make_engine
 from igsearch_env.threads import set_threads
 
@@ -203,9 +203,9 @@ def _retriever(
     name, corpus = config.index or "", config.corpus
     if name.partition(":")[0] in (*RETRIEVERS, "http", "https"):  # as open_retriever has it
         return open_retriever(name)
-    folder = Path(name) if name else None
+    folder = Path(index_folder(name)) if name else None
     if folder is not None and folder.exists() and not _is_empty(folder):
-        saved = open_retriever(folder)
+        saved: Any = open_retriever(folder if str(folder) == name else name)
         if corpus and DocumentFile.sha256(read_corpus(corpus)) != saved.corpus_sha256:
             raise ValueError(
                 f"the index in {folder} was built from another corpus than {corpus}; choose "
@@ -237,7 +237,7 @@ def _index_record(config: EvaluationSettings, retriever: Retriever) -> dict[str,
 
     Of a server nothing is known but that it is one.
     """
-    described = Path(config.index or "", MANIFEST)
+    described = Path(index_folder(config.index or ""), MANIFEST)
     known = bool(config.index) and described.is_file()
     return {
         "corpus_sha256": getattr(retriever, "corpus_sha256", None),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
+from urllib.parse import parse_qsl
 from weakref import WeakValueDictionary
 
 from igsearch_env.data.corpus import BUILTIN_CORPORA, load_corpus
@@ -35,6 +36,8 @@ RERANKING_FORMAT = "igsearch-env reranking"
 RERANKING_VERSION = 1
 LONGEST_NAME = 2_000
 PARTS = "parts.json"
+DENSE_OPTIONS = ("model", "search", "device", "precision", "vector_device")
+"""Options of :func:`open_retriever` for what searches vectors."""
 
 
 RETRIEVERS: dict[str, Callable[[str], Retriever]] = {}
@@ -90,6 +93,7 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
             - ``"web:TEMPLATE"``: a live service of the web, see :mod:`igsearch_env.retrieval.web`;
             - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
             - the folder of a saved index: BM25, dense, a fusion of others, or one with a reranker;
+              a string may end in options, ``"indexes/e5?vector_device=cuda&precision=bfloat16"``;
             - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
         mmap: Of a saved index: map the files into memory, which makes loading fast; of files
             above 16 MiB only the sizes are checked then. Otherwise read everything and check the
@@ -116,6 +120,9 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
         )
     kind = text.partition(":")[0]
     named = isinstance(name, str)
+    if named and index_folder(text) != text:
+        options = parse_qsl(text.partition("?")[2], keep_blank_values=True, strict_parsing=True)
+        return open_retriever(Path(index_folder(text)), mmap, **{**dict(options), **dense_options})
     registered, is_address = named and kind in RETRIEVERS, named and kind in ("http", "https")
     is_beir = named and place.is_dir() and file_in_folder(place, "corpus") is not None
     is_corpus = place.is_file() or is_beir or (named and (kind == "hf" or kind in BUILTIN_CORPORA))
@@ -137,6 +144,18 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
         "the http:// address of a server, the folder of a saved index, or the file of a corpus, "
         "and nothing was found at that path; names of your own need --import FILE"
     )
+
+
+def index_folder(name: str) -> str:
+    """The name of a retriever without the options of a saved index, where it has some.
+
+    >>> index_folder("http://127.0.0.1:8000/retrieve?x=1")
+    'http://127.0.0.1:8000/retrieve?x=1'
+    """
+    folder, mark, _ = name.partition("?")
+    if not mark or Path(name).exists() or not Path(folder, MANIFEST).is_file():
+        return name
+    return folder
 
 
 def _server(url: str) -> Retriever:
@@ -171,6 +190,10 @@ def _web(name: str) -> Retriever:
 
 
 def _load_index(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> IndexedRetriever:
+    if unknown := sorted(dense_options.keys() - set(DENSE_OPTIONS)):
+        raise ValueError(
+            f"{folder} has no option {unknown[0]!r}; the options are {', '.join(DENSE_OPTIONS)}"
+        )
     form = _format(folder)
     if form == dense.FORMAT:
         return dense.DenseRetriever.load(folder, mmap, **dense_options)

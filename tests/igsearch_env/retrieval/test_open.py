@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from igsearch_env.retrieval.fusion import FusionRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.open import open_retriever, save_fusion
+from igsearch_env.retrieval.vector_device import TorchFlat
 
 QUERIES = ["Where was the poet born?", "capital"]
 
@@ -174,3 +176,35 @@ def test_the_corpus_of_an_index_is_checked_as_a_stream(
     corpus.write_text(json.dumps({"id": "d1", "title": "Rome", "text": "In Italy."}) + "\n")
     with pytest.raises(ValueError, match="was built from another corpus"):
         setup._retriever(settings, print, False)
+
+
+def test_a_name_may_end_in_options(indexes: Path) -> None:
+    plain = open_retriever(indexes / "dense")
+    for name in ("dense", "hybrid"):
+        moved = open_retriever(f"{indexes / name}?vector_device=cpu&precision=float32")
+        part = moved.retrievers[1] if isinstance(moved, FusionRetriever) else moved
+        assert isinstance(part, DenseRetriever)
+        assert isinstance(part._searched, TorchFlat)
+    env = SearchQAEnv("world-test", f"{indexes / 'dense'}?vector_device=cpu")
+    assert env.engine.retriever.search(QUERIES, 3) == plain.search(QUERIES, 3)
+    settings = EvaluationSettings(
+        ("world-test",), "search_once", index=f"{indexes / 'dense'}?vector_device=cpu", limit=2
+    )
+    made, known = (
+        setup.make_evaluation(one)
+        for one in (settings, replace(settings, index=str(indexes / "dense")))
+    )
+    assert isinstance(made.engine.retriever, DenseRetriever)
+    assert isinstance(made.engine.retriever._searched, TorchFlat)
+    assert made.inputs["index_sha256"] == known.inputs["index_sha256"] is not None
+    for wrong, match in (
+        ("dense?speed=3", "has no option 'speed'; the options are model, search"),
+        ("dense?vector_device", "bad query field"),
+        ("dense?vector_device=warp", "warp"),
+        ("bm25?device=cpu", "is a BM25 index, which has no device"),
+        ("none?device=cpu", "unknown retriever"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            open_retriever(str(indexes / wrong))
+    shutil.copytree(indexes / "bm25", indexes / "odd?name=1")
+    assert isinstance(open_retriever(str(indexes / "odd?name=1")), BM25Retriever)
