@@ -205,8 +205,11 @@ def _retriever(
         return open_retriever(name)
     folder = Path(index_folder(name)) if name else None
     if folder is not None and folder.exists() and not _is_empty(folder):
-        saved: Any = open_retriever(folder if str(folder) == name else name)
-        if corpus and DocumentFile.sha256(read_corpus(corpus)) != saved.corpus_sha256:
+        saved: Retriever = open_retriever(folder if str(folder) == name else name)
+        known = getattr(saved, "corpus_sha256", None)
+        if corpus and known is None:
+            say(f"whether the index in {folder} is of {corpus} cannot be told")
+        elif corpus and DocumentFile.sha256(read_corpus(corpus)) != known:
             raise ValueError(
                 f"the index in {folder} was built from another corpus than {corpus}; choose "
                 "another folder, or leave out --corpus to search what the index holds"

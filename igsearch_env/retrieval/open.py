@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 from urllib.parse import parse_qsl
 from weakref import WeakValueDictionary
 
@@ -27,6 +27,7 @@ from igsearch_env.retrieval.index_directory import (
     replacing_directory,
     write_manifest,
 )
+from igsearch_env.retrieval.lucene import LuceneRetriever, is_lucene
 from igsearch_env.retrieval.rerank import RerankingRetriever, open_reranker
 from igsearch_env.text import read_json, without_logins
 
@@ -92,7 +93,8 @@ def open_retriever(name: str | Path, mmap: bool = True, **dense_options: Any) ->
               over that of ``"world:PEOPLE:SEED"`` (``"bm25"`` means the first of them);
             - ``"web:TEMPLATE"``: a live service of the web, see :mod:`igsearch_env.retrieval.web`;
             - the ``http://`` or ``https://`` address of a server in Search-R1's dialect;
-            - the folder of a saved index: BM25, dense, a fusion of others, or one with a reranker;
+            - the folder of a saved index: BM25, dense, a fusion of others, one with a reranker, or
+              one that Pyserini has built (:class:`~igsearch_env.retrieval.lucene.LuceneRetriever`);
               a string may end in options, ``"indexes/e5?vector_device=cuda&precision=bfloat16"``;
             - a corpus (:func:`igsearch_env.load_corpus`), which is indexed with BM25 in memory.
         mmap: Of a saved index: map the files into memory, which makes loading fast; of files
@@ -194,6 +196,11 @@ def _load_index(folder: Path, mmap: bool, dense_options: dict[str, Any]) -> Inde
         raise ValueError(
             f"{folder} has no option {unknown[0]!r}; the options are {', '.join(DENSE_OPTIONS)}"
         )
+    if is_lucene(folder):
+        if dense_options:
+            raise ValueError(f"{folder} is a BM25 index, which has no {', '.join(dense_options)}")
+        lucene: Any = LuceneRetriever(folder)  # it holds its documents, but is slow to list them
+        return cast(IndexedRetriever, lucene)
     form = _format(folder)
     if form == dense.FORMAT:
         return dense.DenseRetriever.load(folder, mmap, **dense_options)
