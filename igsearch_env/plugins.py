@@ -50,9 +50,16 @@ def import_again(names: Iterable[str], folder: Path) -> None:
     """Import what the run in a folder was made with.
 
     Raises:
-        ValueError: If a file or module is gone; the message names it.
+        ValueError: If a file or module is gone, or a file lies in the folder, which may have come
+            from somebody else; the message names it.
     """
     for name in names:
+        path = Path(name).resolve()
+        if name.endswith(".py") and path.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"the run in {folder} would have {path} imported, which lies in it: read it, and "
+                f"if it may run give it by --import {name}"
+            )
         try:
             import_plugin(name)
         except ValueError as error:

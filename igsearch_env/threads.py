@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+MAX_THREADS = 1024
+"""More than any machine has cores; over absurd numbers torch fails without naming them."""
+
 
 def free_cores() -> int:
     """Cores that this process may use and that nobody keeps busy now; at least 1.

@@ -11,22 +11,23 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
-from igsearch_env.evaluation.settings import Precision
+from igsearch_env.evaluation.settings import MIN_TEMPERATURE, Precision
 from igsearch_env.files import read_sealed
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import EnvironmentSettings, check_worlds
 from igsearch_env.text import parse_toml
+from igsearch_env.threads import MAX_THREADS
 from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 
 OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
 """See :func:`trainers.optimizer.make_optimizer`."""
 
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1), Lt(2**63)]  # what torch and numpy can hold
+Whole = Annotated[int, Ge(0), Lt(2**63)]
 Amount = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 T = TypeVar("T")
@@ -108,7 +109,7 @@ class PolicySettings:
 
     path: str = "agents/world-tiny"
     max_new_tokens: Whole = 0
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Ge(MIN_TEMPERATURE)] = 1.0
     batch_size: Count = 128
     memory_tokens: Whole = 0
     device: str = "cpu"
@@ -210,7 +211,7 @@ class RunSettings:
     checkpoint_every: Count = 20
     keep_checkpoints: Count = 2
     save_rollouts_every: Whole = 20
-    threads: Whole = 0
+    threads: Annotated[int, Ge(0), Le(MAX_THREADS)] = 0
     max_failed_searches: Amount = MAX_FAILED_SEARCHES
     failed_tries: Count = FAILED_TRIES
     max_wasted_steps: Whole = 5

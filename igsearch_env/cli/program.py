@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from igsearch_env.plugins import import_plugin
-from igsearch_env.text import without_logins
+from igsearch_env.text import clean_text, without_logins
 
 
 class Parser(argparse.ArgumentParser):
@@ -195,11 +195,15 @@ def run_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
-    """Print a line as it is, at once: it may hold text of strangers, and stdout may be a pipe.
+    """Print a line at once: it may hold text of strangers, and stdout may be a pipe.
 
-    Only the logins of addresses are left out.
+    The logins of addresses are left out, and what would move the cursor or colour a terminal.
     """
-    print(without_logins(line), flush=True)
+    print(_shown(line), flush=True)
+
+
+def _shown(text: str) -> str:
+    return clean_text(without_logins(text)).replace("\r", " ")
 
 
 @contextmanager
@@ -253,7 +257,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
         sys.stdout.flush()
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {without_logins(str(error))}", file=sys.stderr)
+        print(f"error: {_shown(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         print("; ".join(("interrupted", *getattr(stop, "__notes__", ()))), file=sys.stderr)

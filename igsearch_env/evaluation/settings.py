@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from igsearch_env.endpoint import Api, Dialect, RequestField
 from igsearch_env.settings import EnvironmentSettings
 from igsearch_env.text import without_logins
+from igsearch_env.threads import MAX_THREADS
 
 MANNER = (
     *("concurrency", "retries", "timeout", "api_key_variable", "max_refused", "imports"),
@@ -20,6 +21,8 @@ MANNER = (
 Precision = Literal["float32", "bfloat16-autocast", "bfloat16"]
 """What a policy multiplies matrices in; in ``"bfloat16"`` its weights are rounded, too."""
 
+MIN_TEMPERATURE = 0.001
+"""Logits over less than this would not be finite numbers."""
 
 EndpointScoring = Literal["unigram", Dialect]
 """What scores answers at an endpoint; see :mod:`igsearch_env.endpoint.scorer`."""
@@ -149,9 +152,15 @@ class EvaluationSettings:
             )
         if not 0 <= self.max_refused <= 1:
             raise ValueError(f"max_refused must be from 0 to 1, got {self.max_refused}")
-        for name in ("temperature", "timeout"):
-            if not 0 < getattr(self, name) < inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        if self.threads > MAX_THREADS:
+            raise ValueError(f"threads must be at most {MAX_THREADS}, got {self.threads}")
+        if not MIN_TEMPERATURE <= self.temperature < inf:
+            raise ValueError(
+                f"temperature must be at least {MIN_TEMPERATURE} and finite, got "
+                f"{self.temperature}; --greedy takes the most likely tokens"
+            )
+        if not 0 < self.timeout < inf:
+            raise ValueError(f"timeout must be above 0 and finite, got {self.timeout}")
 
     @property
     def protocol(self) -> str | None:

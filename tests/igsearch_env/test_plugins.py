@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from igsearch_env import SearchQAEnv, import_plugin, open_retriever
+from igsearch_env.plugins import import_again
 from igsearch_env.retrieval.open import RETRIEVERS
 
 PLUGIN = """
@@ -56,6 +57,20 @@ def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
 def test_what_is_not_there(name: str) -> None:
     with pytest.raises(ValueError, match=r"there is no (file|module) .* to import"):
         import_plugin(name)
+
+
+def test_a_run_brings_no_code_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "inside.py").write_text("raise SystemExit('it ran')")
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "outside.py").write_text("x = 1")
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/inside.py", f"{run}/inside.py", "link/inside.py", "run/../run/inside.py"):
+        for folder in (run, Path("run"), Path("link")):
+            with pytest.raises(ValueError, match=r"the run in .* which lies in it: read it"):
+                import_again([name], folder)
+    import_again([f"{tmp_path}/outside.py"], run)
 
 
 def test_an_error_inside_passes_through(tmp_path: Path) -> None:

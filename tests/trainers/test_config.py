@@ -155,6 +155,9 @@ def test_what_does_not_fit_is_refused(override: str, message: str) -> None:
         ("run.eval_every=-1", "run.eval_every must be greater than or equal to 0"),
         ("run.eval_limit=0", "run.eval_limit must be greater than or equal to 1"),
         ("run.threads=-1", "run.threads must be greater than or equal to 0"),
+        ("run.threads=1025", "run.threads must be less than or equal to 1024"),
+        (f"run.seed={2**63}", f"run.seed must be less than {2**63}"),
+        ("policy.temperature=1e-300", "policy.temperature must be greater than or equal to 0.001"),
         ("run.seed=-1", "run.seed must be greater than or equal to 0"),
         (
             "run.max_failed_searches=-0.1",
