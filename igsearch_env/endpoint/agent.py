@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from math import inf
 from operator import attrgetter
 from typing import Any, Protocol, get_args
 
@@ -145,10 +146,10 @@ class OpenAIAgent:
             raise ValueError(
                 f"leave_out may hold {', '.join(get_args(RequestField))}, got {', '.join(strange)}"
             )
-        if self.temperature < 0 or self.max_new_tokens < 1 or self.concurrency < 1:
+        if not 0 <= self.temperature < inf or self.max_new_tokens < 1 or self.concurrency < 1:
             raise ValueError(
-                "an agent needs temperature >= 0, max_new_tokens >= 1 and concurrency >= 1, got "
-                f"{self.temperature}, {self.max_new_tokens} and {self.concurrency}"
+                "an agent needs a finite temperature >= 0, max_new_tokens >= 1 and concurrency "
+                f">= 1, got {self.temperature}, {self.max_new_tokens} and {self.concurrency}"
             )
 
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:

@@ -110,7 +110,8 @@ class Endpoint:
         """
         answer = self._ask("GET", "/models", None)
         found = answer.get("data")
-        names = [m.get("id") for m in found if isinstance(m, dict)] if found else []
+        found = found if isinstance(found, list) else []
+        names = [one.get("id") for one in found if isinstance(one, dict)]
         return [name for name in names if isinstance(name, str)]
 
     def post(self, path: str, body: dict[str, Any], field: str = "") -> dict[str, Any]:

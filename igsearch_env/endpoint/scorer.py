@@ -154,7 +154,11 @@ class EndpointScorer(PromptScorer):
         )
         choices = answer.get("choices")
         choices = choices if isinstance(choices, list) else []
-        tables = {c.get("index"): c.get("prompt_logprobs") for c in choices if isinstance(c, dict)}
+        tables = {
+            choice["index"]: choice.get("prompt_logprobs")
+            for choice in choices
+            if isinstance(choice, dict) and isinstance(choice.get("index"), int)
+        }
         return [
             self._known(answer_log_probs(tables.get(place), pair))
             for place, pair in enumerate(pairs)

@@ -29,6 +29,10 @@ from igsearch_env.cli.program import Parser, parse_early, positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
+from igsearch_env.endpoint.agent import OpenAIAgent
+from igsearch_env.endpoint.errors import EndpointError, RequestRefusedError, ServerError
+from igsearch_env.endpoint.judge import read_verdict
+from igsearch_env.endpoint.scorer import EndpointScorer
 from igsearch_env.episode import Document, Question, Segment
 from igsearch_env.protocol.names import get_protocol
 from igsearch_env.protocol.tags import PROTOCOLS, Answer, Invalid, Search
@@ -62,6 +66,16 @@ PIECES = (
         "&lt;",
     ),
     *("</search", "< search>", "<SEARCH>", "</ answer >", "<search >", "<<search>", "search>"),
+)
+
+
+WIRE_NAMES = (
+    *("result", "results", "document", "id", "contents", "content", "title", "text", "score"),
+)
+ENDPOINT_NAMES = (
+    *("message", "content", "text", "reasoning_content", "reasoning", "refusal", "tool_calls"),
+    *("function", "name", "arguments", "query", "search", "finish_reason", "stop_reason"),
+    *("token_ids", "index", "logprob", "id", "1", "2", "correct", "reason"),
 )
 
 
@@ -100,15 +114,14 @@ class Source:
                 parts.append(raw.decode("utf-8" if kind == 2 else "latin-1", "replace"))
         return "".join(parts)
 
-    def value(self, depth: int = 0) -> Any:
-        """Something that JSON can hold."""
+    def value(self, depth: int = 0, names: Sequence[str] = WIRE_NAMES) -> Any:
+        """Something that JSON can hold; the keys of objects are mostly these names."""
         kind = self.below(8 if depth < 4 else 6)
         if kind == 6:
-            return [self.value(depth + 1) for _ in range(self.below(4))]
+            return [self.value(depth + 1, names) for _ in range(self.below(4))]
         if kind == 7:
-            names = ("result", "results", "document", "id", "contents", "content", "title", "text")
-            keys = [self.pick((*names, "score", self.text())) for _ in range(self.below(5))]
-            return {key: self.value(depth + 1) for key in keys}
+            keys = [self.pick((*names, self.text())) for _ in range(self.below(5))]
+            return {key: self.value(depth + 1, names) for key in keys}
         numbers = (0, -1, 2**70, 1.5, math.nan, math.inf, -0.0, True, False)
         return (None, self.text(), self.pick(numbers), self.below(10), "", self.text())[kind]
 
@@ -278,6 +291,65 @@ def wire(data: bytes) -> None:
         assert document.score is None or math.isfinite(document.score)
 
 
+class Scripted:
+    """An endpoint that answers what it is told."""
+
+    url = "http://127.0.0.1:1"
+    limit_field = "max_tokens"
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {}
+
+    def post(self, path: str, body: dict[str, Any], field: str = "") -> dict[str, Any]:
+        """The answer, if it has what is asked for."""
+        if field and not self.answer.get(field):
+            raise RequestRefusedError(200, ServerError("no such field"), self.url)
+        return self.answer
+
+
+def endpoints(data: bytes) -> None:
+    """What an endpoint answers is a turn, log-probs, a verdict, or refused with a typed error."""
+    source = Source(data)
+    endpoint, tokenizer = Scripted(), source.pick(_tokenizers())
+    asked: Any = endpoint
+    kind = source.below(5)
+
+    def value(depth: int = 1) -> Any:
+        return source.value(depth, ENDPOINT_NAMES)
+
+    if kind < 2:
+        engine, _ = _engine(source.pick(sorted(PROTOCOLS)))
+        choice = {name: value(2) for name in (source.pick(ENDPOINT_NAMES) for _ in range(4))}
+        choice["finish_reason"] = source.pick(("stop", "length", None, value(3)))
+        endpoint.answer = {"choices": source.pick(([choice], [choice, value()], value()))}
+        agent = OpenAIAgent(
+            asked,
+            "a-model",
+            engine.rules.protocol,
+            api="chat" if kind else "completions",
+            max_new_tokens=8,
+            tokenizer=source.pick((None, tokenizer)),
+        )
+        episode = engine.rules.begin(Question("q", "Who?", ("Lima",)))
+        with suppress(RequestRefusedError):
+            engine.step([episode], agent.act([episode]))
+    elif kind == 2:
+        verdict = read_verdict(source.pick((source.text(), json.dumps(value()))))
+        assert verdict is None or isinstance(verdict.correct, bool)
+    else:
+        dialect = source.pick(("vllm", "sglang", "llama.cpp"))
+        rows = source.pick(([value() for _ in range(3)], value()))
+        endpoint.answer = {
+            "choices": [{"index": value(3), "prompt_logprobs": rows}, value()],
+            "meta_info": source.pick(({"input_token_logprobs": rows}, value())),
+            "completion_probabilities": rows,
+        }
+        scorer = EndpointScorer(asked, "a-model", tokenizer, dialect=dialect)
+        with suppress(EndpointError):
+            (found,) = scorer.score([((0, 1, 2), 2)])
+            assert found is None or (found.shape == (2,) and all(map(math.isfinite, found)))
+
+
 def records(data: bytes) -> None:
     """A record of an episode is read, or refused with an error that its reader names."""
     source = Source(data)
@@ -336,13 +408,14 @@ fuzz.grow(*sys.argv[1:])
 """The process of one target: atheris counts what code an input reaches in what is imported so."""
 
 SHARES: dict[Callable[[bytes], None], float] = {
-    parser: 0.25,
+    parser: 0.22,
     escaping: 0.14,
     episodes: 0.04,
     tokens: 0.06,
     spans: 0.06,
     wire: 0.19,
-    records: 0.17,
+    records: 0.16,
+    endpoints: 0.04,
     loaders: 0.04,
     words: 0.05,
 }
@@ -413,7 +486,7 @@ def grow(name: str, inputs: str, folder: str) -> None:
     """
     import atheris
 
-    if name in ("tokens", "spans"):
+    if name in ("tokens", "spans", "endpoints"):
         _tokenizers()
     options = [f"-atheris_runs={inputs}", f"-artifact_prefix={folder}/", "-max_len=512"]
     options += ["-rss_limit_mb=2900", "-timeout=60", "-print_final_stats=1"]

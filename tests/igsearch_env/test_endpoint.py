@@ -604,8 +604,12 @@ def test_the_key_and_the_models(server: ScriptedServer) -> None:
     with endpoint(server, api_key="secret") as asked:
         assert asked.models() == ["a", "b"]
     assert server.headers[0]["authorization"] == "Bearer secret"
+    for data in (5, "ab", {"id": "a"}, [5, {"id": 5}, None]):
+        server.answer = lambda number, body, data=data: (200, {"data": data})
+        assert endpoint(server).models() == []
+    server.headers.clear()
     endpoint(server).models()
-    assert "authorization" not in server.headers[1]
+    assert "authorization" not in server.headers[0]
 
 
 def test_closing_ends_what_waits(server: ScriptedServer) -> None:
