@@ -58,9 +58,10 @@ class Document:
 
 
 @lru_cache(4_096)  # what an episode has found is looked at again after each of its searches
-def _words_of(title: str, text: str) -> tuple[str, ...] | tuple[str, str]:
-    """The words of a document, or the document as it is where it has none."""
-    return tuple(words(f"{title} {text}")) or (title, text)
+def _words_of(title: str, text: str) -> tuple[str, ...]:
+    """The words of a document in one text, or title and text where it has none; never an id."""
+    found = words(f"{title} {text}")
+    return (" ".join(found),) if found else (title, text)
 
 
 @dataclass(frozen=True, slots=True)
