@@ -348,6 +348,17 @@ def test_without_a_scorer_there_are_no_gains(monkeypatch: pytest.MonkeyPatch) ->
     assert env.state.step_count == 2
 
 
+def test_settings_that_cannot_be_had_are_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = '{"questions": "data/none.jsonl", "retriever": "data/none.jsonl"}'
+    monkeypatch.setenv("IGSEARCH_SETTINGS", given)
+    monkeypatch.setattr(sys, "argv", ["server"])
+    with pytest.raises(SystemExit):
+        server_app.main()
+    assert "'data/none.jsonl'" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_servers_own_description(start: Callable[..., str]) -> None:
     url = start(make_app(SETTINGS))
     assert httpx2.get(f"{url}/health").json() == {"status": "healthy"}

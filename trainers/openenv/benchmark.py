@@ -14,6 +14,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ def _server(sessions: int) -> Iterator[str]:
         while "Uvicorn running" not in (line := process.stderr.readline()):
             if not line:
                 raise RuntimeError("the server ended before it began to serve")
+        # What it logs is read on: a full pipe would stop it.
+        threading.Thread(target=process.stderr.read, daemon=True).start()
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

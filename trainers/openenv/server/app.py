@@ -93,7 +93,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    uvicorn.run(app_of_variables(), host=arguments.host, port=arguments.port)
+    try:
+        made = app_of_variables()
+    except ValueError as error:
+        parser.error(str(error))
+    uvicorn.run(made, host=arguments.host, port=arguments.port)
 
 
 if __name__ == "__main__":
