@@ -1,10 +1,13 @@
-"""What the benchmarks share: their options, tables, and cases in processes of their own."""
+"""What the benchmarks share: options, tables, cases in processes of their own, a meter."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +19,7 @@ from igsearch_env.cli.program import Parser, positive
 Case = TypeVar("Case")
 Result = TypeVar("Result")
 Row = Mapping[str, Any]
+GIB = 1 << 30
 
 
 def benchmark_parser(description: str | None) -> Parser:
@@ -79,6 +83,45 @@ def measure_apart(
                     raise ValueError(f"the process of {name} was killed: out of memory?") from error
             yield name, result
             bar.update(task, advance=1)
+
+
+class UpdateMeter:
+    """CPU seconds and peak of memory of an update, on Linux; it begins when it is made.
+
+    The peak is what weights, gradients and optimizer states hold, and what the process takes
+    beside them. What libraries set up once, half a GiB where oneDNN multiplies bfloat16, is not in
+    it if there was an update before.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer.
+
+    Attributes:
+        seconds: CPU seconds between the beginning and :meth:`stop`.
+        peak: Bytes.
+    """
+
+    def __init__(self, model: Any, optimizer: Any) -> None:
+        states = [value for one in optimizer.state.values() for value in one.values()]
+        weights = list(model.parameters())
+        lasting = [*weights, *(one.grad for one in weights), *states]
+        self._held = sum(getattr(one, "nbytes", 0) for one in lasting)
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back
+        self._before = _memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+        self._started = time.process_time()
+
+    def stop(self) -> None:
+        """End the update."""
+        self.seconds = time.process_time() - self._started
+        self.peak = self._held + _memory("VmHWM") - self._before
+
+
+def _memory(name: str) -> int:
+    """Resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM), on Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(one.split()[1]) for one in lines if one.startswith(f"{name}:"))
 
 
 def peak_bytes() -> int:

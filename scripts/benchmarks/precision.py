@@ -12,8 +12,6 @@ reads the peak from /proc, so it runs on Linux.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import random
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
-from scripts.benchmarks.kit import measure_apart, print_rows
+from scripts.benchmarks.kit import GIB, UpdateMeter, measure_apart, print_rows
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +43,6 @@ from trainers.config import TrainSettings, load_config
 if TYPE_CHECKING:
     from agents.transformers_policy import TransformersPolicy
 
-GIB = 1 << 30
 AUTOCAST, ROUNDED = "policy.precision=bfloat16-autocast", "policy.precision=bfloat16"
 CHECKPOINTED = "optimization.gradient_checkpointing=true"
 LORA = (ROUNDED, "policy.lora.rank=16")
@@ -118,14 +115,10 @@ def measure(case: tuple[TrainSettings, int]) -> dict[str, float]:
 def measure_update(
     config: TrainSettings, policy: TransformersPolicy, played: Sequence[Episode]
 ) -> dict[str, float]:
-    """Tokens per CPU second of an update, and its peak of memory beside the plan.
+    """Tokens per CPU second of a second update, and its peak of memory beside the plan.
 
-    The peak is what weights, gradients and optimizer states hold, and what the process takes
-    beside them in a second update. The first has an episode only; what libraries set up once, half
-    a GiB where oneDNN multiplies bfloat16, and the index are not in it.
+    The first has an episode only.
     """
-    import torch
-
     from trainers.local.token_batch import episode_tokens
     from trainers.local.update import Updater
     from trainers.plan import plan
@@ -150,28 +143,14 @@ def measure_update(
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=episode.policy_tokens) for episode in episodes]
     updater.step(episodes[:1], noise[:1], rng)
-    states = [v for one in updater.optimizer.state.values() for v in one.values()]
-    weights = list(policy.model.parameters())
-    lasting = [*weights, *(one.grad for one in weights), *states]
-    held = sum(one.nbytes for one in lasting if isinstance(one, torch.Tensor))
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
-    started = time.process_time()
+    meter = UpdateMeter(policy.model, updater.optimizer)
     updater.step(episodes, noise, rng)
-    seconds = time.process_time() - started
+    meter.stop()
     return {
-        "update": sum(lengths) / seconds,
-        "peak_gib": (held + _memory("VmHWM") - before) / GIB,
+        "update": sum(lengths) / meter.seconds,
+        "peak_gib": meter.peak / GIB,
         "planned_gib": sum(planned.values()) / GIB,
     }
-
-
-def _memory(name: str) -> int:
-    """Resident memory of this process in bytes, now (VmRSS) or at its peak (VmHWM), on Linux."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(one.split()[1]) for one in lines if one.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":
