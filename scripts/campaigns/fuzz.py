@@ -29,10 +29,7 @@ from igsearch_env.cli.program import Parser, parse_early, positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
-from igsearch_env.endpoint.agent import OpenAIAgent
 from igsearch_env.endpoint.errors import EndpointError, RequestRefusedError, ServerError
-from igsearch_env.endpoint.judge import read_verdict
-from igsearch_env.endpoint.scorer import EndpointScorer
 from igsearch_env.episode import Document, Question, Segment
 from igsearch_env.protocol.names import get_protocol
 from igsearch_env.protocol.tags import PROTOCOLS, Answer, Invalid, Search
@@ -309,6 +306,10 @@ class Scripted:
 
 def endpoints(data: bytes) -> None:
     """What an endpoint answers is a turn, log-probs, a verdict, or refused with a typed error."""
+    from igsearch_env.endpoint.agent import OpenAIAgent  # the extra eval, which --help does without
+    from igsearch_env.endpoint.judge import read_verdict
+    from igsearch_env.endpoint.scorer import EndpointScorer
+
     source = Source(data)
     endpoint, tokenizer = Scripted(), source.pick(_tokenizers())
     asked: Any = endpoint
