@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= --out runs/demo --resume
-EXTRAS := lora,optimizers,train,gguf,data,dense,serve,mcp,trl,docs,dev
+EXTRAS := eval,lora,optimizers,train,gguf,data,dense,serve,mcp,trl,docs,dev
 CONSTRAINTS := requirements/constraints.txt
 LICENCES := requirements/LICENCES.md
 
