@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 FALLBACK_ROUNDS = 5
 OF_A_SEARCH = ("search_step", "query", "query_span", "documents", "retrieval_failed")
-_of_a_search = attrgetter(*OF_A_SEARCH)
 NO_DOCUMENT = "no search has found a document with that id"
+REFUSED = "the search engine does not take this query; write a shorter one"
+
 Gains = list[tuple[int, float]]
 """Number and gain of searches."""
 
-REFUSED = "the search engine does not take this query; write a shorter one"
+_of_a_search = attrgetter(*OF_A_SEARCH)
 
 
 @dataclass

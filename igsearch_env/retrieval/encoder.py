@@ -51,6 +51,7 @@ PRESETS = {
 
 PRECISIONS = {"float32": "float", "bfloat16": "bfloat16", "float16": "half"}  # torch's methods
 
+
 PROBE = "Où est né l'auteur d'Ångström? He moved to LÖGDÖ in 1814 (no. 7), it's said…"
 """Letters, marks and digits that tokenizers treat in different ways."""
 
@@ -122,8 +123,7 @@ class SentenceEncoder:
         batch_size: int = 32,
         precision: str = "float32",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
+        check_precision(precision)
         self.config = config
         self._batch_size = batch_size
         self._preset = PRESETS[str(config.preset)]
@@ -230,6 +230,12 @@ def _load(config: EncoderSettings, preset: Preset, device: str | None) -> Any:
         model = library.SentenceTransformer(modules=[transformer, pooling], device=device)
     model.max_seq_length = min(config.max_length, model.max_seq_length or config.max_length)
     return model.eval()
+
+
+def check_precision(precision: str) -> None:
+    """Refuse a precision that models are not run in here."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
 
 
 def model_sha256(model: Any, tokenizer: Any) -> str:

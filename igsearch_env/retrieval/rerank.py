@@ -14,7 +14,7 @@ from igsearch_env.episode import Document
 from igsearch_env.extras import import_extra
 from igsearch_env.hub import without_waiting
 from igsearch_env.retrieval.base import IndexedRetriever, check_search
-from igsearch_env.retrieval.encoder import PRECISIONS, model_sha256
+from igsearch_env.retrieval.encoder import PRECISIONS, check_precision, model_sha256
 from igsearch_env.text import clean_text
 
 
@@ -132,8 +132,7 @@ class CrossEncoderReranker:
         precision: str = "float32",
         batch_size: int = 32,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
+        check_precision(precision)
         library = import_extra("sentence_transformers", "dense")
         with _loading(model):
             loaded = library.CrossEncoder(model, device=device, max_length=max_length)
@@ -144,13 +143,8 @@ class CrossEncoderReranker:
         self._model = loaded.float().eval()
         self._lock = threading.Lock()  # fast tokenizers refuse to be used by two threads at once
         self._batch_size = batch_size
-        self.parameters: dict[str, Any] = {
-            "model": model,
-            "max_length": max_length,
-            "model_sha256": model_sha256(self._model, self._model.tokenizer),
-        }
-        if precision != "float32":
-            self.parameters["precision"] = precision
+        digest = model_sha256(self._model, self._model.tokenizer)
+        self.parameters = _parameters(model, max_length, digest, precision)
         getattr(self._model, PRECISIONS[precision])()
 
     def scores(self, pairs: Sequence[tuple[str, Document]]) -> NDArray[np.float32]:
@@ -202,21 +196,15 @@ class QueryLikelihoodReranker:
         precision: str = "float32",
         batch_size: int = 16,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}: expected {', '.join(PRECISIONS)}")
+        check_precision(precision)
         self._torch = import_extra("torch", "dense")
         library = import_extra("transformers", "dense")
         with _loading(model):
             loaded = library.AutoModelForCausalLM.from_pretrained(model, dtype="float32")
             self._tokenizer = library.AutoTokenizer.from_pretrained(model)
         self._batch_size, self._lock = batch_size, threading.Lock()
-        self.parameters: dict[str, Any] = {
-            "model": model,
-            "max_length": max_length,
-            "model_sha256": model_sha256(loaded, self._tokenizer),
-        }
-        if precision != "float32":
-            self.parameters["precision"] = precision
+        digest = model_sha256(loaded, self._tokenizer)
+        self.parameters = _parameters(model, max_length, digest, precision)
         device = device or ("cuda" if self._torch.cuda.is_available() else "cpu")
         self._model = getattr(loaded.eval(), PRECISIONS[precision])().to(device)
 
@@ -292,6 +280,12 @@ def open_reranker(model: str, max_length: int = 256, **options: Any) -> Reranker
     generates = any(name.endswith("ForCausalLM") for name in config.architectures or ())
     kind = QueryLikelihoodReranker if generates else CrossEncoderReranker
     return kind(model, max_length, **options)
+
+
+def _parameters(model: str, max_length: int, digest: str, precision: str) -> dict[str, Any]:
+    """What scores depend on; float32, the default, is not named."""
+    described = {"model": model, "max_length": max_length, "model_sha256": digest}
+    return described if precision == "float32" else {**described, "precision": precision}
 
 
 @contextmanager

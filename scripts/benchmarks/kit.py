@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from igsearch_env.cli.program import Parser, positive
+from igsearch_env.episode import Episode
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -83,6 +85,14 @@ def measure_apart(
                     raise ValueError(f"the process of {name} was killed: out of memory?") from error
             yield name, result
             bar.update(task, advance=1)
+
+
+def sampled(episode: Episode) -> Episode:
+    """The episode as if its turns were sampled: with log-probs, which scripted turns lack."""
+    steps = (
+        replace(step, log_probs=(-1.0,) * len(step.turn.token_ids or ())) for step in episode.steps
+    )
+    return replace(episode, steps=tuple(steps))
 
 
 class UpdateMeter:

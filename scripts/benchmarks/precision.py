@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
-from scripts.benchmarks.kit import GIB, UpdateMeter, measure_apart, print_rows
+from scripts.benchmarks.kit import GIB, UpdateMeter, measure_apart, print_rows, sampled
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,16 +123,7 @@ def measure_update(
     from trainers.local.update import Updater
     from trainers.plan import plan
 
-    episodes = [
-        replace(
-            episode,
-            steps=tuple(
-                replace(step, log_probs=(-1.0,) * len(step.turn.token_ids or ()))
-                for step in episode.steps
-            ),
-        )
-        for episode in played
-    ]
+    episodes = [sampled(episode) for episode in played]
     lengths = [len(episode_tokens(episode, policy.tokenizer)[0]) for episode in episodes]
     # A micro-batch of as many episodes as there are at most, as long as the longest of them.
     fewer = min(config.optimization.micro_batch_size, len(episodes))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igsearch_env.cli.program import parse_early, positive, run, run_parser
-from scripts.benchmarks.kit import GIB, UpdateMeter, measure_apart, print_rows
+from scripts.benchmarks.kit import GIB, UpdateMeter, measure_apart, print_rows, sampled
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def measure(case: tuple[TrainSettings, int, int]) -> dict[str, Any]:
     size = config.optimization.group_size
     asked = [question for question in engine.questions for _ in range(size)]
     player = GoldAgent(agent.policy, engine.rules.max_searches, random.Random(0))
-    episodes = [_sampled(episode) for episode in agent.settle(collect(engine, player, asked))]
+    episodes = [sampled(episode) for episode in agent.settle(collect(engine, player, asked))]
     agent.policy.memory.clear()
     tokens = sum(len(episode_tokens(one, agent.policy.tokenizer)[0]) for one in episodes)
     meter = (
@@ -117,14 +117,6 @@ def measure(case: tuple[TrainSettings, int, int]) -> dict[str, Any]:
         "peak_gib": meter.peak / GIB,
         "tokens": tokens,
     }
-
-
-def _sampled(episode: Episode) -> Episode:
-    """The episode with log-probs, which scripted turns lack."""
-    steps = (
-        replace(step, log_probs=(-1.0,) * len(step.turn.token_ids or ())) for step in episode.steps
-    )
-    return replace(episode, steps=tuple(steps))
 
 
 def _local(config: TrainSettings, agent: GRPOAgent, episodes: Sequence[Episode]) -> UpdateMeter:
