@@ -13,15 +13,14 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
-from multiprocessing import forkserver
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.doc_pages import ROOT, enter, forks, read_blocks, run_page
+from tests.doc_pages import PRELOADED, ROOT, enter, forks, read_blocks, run_page
 from tests.doc_standins import environment, make_folder, make_standins
+from tests.fork_server import fork_server
 from tests.ports import free_ports
 
 PAGES = [
@@ -41,21 +40,15 @@ BLOCKS = [block for blocks in ALL.values() for block in blocks]
 
 @pytest.fixture(scope="module")
 def standins(tmp_path_factory: pytest.TempPathFactory, minilm: str) -> Iterator[Path]:
-    """The stand-ins, and a fork server that sees them.
-
-    A process has one fork server, which another test may have started with other variables, and
-    which must not keep these for later ones.
-    """
+    """The stand-ins, and a fork server that sees them."""
     folder = make_standins(tmp_path_factory.mktemp("standins"), minilm)
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
-    server._stop()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # modules are loaded from here
-        for name, value in environment(folder).items():
-            patch.setenv(name, value)
-        forkserver.ensure_running()
-    yield folder
-    server._stop()
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)  # modules are loaded from here
+            for name, value in environment(folder).items():
+                patch.setenv(name, value)
+            stack.enter_context(fork_server(PRELOADED))
+        yield folder
 
 
 def play(page: str, folder: str, variables: dict[str, str], ports: dict[str, str]) -> None:

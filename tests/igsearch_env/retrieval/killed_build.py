@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,13 +35,27 @@ def recipe_of(kind: str, model: str) -> Recipe:
     return DenseRecipe(encoder, FACTORIES[kind])
 
 
-def build(kind: str, model: str, corpus: Path, out: Path, ready: Connection) -> None:
-    """Say that all is loaded, then build on one thread, going on with what is there."""
+class ToldProgress:
+    """Progress that another process is told of, event by event."""
+
+    def __init__(self, watcher: Connection) -> None:
+        self.watcher = watcher
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> None:
+        self.watcher.send(name)
+
+    def advance(self, amount: int) -> None:
+        self.watcher.send(amount)
+
+
+def build(kind: str, model: str, corpus: Path, out: Path, watcher: Connection) -> None:
+    """Build on one thread, going on with what is there, and tell of each step."""
     # The bars' lock is shared by all forks, and a process that is killed never gives it back.
     tqdm.tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     recipe = recipe_of(kind, model)
-    ready.send(os.getpid())
     size = 100 if kind == "bm25" else 8
-    IndexBuild(lambda: read_corpus(corpus), out, recipe, NoBar(), size).run(resume=True)
+    IndexBuild(lambda: read_corpus(corpus), out, recipe, ToldProgress(watcher), size).run(
+        resume=True
+    )

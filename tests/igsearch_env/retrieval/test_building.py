@@ -6,12 +6,12 @@ Every kind of index is killed with SIGKILL a few times; IGSEARCH_KILLS=20 says h
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import time
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import CorruptIndexError
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
+from tests.fork_server import fork_server
 from tests.igsearch_env.retrieval.killed_build import NoBar, build
 
 KILLS = int(os.environ.get("IGSEARCH_KILLS", "1"))
@@ -44,27 +45,37 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def start() -> Callable[..., BaseProcess]:
-    """Starts a build in a fresh process; returns once it has begun."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.igsearch_env.retrieval.killed_build"])
+def start() -> Iterator[Callable[..., tuple[BaseProcess, Connection]]]:
+    """Starts a build in a fresh process; gives the process and what it tells of its progress."""
+    with fork_server(["tests.igsearch_env.retrieval.killed_build"]) as context:
 
-    def begin(*arguments: object) -> BaseProcess:
-        ready, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=build, args=(*arguments, theirs))
-        process.start()
-        theirs.close()
-        assert ready.poll(120), "the build has not begun"
-        ready.recv()
-        return process
+        def begin(*arguments: object) -> tuple[BaseProcess, Connection]:
+            told, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=build, args=(*arguments, theirs))
+            process.start()
+            theirs.close()
+            return process, told
 
-    return begin
+        yield begin
+
+
+def steps_to_the_end(process: BaseProcess, told: Connection) -> int:
+    """How many steps a build tells of until it ends, which must be well."""
+    steps = 0
+    try:
+        while True:
+            told.recv()
+            steps += 1
+    except EOFError:
+        process.join()
+    assert process.exitcode == 0
+    return steps
 
 
 @pytest.mark.parametrize("kind", ["bm25", "flat", "ivf", "hnsw"])
 def test_a_killed_build_is_resumed_to_the_same_bytes(
     kind: str,
-    start: Callable[..., BaseProcess],
+    start: Callable[..., tuple[BaseProcess, Connection]],
     minilm: str,
     passages: list[Document],
     tmp_path: Path,
@@ -73,9 +84,7 @@ def test_a_killed_build_is_resumed_to_the_same_bytes(
     if kind == "bm25":
         documents = [Document(f"{n}-{d.id}", d.title, d.text) for n in range(15) for d in documents]
     corpus = write_corpus(tmp_path / "corpus.jsonl", documents)
-    began = time.monotonic()
-    start(kind, minilm, corpus, tmp_path / "whole").join()
-    seconds = time.monotonic() - began
+    steps = steps_to_the_end(*start(kind, minilm, corpus, tmp_path / "whole"))
     expected = content(tmp_path / "whole")
     assert len(open_retriever(tmp_path / "whole", mmap=False)) == len(documents)
 
@@ -83,18 +92,19 @@ def test_a_killed_build_is_resumed_to_the_same_bytes(
     rng = random.Random(kind)
     kills = 0
     while kills < KILLS:
-        process = start(kind, minilm, corpus, out)
-        process.join(rng.uniform(0, seconds))
-        if process.is_alive():
-            process.kill()
-            process.join()
-            kills += 1
-        else:  # it was done before the kill: begin again
-            assert content(out) == expected
-            shutil.rmtree(out)
+        process, told = start(kind, minilm, corpus, out)
+        try:
+            for _ in range(rng.randint(1, steps)):
+                told.recv()
+        except EOFError:  # what was left after the last kill took fewer steps
+            pass
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         if out.exists():
             assert content(out) == expected  # whole or not there
-    start(kind, minilm, corpus, out).join()
+            shutil.rmtree(out)
+    steps_to_the_end(*start(kind, minilm, corpus, out))
     assert content(out) == expected
     assert not (tmp_path / "killed.partial").exists()
 
