@@ -8,6 +8,9 @@ EXTRAS := eval,lora,optimizers,train,gguf,data,dense,serve,mcp,trl,docs,dev
 CONSTRAINTS := requirements/constraints.txt
 LICENCES := requirements/LICENCES.md
 
+# Installed packages are compiled when they are first used, not all at once by pip; that must be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The stamp is written last, so an install that was cut short is done again. The marker tells that
 # there was one: pip would take its half-unpacked packages for installed, so it starts afresh.
 INSTALLED := $(VENV)/.installed
@@ -24,7 +27,7 @@ endef
 TORCH = $(newest_cpu_torch)
 
 # Installs the checkout and its extras into the environment $(1), with the pip options $(2).
-install = $(1)/bin/python -m pip install $(2) -e ".[$(EXTRAS)]" $(TORCH)
+install = $(1)/bin/python -m pip install --no-compile $(2) -e ".[$(EXTRAS)]" $(TORCH)
 
 # The trainers of others pin packages in other versions than ours, so each has an environment of its
 # own. What pip installs there is known by the hash of its pins, and the checkout by that of its
