@@ -453,7 +453,7 @@ class Episode:
     @property
     def searches(self) -> tuple[Step, ...]:
         """The search steps, in order; ``searches[t].search_step == t``."""
-        return tuple(step for step in self.steps if step.action == "search")
+        return tuple([step for step in self.steps if step.action == "search"])
 
     @property
     def retrieval_failed(self) -> bool:

@@ -79,7 +79,7 @@ def information_gain(
         answer_scores([first, *rest], head_tokens, head_weight, floor)
         for first, rest in zip(real, counterfactual, strict=True)
     ]
-    return _difference(_reduced(np.array(table), aliases))
+    return _differences([_reduced(np.array(table), aliases)])[0]
 
 
 def _check_aliases(aliases: str) -> None:
@@ -89,14 +89,23 @@ def _check_aliases(aliases: str) -> None:
 
 def _reduced(table: LogProbs, aliases: AliasOperator) -> LogProbs:
     """Scores of the real context and the N others, (1 + N,), from those by alias."""
-    if aliases == "best_real" or len(table) == 1:  # of one alias every rule makes the same
+    if len(table) == 1:  # every rule makes the same
+        return table[0]
+    if aliases == "best_real":
         return np.asarray(table[np.argmax(table[:, 0])], dtype=np.float64)
     return reduce_aliases(table, aliases)
 
 
-def _difference(row: LogProbs) -> float:
-    """The real score less the mean of the N others."""
-    return float(row[0] - row[1:].sum() / (row.size - 1))
+def _differences(rows: Sequence[LogProbs]) -> list[float]:
+    """Of each row of 1 + N scores, the first less the mean of the N others."""
+    found = [0.0] * len(rows)
+    for size in {row.size for row in rows}:  # one sum over all rows of a length
+        places = [place for place, row in enumerate(rows) if row.size == size]
+        table = np.array([rows[place] for place in places])
+        gains = table[:, 0] - table[:, 1:].sum(axis=1) / (size - 1)
+        for place, gain in zip(places, gains.tolist(), strict=True):
+            found[place] = gain
+    return found
 
 
 def limited(gain: float, after: float, best: float | None) -> float:
@@ -274,12 +283,17 @@ class InformationGain:
             for number, index in places
         ]
         settled = [list(episode.steps) for episode in episodes]
-        for (number, index), table in zip(places, self.scores(jobs, scorer), strict=True):
-            if table is not None:
-                steps = settled[number]
-                known = [step.log_prob for step in steps[:index] if step.log_prob is not None]
-                best = max(known, default=None) if self.added_only else None
-                steps[index] = _settled(steps[index], _reduced(table, self.aliases), best)
+        rows = {
+            place: _reduced(table, self.aliases)
+            for place, table in zip(places, self.scores(jobs, scorer), strict=True)
+            if table is not None
+        }
+        for (place, row), gain in zip(rows.items(), _differences([*rows.values()]), strict=True):
+            number, index = place
+            steps = settled[number]
+            known = [step.log_prob for step in steps[:index] if step.log_prob is not None]
+            best = max(known, default=None) if self.added_only else None
+            steps[index] = _settled(steps[index], row, gain, best)
         touched = {number for number, _ in places}
         return [
             changed(episode, steps=tuple(settled[number])) if number in touched else episode
@@ -457,12 +471,12 @@ def _search_step(step: Step) -> int:
     return step.search_step
 
 
-def _settled(step: Step, row: LogProbs, best: float | None) -> Step:
+def _settled(step: Step, row: LogProbs, gain: float, best: float | None) -> Step:
     """The step with its scores: that of the real context and those of the N others."""
     real, *others = row.tolist()
     return changed(
         step,
-        information_gain=limited(_difference(row), real, best),
+        information_gain=limited(gain, real, best),
         log_prob=real,
         baseline_log_probs=tuple(others),
         best_log_prob=best,
