@@ -101,22 +101,40 @@ def contains_answer(text: str, golden_answers: Sequence[str]) -> bool:
     >>> contains_answer("The war (1939–1945) ended.", ["1945"])
     True
     """
+    return answer_finder(golden_answers)(text)
+
+
+def answer_finder(golden_answers: Sequence[str]) -> Callable[[str], bool]:
+    """:func:`contains_answer` of these answers, as a function of the text, for many texts.
+
+    Raises:
+        ValueError: If there are no golden answers, or they are one bare string.
+    """
     _check(golden_answers)
-    # Taking a text apart costs fifty times as much as looking for a word's letters, and most
-    # documents lack them. Folding does no more to ASCII than lower() does.
-    letters = text.lower() if text.isascii() else ""
-    answers: list[tuple[str, str]] = []
-    for golden in golden_answers:
-        answer = _answer_between_blanks(golden)
-        if not letters or _may_hold(letters, answer):
-            answers.append(answer)
-    if not answers:
-        return False
-    every, content = _between_blanks(text)
-    return any(
-        kept in content if kept.strip() else bool(whole.strip()) and whole in every
-        for whole, kept in answers
-    )
+    answers = [_answer_between_blanks(golden) for golden in golden_answers]
+    answer_words = [kept.split() or whole.split() for whole, kept in answers]
+
+    def found(text: str) -> bool:
+        # Taking a text apart costs fifty times as much as looking for a word's letters, and most
+        # documents lack them. Folding does no more to ASCII than lower() does.
+        left = answers
+        if text.isascii():
+            letters, left = text.lower(), []
+            for answer, parts in zip(answers, answer_words, strict=True):
+                for word in parts:
+                    if word not in letters:
+                        break
+                else:
+                    left.append(answer)
+        if not left:
+            return False
+        every, content = _between_blanks(text)
+        return any(
+            kept in content if kept.strip() else bool(whole.strip()) and whole in every
+            for whole, kept in left
+        )
+
+    return found
 
 
 def bootstrap_means(values: ArrayLike, seed: int = 0, samples: int = 1000) -> NDArray[np.float64]:
@@ -266,15 +284,6 @@ def _between_blanks(text: str) -> tuple[str, str]:
 
 # The same few answers are looked for in thousands of documents.
 _answer_between_blanks = lru_cache(maxsize=4096)(_between_blanks)
-
-
-def _may_hold(letters: str, answer: tuple[str, str]) -> bool:
-    """Whether each word of an answer is among the letters of a text."""
-    whole, kept = answer
-    for word in kept.split() or whole.split():  # noqa: SIM110 - a loop costs less than all()
-        if word not in letters:
-            return False
-    return True
 
 
 def _spaced(every: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from igsearch_env.answers import contains_answer, normalize_answer
+from igsearch_env.answers import answer_finder, normalize_answer
 from igsearch_env.episode import Document, Evidence, Question
 from igsearch_env.record import evidence_from_record, to_record
 
@@ -164,6 +164,7 @@ def _rule(question: Question, documents: Sequence[Document]) -> Callable[[Eviden
     """What evidence has to fulfil to stand in for ``documents``, retrieved for ``question``."""
     asked = normalize_answer(question.text)
     retrieved = {document.id for document in documents}
+    holds_answer = answer_finder(question.golden_answers)
     yes_or_no = {normalize_answer(gold) for gold in question.golden_answers} <= {"yes", "no"}
 
     def allowed(evidence: Evidence) -> bool:
@@ -175,9 +176,9 @@ def _rule(question: Question, documents: Sequence[Document]) -> Callable[[Eviden
         if yes_or_no:
             return True
         for document in evidence.documents:
-            if contains_answer(f"{document.title} {document.text}", question.golden_answers):
+            if holds_answer(f"{document.title} {document.text}"):
                 return False
         said = evidence.refinement.text
-        return not said or not contains_answer(said, question.golden_answers)
+        return not said or not holds_answer(said)
 
     return allowed
