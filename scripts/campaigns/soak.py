@@ -6,10 +6,11 @@ python -m scripts.campaigns.soak --out runs/soak --scale 0.01     # a short one
 At --scale 1: 1,024,000 steps of 64 environments, 3,000 training steps of the shipped policy, and
 102,400 requests of 64 clients to a server. Each part runs in a process of its own, and is sampled a
 hundred times. A slope is that of a straight line through the second half of the samples, when
-caches are full, times two: what a whole run of that length adds, with its 95 % interval. Time is
+caches are full, times two: what a whole run of that length adds, with its 95 % interval. Of the
+memory of environment and trainer, the freed blocks that malloc keeps are given back first. Time is
 that of the CPU. Other programs on the machine slow it down, so that something else is timed after
-each sample, and the quotient of the two is reported as well: a fixed piece of work, or the same
-requests to a server that has just been started.
+each sample, and the quotient of the two is reported as well: a fixed piece of work, steps of a
+training run that has just begun, or the same requests to a server that has just been started.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +58,7 @@ from igsearch_env.data.world import World
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.http import HTTPRetriever
 from igsearch_env.vector_env import SearchQAVectorEnv
+from trainers.memory import give_back_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 Sample = dict[str, float]
@@ -88,6 +91,8 @@ class Watch:
         if done - self._at < self._every:
             return
         per_step = (_cpu_seconds(self._process) - self._cpu) / (done - self._at)
+        if self._process == os.getpid():  # what malloc keeps for later is not in use
+            give_back_freed_memory(0)
         folder = Path(f"/proc/{self._process}")
         pages = int((folder / "statm").read_text().split()[1])
         self._samples.append(
@@ -132,35 +137,56 @@ def environment(out: Path, scale: float) -> list[Sample]:
 
 
 def training(out: Path, scale: float) -> list[Sample]:
-    """Steps of the shipped policy on two rollouts of a question each, with checkpoints."""
-    import shutil
+    """Steps of the shipped policy on three rollouts of a question each, with checkpoints."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainers.local.grpo"])
+    total = max(20, int(3_000 * scale))
 
+    def fresh() -> float:
+        """What a step costs a run that has just begun; every time the same questions are asked."""
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_begin_training, args=(out / "fresh", theirs))
+        process.start()
+        theirs.close()
+        seconds: float = ours.recv()
+        process.join()
+        return seconds
+
+    samples: list[Sample] = []
+    _train(out / "training", total, Watch(samples, total, unit=fresh))
+    return samples
+
+
+def _begin_training(out: Path, sender: Any) -> None:
+    """Send the CPU seconds of a step of a new run, over 20 of them, with two checkpoints."""
+    at: dict[int, float] = {}
+    _train(out, 30, lambda step: at.update({step: time.process_time()}))
+    sender.send((at[30] - at[10]) / 20)
+
+
+def _train(out: Path, steps: int, report: Callable[[int], None]) -> None:
     import torch
 
     from trainers.config import load_config
     from trainers.local.grpo import GRPOTrainer
 
     torch.set_num_threads(1)
-    shutil.rmtree(out / "training", ignore_errors=True)
-    total = max(20, int(3_000 * scale))
+    shutil.rmtree(out, ignore_errors=True)
     settings = (
         "world.people=40",
         f"policy.path={json.dumps(str(ROOT / 'agents' / 'world-tiny'))}",
         "policy.max_new_tokens=24",
-        f"optimization.steps={total}",
+        f"optimization.steps={steps}",
         "optimization.questions_per_step=1",
         "optimization.group_size=3",
-        "optimization.learning_rate=1e-5",
-        "run.checkpoint_every=50",
-        "run.save_rollouts_every=50",
+        "optimization.learning_rate=1e-7",  # the policy, and with it the work, stays what it is
+        "run.checkpoint_every=10",  # as many in each sample
+        "run.save_rollouts_every=10",
         "run.max_wasted_steps=0",
         "run.threads=1",
     )
-    trainer = GRPOTrainer(load_config(None, settings), out / "training")
-    samples: list[Sample] = []
-    watch = Watch(samples, total)
-    trainer.run(lambda row: watch(row["step"]))
-    return samples
+    trainer = GRPOTrainer(load_config(None, settings), out)
+    trainer.run(lambda row: report(row["step"]))
 
 
 def _serve(ready: Any) -> None:
@@ -275,9 +301,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             "environment, trainer and server for long. *Change* is what a run of this length",
             "adds, with its 95 % interval, by the straight line through the samples of the second",
             "half: until then caches fill. A part runs in a process of its own; of the last one",
-            "the server is sampled. CPU time depends on what else the machine does: *relative* is",
-            "in units of something that is timed along with each sample, a fixed piece of work, or",
-            "a request to a server that has just been started.",
+            "the server is sampled. Freed blocks that malloc keeps are no memory in use. CPU time",
+            "depends on what else the machine does: *relative* is",
+            "in units of something that is timed along with each sample: a fixed piece of work, a",
+            "step of a training run that has just begun, or a request to a server that has just",
+            "been started.",
             "",
             "| part | length | quantity | mean | change | 95 % interval |",
             "|---|---|---|---|---|---|",

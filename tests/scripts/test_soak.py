@@ -41,3 +41,14 @@ def test_the_environment_is_sampled(tmp_path: Path) -> None:
     assert all(one["cpu_ms"] > 0 and one["relative"] > 0 for one in samples)
     assert {row["quantity"] for row in rows} == {*soak.QUANTITIES}
     assert "| environment steps | 6,400 | memory, MiB |" in soak.markdown(rows)
+
+
+def test_training_is_compared_with_a_run_that_has_just_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "SAMPLES", 2)
+    samples = soak.training(tmp_path, 1 / 150)
+    assert [one["done"] for one in samples] == [10, 20]
+    # Both are the same work on the same machine, but for steps of different questions.
+    assert 0.1 < np.median([one["relative"] for one in samples]) < 10
+    assert (tmp_path / "training" / "checkpoints").is_dir()
