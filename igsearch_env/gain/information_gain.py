@@ -90,7 +90,8 @@ def _check_aliases(aliases: str) -> None:
 def _reduced(table: LogProbs, aliases: AliasOperator) -> LogProbs:
     """Scores of the real context and the N others, (1 + N,), from those by alias."""
     if len(table) == 1:  # every rule makes the same
-        return table[0]
+        only: LogProbs = table[0]
+        return only
     if aliases == "best_real":
         return np.asarray(table[np.argmax(table[:, 0])], dtype=np.float64)
     return reduce_aliases(table, aliases)
