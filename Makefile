@@ -75,7 +75,8 @@ OPENRLHF_GPU_PIP := $(OPENRLHF_GPU)/bin/python -m pip install --no-build-isolati
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-openrlhf-gpu venv-openenv demo docs test test-openrlhf test-verifiers test-skyrl test-verl test-openenv test-adapters lint format constraints fuzz faults soak wheel audit \
+.PHONY: help venv venv-openrlhf-gpu $(addprefix venv-,$(ADAPTERS)) demo docs test \
+	$(addprefix test-,$(ADAPTERS)) test-adapters lint format constraints fuzz faults soak wheel audit \
 	licences clean
 
 help: ## List the targets
@@ -90,6 +91,14 @@ venv-openrlhf-gpu: ## Make .venv-openrlhf-gpu, for OpenRLHF on GPUs (never run h
 		ninja packaging psutil "setuptools>=77.0.3,<81" wheel
 	$(OPENRLHF_GPU_PIP) -r $(OPENRLHF_GPU_PINS)
 	$(OPENRLHF_GPU_PIP) --no-deps -e .
+
+venv-openrlhf: $(OPENRLHF_READY) ## Make .venv-openrlhf, for OpenRLHF on a CPU
+
+venv-verifiers: $(VERIFIERS_READY) ## Make .venv-verifiers, for the environment in verifiers
+
+venv-skyrl: $(SKYRL_READY) ## Make .venv-skyrl, for SkyRL
+
+venv-verl: $(VERL_READY) ## Make .venv-verl, for verl
 
 venv-openenv: $(OPENENV_READY) ## Make .venv-openenv, for the OpenEnv environment
 

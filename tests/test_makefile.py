@@ -110,7 +110,7 @@ def test_ci_runs_the_trainers_that_a_change_touches_or_one_in_turn(tmp_path: Pat
     touched = chosen("docs/extend/skyrl.md", "requirements/openrlhf-cpu.txt")
     assert set(touched) == {"skyrl", "openrlhf"}
     (one,) = chosen("README.md")
-    assert one in known
+    assert one in known - {"openrlhf"}  # its tests take the longest
     several = chosen(*(f"tests/{name}/test_it.py" for name in known))
     assert len(several) == 2
     assert set(several) <= known
