@@ -149,6 +149,11 @@ def _check_sample(
     """
     places = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     kept = _reconstructed(index, places)
+    if (strange := ~np.isfinite(kept).all(axis=1)).any():
+        raise ValueError(
+            f"the vector of document {places[strange][0]}, counted from 0, holds a number that is "
+            "not finite; build the index again without it"
+        )
     kind = type(index).__name__
     needed = ALIKE if "Flat" in kind else ALIKE_COMPRESSED
     likeness = _likeness(kept, documents, places, encoder)

@@ -26,6 +26,7 @@ from igsearch_env.retrieval.encoder import same_probe
 from igsearch_env.retrieval.index_directory import (
     UNREADABLE,
     CorruptIndexError,
+    NothingToIndexError,
     check_replaceable,
     place_of,
     read_manifest,
@@ -267,7 +268,11 @@ class IndexBuild:
                 file.unlink()
         shards = -(-count // self._size)
         self.progress.stage("build index", count * self.recipe.passes)
-        self.recipe.finish(lambda: self._shards(shards), count, index, self.progress.advance)
+        try:
+            self.recipe.finish(lambda: self._shards(shards), count, index, self.progress.advance)
+        except NothingToIndexError:  # a resumed build could use nothing of it
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise
         content = {"passages": count, "parameters": self.recipe.parameters}
         write_manifest(index, self.recipe.format, self.recipe.version, content)
 

@@ -38,6 +38,10 @@ class CorruptIndexError(ValueError):
     """An index on disk that is incomplete, damaged or of another format; build it again."""
 
 
+class NothingToIndexError(ValueError):
+    """None of the documents of a corpus has anything to find it by."""
+
+
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError),
     *(BadZipFile, zlib.error, TokenError),

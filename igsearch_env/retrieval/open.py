@@ -235,9 +235,10 @@ def save_fusion(
 
     Raises:
         FileExistsError: If something other than an index is at ``path``.
-        ValueError: If a part is no index, or they are of different corpora.
+        ValueError: If a part is no index or is at ``path``, or they are of different corpora.
     """
     folder = Path(path)
+    _check_apart(folder, parts)
     opened = [open_retriever(Path(part), **dense_options) for part in parts]
     FusionRetriever(opened, constant, depth)  # refuses parts of different corpora
     content = {"parameters": {"constant": constant, "depth": depth}}
@@ -260,12 +261,30 @@ def save_reranking(
 
     Raises:
         FileExistsError: If something other than an index is at ``path``.
-        ValueError: If the part is no index, or the model is no reranker.
+        ValueError: If the part is no index or is at ``path``, or the model is no reranker.
     """
+    _check_apart(Path(path), [part])
     reranker = open_reranker(model, max_length)
     RerankingRetriever(open_retriever(Path(part)), reranker, depth)  # refuses a depth below 1
     content = {"parameters": {"depth": depth, **reranker.parameters}}
     _save_parts(Path(path), [part], RERANKING_FORMAT, RERANKING_VERSION, content)
+
+
+def _check_apart(folder: Path, parts: Sequence[str | Path]) -> None:
+    """Refuse to write over an index that the new one is to be made of."""
+    for part in map(Path, parts):
+        if _holds(part, folder):
+            raise ValueError(
+                f"{folder} is {part}, or a part of it, and would be lost; choose another folder "
+                "for what is made of it"
+            )
+
+
+def _holds(part: Path, folder: Path) -> bool:
+    """Whether a saved index is at a folder, or has parts that are."""
+    if part.resolve() == folder.resolve():
+        return True
+    return (part / PARTS).is_file() and any(_holds(one, folder) for one, _ in _parts(part))
 
 
 def _save_parts(

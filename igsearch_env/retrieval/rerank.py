@@ -134,6 +134,12 @@ class CrossEncoderReranker:
     ) -> None:
         check_precision(precision)
         library = import_extra("sentence_transformers", "dense")
+        kinds = _architectures(model)
+        if not any(name.endswith("ForSequenceClassification") for name in kinds):
+            raise ValueError(
+                f"{model!r} has no layer that was trained to give a score (it is {kinds}); give a "
+                "cross-encoder, or train one from it (scripts.examples.train_reranker)"
+            )
         with _loading(model):
             loaded = library.CrossEncoder(model, device=device, max_length=max_length)
         if loaded.num_labels != 1:
@@ -275,11 +281,16 @@ def open_reranker(model: str, max_length: int = 256, **options: Any) -> Reranker
         ImportError: If the ``dense`` extra is not installed.
         ValueError: If the model cannot be loaded.
     """
-    with _loading(model):
-        config = import_extra("transformers", "dense").AutoConfig.from_pretrained(model)
-    generates = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    generates = any(name.endswith("ForCausalLM") for name in _architectures(model))
     kind = QueryLikelihoodReranker if generates else CrossEncoderReranker
     return kind(model, max_length, **options)
+
+
+def _architectures(model: str) -> list[str]:
+    """The classes of transformers that a model was saved from."""
+    with _loading(model):
+        config = import_extra("transformers", "dense").AutoConfig.from_pretrained(model)
+    return list(config.architectures or ())
 
 
 def _parameters(model: str, max_length: int, digest: str, precision: str) -> dict[str, Any]:

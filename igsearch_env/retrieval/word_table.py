@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval.bm25s_alone import bm25s
+from igsearch_env.retrieval.index_directory import NothingToIndexError
 from igsearch_env.words import search_terms
 
 BLOCK = 1 << 26
@@ -254,7 +255,9 @@ def _vocabulary(shard: Mapping[str, NDArray[Any]]) -> list[str]:
 
 def _check_words(words: Sequence[str] | Mapping[str, int], documents: int) -> None:
     if not words:
-        raise ValueError(f"none of the {documents} documents has a word; there is nothing to index")
+        raise NothingToIndexError(
+            f"none of the {documents} documents has a word; there is nothing to index"
+        )
 
 
 def _idf(having_word: NDArray[np.int64], count: int) -> NDArray[np.float32]:

@@ -327,12 +327,15 @@ def others(
     short = folder / "short.jsonl"
     short.write_text("".join(corpus.read_text(encoding="utf-8").splitlines(True)[:59]), "utf-8")
     noise = np.random.default_rng(0).standard_normal((60, 32), dtype=np.float32)
+    holed = vectors.copy()
+    holed[0] = np.nan
     plain = folder / "some-bert"
     shutil.copytree(e5, plain)
     return {
         "L2": written("l2", faiss.IndexFlatL2(32)),
         "IDS": folder / "ids",
         "NOISE": written("noise", faiss.IndexFlatIP(32), noise),
+        "NAN": written("nan", faiss.IndexFlatIP(32), holed),
         "NO_PREFIX": folder / "no-prefix",
         "SHORT": short,
         "CORPUS": corpus,
@@ -352,6 +355,7 @@ def others(
         ({"model": "MINILM"}, "have 32 numbers, and those of .* 384"),
         ({"model": "PLAIN"}, r"preset 'plain' \(median cosine .*: --preset e5 fits: 1\.0000"),
         ({"vectors": "NO_PREFIX"}, r"--preset contriever fits: 1\.0000|--preset plain fits"),
+        ({"vectors": "NAN"}, "vector of document 0, counted from 0, holds a number that is not"),
         ({"vectors": "NOISE"}, "no preset fits .* name the model that they were made with"),
     ],
 )

@@ -269,6 +269,7 @@ def test_what_cannot_be_built(encoder: SentenceEncoder, tmp_path: Path) -> None:
     silent = [Document("1", "", "..."), Document("2", "", "!")]
     with pytest.raises(ValueError, match="none of the 2 documents has a word"):
         build_all(silent, tmp_path / "index", BM25Recipe()).run()
+    assert not (tmp_path / "index.partial").exists()
     with pytest.raises(ValueError, match="too few to train"):
         build_all(silent, tmp_path / "dense", DenseRecipe(encoder, "IVF4,Flat")).run()
     for recipe, arguments, message in (

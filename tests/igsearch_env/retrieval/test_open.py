@@ -82,6 +82,22 @@ def test_a_fusion_needs_one_corpus(indexes: Path, passages: list[Document], tmp_
     assert not (tmp_path / "new").exists()
 
 
+def test_a_fusion_is_not_written_over_its_own_parts(indexes: Path) -> None:
+    save_fusion(indexes / "nested", [indexes / "hybrid"])
+    before = {file: file.read_bytes() for file in indexes.rglob("*") if file.is_file()}
+    (indexes / "link").symlink_to(indexes / "bm25")
+    for out, part in (
+        ("bm25", "bm25"),
+        ("hybrid", "hybrid"),
+        ("dense", "nested"),
+        ("link", "bm25"),
+        ("bm25", "link"),
+    ):
+        with pytest.raises(ValueError, match=r"would be lost; choose another folder"):
+            save_fusion(indexes / out, [indexes / part])
+    assert {file: file.read_bytes() for file in before} == before
+
+
 def test_damaged_fusions(indexes: Path) -> None:
     for text in ("[1]", '[{"folder": "../bm25"}]'):
         hybrid = indexes / "hybrid"

@@ -215,6 +215,10 @@ def test_what_does_not_fit_is_refused(
     save_reranking(out, part, cross_encoder)
     with pytest.raises(ValueError, match="is another model than the one that"):
         open_retriever(out, model=str(other))
+    with pytest.raises(ValueError, match=r"no layer that was trained to give a score .*BertModel"):
+        save_reranking(tmp_path / "x", part, minilm)
+    with pytest.raises(ValueError, match="would be lost; choose another folder"):
+        save_reranking(part, part, cross_encoder)
     with pytest.raises(ValueError, match=r"gives one score, .* gives 3"):
         CrossEncoderReranker(str(tmp_path / "three"))
     with pytest.raises(ValueError, match=r"cannot load 'nowhere' as a reranker"):
