@@ -82,8 +82,9 @@ class TorchFlat:
     then scores the candidates anew from the vectors in main memory. The error of the product has a
     bound, which follows from how far rounding moved each vector. Where a document that is no
     candidate might belong to the best by that bound, every document in reach is scored. So
-    documents, order and scores are bit for bit those that FAISS gives for a query by itself, in
-    batches of any size; where equal scores stand at the end of a list, FAISS decides which stay.
+    documents, order and scores are bit for bit those that FAISS gives on one thread for a query by
+    itself, in batches of any size; where equal scores stand at the end of a list, FAISS decides
+    which stay.
 
     Args:
         index: A flat index of FAISS by inner product.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 def flat_index(vectors: Vectors) -> Any:
     return build_vector_index(lambda: [vectors], len(vectors), "Flat")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """FAISS on one thread: on several it adds up a single query's products in another order."""
+    faiss = import_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 def one_by_one(index: Any, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
