@@ -10,7 +10,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,18 @@ def pytest_collection_finish() -> None:
 Imitate = Callable[..., float]
 Settings = Callable[..., list[str]]
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture
+def one_faiss_thread() -> Iterator[None]:
+    """On several threads FAISS adds up the products of a single query in another order."""
+    from igsearch_env.retrieval.vector_index import import_faiss
+
+    faiss = import_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

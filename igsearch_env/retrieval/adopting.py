@@ -74,6 +74,12 @@ def adopt_index(
     kind = "Flat" if isinstance(index, import_faiss().IndexFlat) else type(index).__name__
     parameters = dense_parameters(encoder, kind, search)
     source = Path(file_in_folder(corpus, "corpus") or corpus)
+    for file in (vectors, source):
+        if out.resolve() in file.resolve().parents:
+            raise ValueError(
+                f"{file} lies in {out}, which would be replaced, and would be lost; choose another "
+                "folder for what is made of it"
+            )
     with replacing_directory(out) as folder:
         (folder / VECTORS).symlink_to(vectors.resolve())
         progress.stage("read corpus", index.ntotal)

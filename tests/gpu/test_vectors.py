@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from igsearch_env.retrieval.encoder import Vectors
 from igsearch_env.retrieval.vector_device import TorchFlat, on_devices
 from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
+from tests.igsearch_env.retrieval.one_by_one import one_by_one
 
 faiss = import_faiss()
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    pytest.mark.usefixtures("one_faiss_thread"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,6 @@ def vectors() -> Vectors:
 def queries(vectors: Vectors) -> Vectors:
     rng = np.random.default_rng(1)
     return np.concatenate([vectors[:4], rng.standard_normal((60, 96), dtype=np.float32)])
-
-
-def one_by_one(index: Any, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-    found = [index.search(query[None], k) for query in queries]
-    scores, numbers = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((numbers, -scores), axis=1)
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

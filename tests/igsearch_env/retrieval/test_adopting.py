@@ -197,6 +197,15 @@ def test_adopting_again_replaces_it_and_leaves_the_files(
     assert (theirs.read_bytes(), corpus.read_bytes()) == before
 
 
+def test_it_is_not_written_over_its_own_files(adopt: Adopt, theirs: Path) -> None:
+    inside = adopt() / "vectors.faiss"
+    inside.unlink()
+    shutil.copy(theirs, inside)
+    with pytest.raises(ValueError, match=r"lies in .* and would be lost; choose another folder"):
+        adopt(vectors=inside)
+    assert inside.read_bytes() == theirs.read_bytes()
+
+
 @pytest.fixture
 def served() -> Iterator[Callable[[Any], str]]:
     """Runs a FastAPI application, or our server of a retriever; gives its address."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from igsearch_env.episode import Document
 from igsearch_env.retrieval import vector_device
@@ -18,33 +16,15 @@ from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.encoder import SentenceEncoder, Vectors
 from igsearch_env.retrieval.vector_device import TorchFlat, check_room, on_devices
 from igsearch_env.retrieval.vector_index import build_vector_index, import_faiss
+from tests.igsearch_env.retrieval.one_by_one import one_by_one
 
+pytestmark = pytest.mark.usefixtures("one_faiss_thread")
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def flat_index(vectors: Vectors) -> Any:
     return build_vector_index(lambda: [vectors], len(vectors), "Flat")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """FAISS on one thread: on several it adds up a single query's products in another order."""
-    faiss = import_faiss()
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(before)
-
-
-def one_by_one(index: Any, queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-    """What FAISS finds for each query alone, equal scores in the order of the corpus."""
-    scores, numbers = (
-        np.concatenate(parts)
-        for parts in zip(*(index.search(query[None], k) for query in queries), strict=True)
-    )
-    order = np.lexsort((numbers, -scores), axis=1)
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
 
 
 def vectors_of_length_1(rows: int, dimension: int, seed: int) -> Vectors:
