@@ -8,7 +8,7 @@ k; nDCG@k, which counts those further ahead for more; and how much of a context 
 fill for each gold one among them, in words, or in tokens where --tokenizer names one. All are
 means over questions (the last a ratio of sums) with 95 % bootstrap intervals. In a folder in BEIR's
 layout, --split names the judgements: qrels/SPLIT.tsv. Documents that a question excludes
-(BRIGHT) are left out of what was found.
+(BRIGHT) are left out of what was found. The results so far are saved after each set.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from igsearch_env.answers import bootstrap_interval, bootstrap_means, percentile
 from igsearch_env.cli.program import Parser, add_import, folder, positive
 from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.data.rows import source_stem
+from igsearch_env.episode import Question
 from igsearch_env.extras import import_extra
 from igsearch_env.files import write_json
 from igsearch_env.hub import without_waiting
-from igsearch_env.retrieval.base import Retriever
+from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.text import without_logins
 from igsearch_env.words import words
@@ -52,19 +53,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         source_stem(name): load_question_set(name, split=args.split, answers_needed=False)
         for name in args.questions
     }
+    for name, asked in sets.items():
+        if not any(map(_gold, asked.questions)):
+            raise ValueError(
+                f"none of the {len(asked.questions):,} questions of {name} names its gold "
+                "documents; expected a column gold_ids or gold_titles"
+            )
     unit, size = _sizer(args.tokenizer)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with progress_bar() as bar:
         for index in args.index:
             shown = without_logins(index)
             loading = bar.add_task(f"load {shown}")
             retriever = open_retriever(index)
             bar.remove_task(loading)
+            if isinstance(retriever, Sized) and args.top_k > len(retriever):
+                raise ValueError(
+                    f"{shown} has {len(retriever):,} documents; --top-k {args.top_k} is too many"
+                )
             for name, asked in sets.items():
                 task = bar.add_task(f"{shown}, {name}", total=len(asked.questions))
-                found = recall(retriever, asked, args.top_k, size, partial(bar.advance, task))
+                try:
+                    found = recall(retriever, asked, args.top_k, size, partial(bar.advance, task))
+                except ValueError as error:
+                    raise ValueError(f"{shown}, {name}: {error}") from error
                 rows.append({"index": shown, "questions": name, **found})
-    write_json(args.out / "results.json", {"top_k": args.top_k, "unit": unit, "rows": rows})
+                write_json(
+                    args.out / "results.json", {"top_k": args.top_k, "unit": unit, "rows": rows}
+                )
     print_table(_table(rows, args.top_k, unit))
 
 
@@ -86,10 +102,10 @@ def recall(
 
     Returns:
         ``n``, the number of questions; ``recall``, ``ndcg`` and ``size_per_gold`` (None if nothing
-        was found), each with ``NAME_interval``.
+        was found), each with ``NAME_interval``, which is None for a single question.
 
     Raises:
-        ValueError: If no question has known gold documents.
+        ValueError: If no question has known gold documents, or none of these is in the corpus.
     """
     pytrec_eval = import_extra("pytrec_eval", "eval")
     excluded = {name: set(ids) for name, ids in asked.excluded_ids.items()}
@@ -105,7 +121,7 @@ def recall(
         for question, deep in zip(batch, found, strict=True):
             left_out = excluded.get(question.id, set())
             best = [one for one in deep if one.id not in left_out][:top_k]
-            gold = set(question.gold_ids or question.gold_titles)
+            gold = set(_gold(question))
             if not gold:
                 continue
             by_id = bool(question.gold_ids)
@@ -121,15 +137,43 @@ def recall(
             f"none of {len(asked.questions):,} questions names its gold documents; expected a "
             "column gold_ids or gold_titles"
         )
+    if not any(found for _, found in sizes):
+        _check_names(retriever, asked.questions)
     measures = {f"recall.{top_k}", f"ndcg_cut.{top_k}"}
     scores = pytrec_eval.RelevanceEvaluator(judged, measures).evaluate(ranked)
     row: dict[str, Any] = {"n": len(judged)}
     for name, key in (("recall", f"recall_{top_k}"), ("ndcg", f"ndcg_cut_{top_k}")):
         values = [score[key] for score in scores.values()]
         row[name] = sum(values) / len(values)
-        row[f"{name}_interval"] = list(bootstrap_interval(values))
+        row[f"{name}_interval"] = list(bootstrap_interval(values)) if len(values) > 1 else None
     row["size_per_gold"], row["size_per_gold_interval"] = _ratio(sizes)
     return row
+
+
+def _gold(question: Question) -> tuple[str, ...]:
+    """Ids, or titles where a question has no ids, of its gold documents."""
+    return question.gold_ids or question.gold_titles
+
+
+def _check_names(retriever: Retriever, questions: Sequence[Question]) -> None:
+    """Tell questions whose documents were not found from those of another corpus.
+
+    Raises:
+        ValueError: If the retriever can list its documents, and no gold one is among them.
+    """
+    if not isinstance(retriever, IndexedRetriever):
+        return
+    kind = "gold_ids" if any(question.gold_ids for question in questions) else "gold_titles"
+    wanted = {name for question in questions for name in getattr(question, kind)}
+    example = ""
+    for document in retriever.documents:
+        example = document.id if kind == "gold_ids" else document.title
+        if example in wanted:
+            return
+    raise ValueError(
+        f"none of the {len(wanted):,} {kind} is in the corpus: the questions name documents such "
+        f"as {min(wanted)!r}, and the corpus has {example!r}; give the corpus of these questions"
+    )
 
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, list[float] | None]:
@@ -138,6 +182,8 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, list[flo
     top, bottom = (bootstrap_means(column) for column in both.T)  # the same questions in both
     if both[:, 1].sum() == 0:
         return None, None
+    if len(pairs) == 1:
+        return float(both[0, 0] / both[0, 1]), None
     known = bottom > 0
     low, high = percentile_interval(top[known] / bottom[known])
     return float(both[:, 0].sum() / both[:, 1].sum()), [low, high]
@@ -163,6 +209,8 @@ def _table(rows: Sequence[dict[str, Any]], top_k: int, unit: str) -> Table:
     def cell(row: dict[str, Any], name: str, digits: int) -> str:
         if row[name] is None:
             return "-"
+        if row[f"{name}_interval"] is None:  # one question says nothing about others
+            return f"{row[name]:,.{digits}f}"
         low, high = row[f"{name}_interval"]
         return f"{row[name]:,.{digits}f} ± {(high - low) / 2:,.{digits}f}"
 

@@ -139,6 +139,8 @@ def document_of(row: Row) -> Document:
         raise row.error(f"no column 'id' (nor {', '.join(map(repr, _IDS[1:]))})")
     if not isinstance(columns[name], str | int):
         raise row.error(f"{name!r} must be a string or a whole number, got {columns[name]!r}")
+    if columns[name] == "":
+        raise row.error(f"{name!r} is empty; give the document an id of its own")
     title = _text(row, "title", "wikipedia_title")
     text = _text(row, "text", "passage")
     if text is None:

@@ -30,11 +30,12 @@ class FusionRetriever:
     def __init__(
         self, retrievers: Sequence[IndexedRetriever], constant: int = 60, depth: int = 100
     ) -> None:
-        if not retrievers or constant < 0 or depth < 1:
-            raise ValueError(
-                "fusion needs at least one retriever, constant >= 0 and depth >= 1, "
-                f"got {len(retrievers)}, {constant} and {depth}"
-            )
+        if not retrievers:
+            raise ValueError("fusion needs at least one retriever, got none")
+        if constant < 0:
+            raise ValueError(f"constant must be at least 0, got {constant}")
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
         if len({retriever.corpus_sha256 for retriever in retrievers}) > 1:
             raise ValueError(
                 "the retrievers to fuse search different corpora; build their indexes from one"

@@ -235,10 +235,16 @@ def save_fusion(
 
     Raises:
         FileExistsError: If something other than an index is at ``path``.
-        ValueError: If a part is no index or is at ``path``, or they are of different corpora.
+        ValueError: If a part is no index, is at ``path`` or is named twice, or they are of
+            different corpora.
     """
     folder = Path(path)
     _check_apart(folder, parts)
+    if len({Path(part).resolve() for part in parts}) < len(parts):
+        raise ValueError(
+            f"an index is named twice among {', '.join(map(str, parts))}, and would count twice; "
+            "name each once"
+        )
     opened = [open_retriever(Path(part), **dense_options) for part in parts]
     FusionRetriever(opened, constant, depth)  # refuses parts of different corpora
     content = {"parameters": {"constant": constant, "depth": depth}}

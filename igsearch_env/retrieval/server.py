@@ -384,7 +384,13 @@ def serve(
             except Exception as error:
                 service.metrics.loads.labels("failed").inc()
                 if service.ready:
-                    log.exception("the index could not be loaded anew; the one before stays")
+                    expected = isinstance(error, ValueError | OSError | ImportError)
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    log.error(  # where the cause is a fault of the program, its place is of use
+                        "the index could not be loaded anew, and the one before stays: %s",
+                        reason,
+                        exc_info=None if expected else error,
+                    )
                     return
                 failures.append(error)
                 server.should_exit = True

@@ -71,7 +71,7 @@ def test_recall_by_hand(index: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_questions_without_gold_passages_are_refused(index: Path, tmp_path: Path) -> None:
     blank = write_questions(tmp_path / "q.jsonl", [("Peru", [], "dev")])
-    with pytest.raises(ValueError, match="none of 1 questions names its gold documents"):
+    with pytest.raises(ValueError, match="none of the 1 questions of q names its gold documents"):
         main(["--questions", str(blank), "--index", str(index), "--out", str(tmp_path / "out")])
 
 
@@ -103,8 +103,40 @@ def test_ndcg_and_tokens_against_a_slow_form(index: Path, tmp_path: Path) -> Non
         main([*command[:-1], "nowhere", "--out", str(tmp_path / "out")])
 
 
-def test_nothing_found_has_no_size_per_document(index: Path, tmp_path: Path) -> None:
+def test_nothing_found_has_no_size_per_document(
+    index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write_questions(tmp_path / "q.jsonl", [("Chile", ["rome"], "dev")])
     main(["--questions", str(file), "--index", str(index), "--out", str(tmp_path / "out")])
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert (row["recall"], row["ndcg"], row["size_per_gold"]) == (0.0, 0.0, None)
+    assert row["recall_interval"] is row["ndcg_interval"] is None, "of a single question"
+    assert "±" not in capsys.readouterr().out
+
+
+def test_questions_of_another_corpus_are_refused(index: Path, tmp_path: Path) -> None:
+    file = write_questions(tmp_path / "q.jsonl", [("Peru", ["p1"], "dev"), ("x", ["p2"], "dev")])
+    with pytest.raises(ValueError, match=r"bm25, q: none of the 2 gold_ids .* 'p1', .* 'rome'"):
+        main(["--questions", str(file), "--index", str(index), "--out", str(tmp_path / "out")])
+    titled = [Document(name, name, text) for name, text in PAGES.items()]
+    BM25Retriever.build(titled).save(tmp_path / "titled")
+    row = {"question": "Peru", "golden_answers": ["x"], "gold_titles": ["Bern"]}
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"none of the 1 gold_titles .* 'Bern'.* 'rome'"):
+        main(
+            [
+                *("--questions", str(file), "--index", str(tmp_path / "titled")),
+                *("--out", str(tmp_path / "out")),
+            ]
+        )
+
+
+def test_a_failing_index_loses_nothing_of_those_before(index: Path, tmp_path: Path) -> None:
+    file = write_questions(tmp_path / "q.jsonl", [("Peru", ["lima"], "dev")])
+    BM25Retriever.build([Document("lima", "", "Lima")]).save(tmp_path / "small")
+    out = tmp_path / "out"
+    both = ["--index", str(index), str(tmp_path / "small")]
+    with pytest.raises(ValueError, match=r"small has 1 documents; --top-k 2 is too many"):
+        main(["--questions", str(file), *both, "--top-k", "2", "--out", str(out)])
+    (row,) = json.loads((out / "results.json").read_text())["rows"]
+    assert row["recall"] == 1.0

@@ -471,6 +471,11 @@ def test_an_index_is_replaced_under_load(
     server.process.send_signal(signal.SIGHUP)
     while 'igsearch_loads_total{outcome="failed"} 1' not in metrics(server):
         assert server.process.poll() is None
+    assert server.process.stdout is not None
+    while "and the one before stays: " not in server.lines[-1]:
+        server.lines.append(server.process.stdout.readline())
+        assert server.lines[-1], f"the server ended: {server.lines}"
+    assert not any("Traceback" in line for line in server.lines)
     body = {"query": queries[0], "topk": 3, "return_scores": True}
     answer = httpx2.post(server.url, json=body, timeout=SECONDS)
     assert answer.json()["result"] == [right[first][queries[0]]]

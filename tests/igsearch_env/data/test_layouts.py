@@ -132,6 +132,12 @@ def test_a_broken_table_is_refused(tmp_path: Path, text: str, message: str) -> N
         load_corpus(write(tmp_path / "a.tsv", text))
 
 
+def test_an_empty_id_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"id": "", "text": "Lima"}\n')
+    with pytest.raises(ValueError, match="line 1: 'id' is empty; give the document an id of its"):
+        load_corpus(file)
+
+
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("id,text\n1,é\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"a.csv: expected text in UTF-8"):

@@ -79,6 +79,11 @@ def test_a_fusion_needs_one_corpus(indexes: Path, passages: list[Document], tmp_
         save_fusion(tmp_path / "new", [indexes / "dense", tmp_path / "other"])
     with pytest.raises(ValueError, match="at least one retriever"):
         save_fusion(tmp_path / "new", [])
+    (tmp_path / "link").symlink_to(indexes / "dense")
+    with pytest.raises(ValueError, match=r"named twice among .*name each once"):
+        save_fusion(tmp_path / "new", [indexes / "dense", tmp_path / "link"])
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        save_fusion(tmp_path / "new", [indexes / "dense"], depth=0)
     assert not (tmp_path / "new").exists()
 
 
