@@ -20,8 +20,12 @@ from igsearch_env.retrieval.encoder import PRESETS, EncoderSettings, SentenceEnc
 from igsearch_env.retrieval.index_directory import replacing_directory, write_manifest
 from igsearch_env.retrieval.vector_index import VECTORS, import_faiss, set_search
 
-SAMPLE = 32
+SAMPLE = 64
 """Documents that are encoded again."""
+STRAYS = 0.1
+"""Share of them that may differ, such as long ones that were cut elsewhere."""
+BLOCK = 1 << 16
+"""Vectors that are looked at together."""
 ALIKE = 0.999
 """Cosine from which two vectors are of one text and one encoder; float16 leaves 0.9999 and more."""
 ALIKE_COMPRESSED = 0.7
@@ -93,6 +97,7 @@ def adopt_index(
         documents = DocumentFile(folder)
         try:
             _check_count(vectors, index.ntotal, corpus, len(documents))
+            _check_finite(index, progress)
             progress.stage("encode a sample", None)
             _check_sample(index, documents, encoder, device)
         finally:
@@ -145,30 +150,52 @@ def _check_count(vectors: Path, ours: int, corpus: str, theirs: int) -> None:
         )
 
 
+def _check_finite(index: Any, progress: Progress) -> None:
+    """Refuse NaN and infinity where vectors lie in a row, as they were given: in a Flat index.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if not isinstance(index, import_faiss().IndexFlat):
+        return
+    progress.stage("read vectors", index.ntotal)
+    for start in range(0, index.ntotal, BLOCK):
+        count = min(BLOCK, index.ntotal - start)
+        _refuse_strange(index.reconstruct_n(start, count), np.arange(start, start + count))
+        progress.advance(count)
+
+
+def _refuse_strange(vectors: Vectors, places: NDArray[np.int64]) -> None:
+    if (strange := ~np.isfinite(vectors).all(axis=1)).any():
+        raise ValueError(
+            f"the vector of document {places[strange][0]}, counted from 0, holds a number that is "
+            "not finite; build the index again without it"
+        )
+
+
 def _check_sample(
     index: Any, documents: DocumentFile, encoder: SentenceEncoder, device: str | None
 ) -> None:
     """Encode some documents again, and compare their vectors with those of the index.
 
     Raises:
-        ValueError: If they differ; it says which preset fits, if one does.
+        ValueError: If they differ; it says which preset fits, if one does, or which documents do
+            not.
     """
     places = np.unique(np.linspace(0, len(documents) - 1, SAMPLE).astype(np.int64))
     kept = _reconstructed(index, places)
-    if (strange := ~np.isfinite(kept).all(axis=1)).any():
-        raise ValueError(
-            f"the vector of document {places[strange][0]}, counted from 0, holds a number that is "
-            "not finite; build the index again without it"
-        )
+    _refuse_strange(kept, places)
     kind = type(index).__name__
     needed = ALIKE if "Flat" in kind else ALIKE_COMPRESSED
-    likeness = _likeness(kept, documents, places, encoder)
+    cosines = _cosines(kept, documents, places, encoder)
+    likeness = float(np.median(cosines))
     if likeness >= needed:
+        _check_strays(cosines, needed, places, documents)
         return
     others = {}
     for preset in PRESETS:
         other = SentenceEncoder(replace(encoder.config, preset=preset), device)
-        others[preset] = _likeness(kept, documents, places, other)
+        others[preset] = float(np.median(_cosines(kept, documents, places, other)))
     best = max(others, key=lambda preset: others[preset])
     if others[best] >= needed:
         advice = f"--preset {best} fits: {others[best]:.4f}"
@@ -179,6 +206,26 @@ def _check_sample(
         f"the vectors of {len(places)} documents differ from those that {encoder.config.model!r} "
         f"gives with the preset {encoder.config.preset!r} (median cosine {likeness:.4f}, expected "
         f"{needed} at least): {advice}"
+    )
+
+
+def _check_strays(
+    cosines: Vectors, needed: float, places: NDArray[np.int64], documents: DocumentFile
+) -> None:
+    """Refuse a corpus of which a part has other vectors: moved, cut or encoded otherwise.
+
+    Raises:
+        ValueError: If more than :data:`STRAYS` of the sample differ.
+    """
+    strays = np.flatnonzero(cosines < needed)
+    if len(strays) <= STRAYS * len(cosines):
+        return
+    first = int(places[strays[0]])
+    raise ValueError(
+        f"{len(strays)} of {len(cosines)} documents have vectors of another text (cosine below "
+        f"{needed}; the first is document {first}, counted from 0, with the id "
+        f"{documents[first].id!r}); give the documents in the order of the vectors, or build the "
+        "index again"
     )
 
 
@@ -195,10 +242,10 @@ def _reconstructed(index: Any, places: NDArray[np.int64]) -> Vectors:
     return kept
 
 
-def _likeness(
+def _cosines(
     kept: Vectors, documents: DocumentFile, places: NDArray[np.int64], encoder: SentenceEncoder
-) -> float:
-    """The median cosine, with the text of a document in the form that fits best.
+) -> Vectors:
+    """The cosine of each vector, with the texts in the form whose median is highest.
 
     Other projects encode the column ``contents`` of a corpus, or what it would be.
     """
@@ -210,13 +257,11 @@ def _likeness(
         str(row.get("contents") or row.get("content") or text)
         for row, text in zip(rows, quoted, strict=True)
     ]
-    return max(
-        float(np.median(_cosines(kept, encoder.encode_texts(texts))))
-        for texts in (written, quoted, own)
-    )
+    found = [_cosine(kept, encoder.encode_texts(texts)) for texts in (written, quoted, own)]
+    return max(found, key=lambda cosines: float(np.median(cosines)))
 
 
-def _cosines(one: Vectors, other: Vectors) -> Vectors:
+def _cosine(one: Vectors, other: Vectors) -> Vectors:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosines: Vectors = (one * other).sum(axis=1) / np.maximum(lengths, 1e-30)
     return cosines

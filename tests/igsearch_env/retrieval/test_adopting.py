@@ -18,6 +18,7 @@ import pytest
 from igsearch_env.cli.index import main
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.world import default_world
+from igsearch_env.retrieval import adopting
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.dense import DenseRetriever
 from igsearch_env.retrieval.http import HTTPRetriever
@@ -338,6 +339,7 @@ def others(
     noise = np.random.default_rng(0).standard_normal((60, 32), dtype=np.float32)
     holed = vectors.copy()
     holed[0] = np.nan
+    moved = np.concatenate([vectors[:45], np.roll(vectors[45:], 1, axis=0)])
     plain = folder / "some-bert"
     shutil.copytree(e5, plain)
     return {
@@ -345,6 +347,7 @@ def others(
         "IDS": folder / "ids",
         "NOISE": written("noise", faiss.IndexFlatIP(32), noise),
         "NAN": written("nan", faiss.IndexFlatIP(32), holed),
+        "MOVED": written("moved", faiss.IndexFlatIP(32), moved),
         "NO_PREFIX": folder / "no-prefix",
         "SHORT": short,
         "CORPUS": corpus,
@@ -365,6 +368,7 @@ def others(
         ({"model": "PLAIN"}, r"preset 'plain' \(median cosine .*: --preset e5 fits: 1\.0000"),
         ({"vectors": "NO_PREFIX"}, r"--preset contriever fits: 1\.0000|--preset plain fits"),
         ({"vectors": "NAN"}, "vector of document 0, counted from 0, holds a number that is not"),
+        ({"vectors": "MOVED"}, "15 of 60 documents have vectors of another .* is document 45, "),
         ({"vectors": "NOISE"}, "no preset fits .* name the model that they were made with"),
     ],
 )
@@ -374,6 +378,21 @@ def test_what_does_not_belong_together_is_refused(
     with pytest.raises(ValueError, match=message):
         adopt(**{name: others.get(word, Path(word)) for name, word in words.items()})
     assert not any(tmp_path.iterdir())
+
+
+def test_every_vector_of_a_flat_index_must_be_finite(
+    adopt: Adopt, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adopting, "SAMPLE", 2)  # the first and the last
+    monkeypatch.setattr(adopting, "BLOCK", 16)
+    faiss = import_faiss()
+    vectors = faiss.read_index(str(theirs)).reconstruct_n(0, 60)
+    vectors[37, 5] = np.inf
+    index = faiss.IndexFlatIP(32)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "index"))
+    with pytest.raises(ValueError, match="vector of document 37, counted from 0, holds a number"):
+        adopt(vectors=tmp_path / "index")
 
 
 def test_an_ivf_index_is_adopted_with_its_own_search(
