@@ -7,6 +7,7 @@ python -m scripts.warm_start --out runs/warm --policy models/SmolLM2-135M-Instru
 Without, the shipped policy of the embedded world is rebuilt from random weights:
 python -m scripts.warm_start --out runs/warm_start
 python -m scripts.warm_start --out runs/reader --random-facts --steps 3200
+python -m scripts.warm_start --out runs/three_hops --hops 0.2 0.4 0.4 --steps 3200
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--random-facts", action="store_true", help="in worlds whose names hint at nothing"
+    )
+    parser.add_argument(
+        "--hops",
+        type=float,
+        nargs=3,
+        metavar="SHARE",
+        help="how often a question of the embedded world has 1, 2 and 3 hops (default: .3 .6 .1)",
     )
     real = parser.add_argument_group("real questions")
     real.add_argument("--policy", help="a checkpoint folder, a .gguf file or a name of the hub")
@@ -85,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if arguments.policy and not (arguments.questions and arguments.index):
         raise ValueError("--policy needs --questions and --index, the questions and the index")
+    if arguments.policy and (arguments.hops or arguments.random_facts):
+        raise ValueError("--hops and --random-facts are of the embedded world, not of --policy")
     with console.status("loading torch"), extra("train"):  # --help and typos need not wait for it
         import trainers.warm_start.training  # noqa: F401
 
@@ -162,6 +172,8 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
     given: dict[str, Any] = {"seed": arguments.seed}
     if arguments.steps is not None:
         given["steps"] = arguments.steps
+    if arguments.hops is not None:
+        given["hops"] = tuple(arguments.hops)
     config = WarmStartSettings(**given, informative_bridges=not arguments.random_facts)
     if arguments.smoke:
         config = replace(config, steps=3, spoiling_steps=2, people=60, episodes_per_world=64)

@@ -65,6 +65,12 @@ def test_bad_arguments(
 ) -> None:
     assert warm_start(monkeypatch, "--out", str(tmp_path / "new"), "--steps", "0") == 2
     assert "--steps must be at least 1, got 0" in capsys.readouterr().err
+    new = ("--out", str(tmp_path / "new"))
+    assert warm_start(monkeypatch, *new, "--hops", "0", "0", "0") == 2
+    assert "hops must be three weights" in capsys.readouterr().err
+    real = ("--policy", "p", "--questions", "q", "--index", "i", "--hops", "0", "0", "1")
+    assert warm_start(monkeypatch, *new, *real) == 2
+    assert "are of the embedded world, not of --policy" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,12 @@ def test_the_loss_is_the_weighted_mean_over_learned_tokens() -> None:
 def test_too_few_demonstrations_for_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="episodes_per_world"):
         WarmStartSettings(batch_size=64, episodes_per_world=63)
+
+
+@pytest.mark.parametrize("hops", [(0.0, 0.0, 0.0), (1.0, -0.1, 0.0), (1.0, math.nan, 0.0)])
+def test_hops_are_weights(hops: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="hops must be three weights of at least 0"):
+        WarmStartSettings(hops=hops)
 
 
 @pytest.mark.parametrize(

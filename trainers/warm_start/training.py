@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
+from math import inf
 from pathlib import Path
 
 import torch
@@ -51,13 +52,14 @@ class WarmStartSettings:
         people: People per world.
         episodes_per_world: Demonstrations drawn from each world.
         max_searches: Searches per demonstration.
-        hops: Share of 1-, 2- and 3-hop questions.
+        hops: How often a question has 1, 2 and 3 hops, as weights.
         informative_bridges: Whether names hint at facts in its worlds. Where they do not, every
             answer has to be read off a document.
         seed: Seed of weights and choices.
 
     Raises:
-        ValueError: If a world gives fewer demonstrations than a batch needs.
+        ValueError: If a world gives fewer demonstrations than a batch needs, or the weights are no
+            such numbers.
     """
 
     steps: int = 1600
@@ -79,6 +81,10 @@ class WarmStartSettings:
             raise ValueError(
                 "episodes_per_world must be at least batch_size, or no batch would ever be full, "
                 f"got {self.episodes_per_world} and {self.batch_size}"
+            )
+        if not all(0 <= weight < inf for weight in self.hops) or not any(self.hops):
+            raise ValueError(
+                f"hops must be three weights of at least 0, one of them above 0, got {self.hops}"
             )
 
 
