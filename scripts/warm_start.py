@@ -100,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_transformers()
     set_threads(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     train = _on_real_questions if arguments.policy else _on_the_embedded_world
     with on_interrupt("--resume goes on after the last update"):
         train(arguments, policy_folder, checkpoint)
@@ -144,6 +143,7 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
         top_k=arguments.top_k,
         num_counterfactuals=0,
     )
+    arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     losses: list[float] = []
     with progress_bar() as bar:
@@ -177,6 +177,7 @@ def _on_the_embedded_world(arguments: argparse.Namespace, folder: Path, checkpoi
     config = WarmStartSettings(**given, informative_bridges=not arguments.random_facts)
     if arguments.smoke:
         config = replace(config, steps=3, spoiling_steps=2, people=60, episodes_per_world=64)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     with progress_bar() as bar:
         total = config.steps + config.spoiling_steps
