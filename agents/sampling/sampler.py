@@ -13,6 +13,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.inference import attends_alone, decoder_config
 
+READ_AT_ONCE = 1 << 24
+"""Numbers of the widest activation of a layer; bounds the memory of reading contexts."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -161,6 +164,10 @@ class GrowingBatch:
         self.mask = mask.to(model.device)  # (B, P + N + room)
         config = decoder_config(model)
         self.own_cache = None if attends_alone(model) else DynamicCache(config=config)
+        widest = int(getattr(config, "intermediate_size", None) or config.hidden_size)
+        at_once = max(1, READ_AT_ONCE // widest // len(contexts))
+        # A state of its own, as hybrids have, is not read in parts.
+        self.at_once = width if self.own_cache else at_once
         # transformers' own cache grows by concatenation, which copies all keys for every token.
         count = 0 if self.own_cache else int(config.num_hidden_layers)
         self.layers = [_GrowingLayer(self.end + room) for _ in range(count)]
@@ -180,14 +187,17 @@ class GrowingBatch:
 
     def logits(self) -> Tensor:
         """Run the tokens that were not run yet; logits after the last of them, shape (B, V)."""
-        output = self.model(
-            input_ids=self.ids,
-            attention_mask=self.mask[:, : self.end],
-            position_ids=self.positions,
-            past_key_values=self.own_cache or Cache(layers=list(self.layers)),
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        count = self.ids.shape[1]
+        for start in range(0, count, self.at_once):
+            stop = min(start + self.at_once, count)
+            output = self.model(
+                input_ids=self.ids[:, start:stop],
+                attention_mask=self.mask[:, : self.end - count + stop],
+                position_ids=self.positions[:, start:stop],
+                past_key_values=self.own_cache or Cache(layers=list(self.layers)),
+                use_cache=True,
+                logits_to_keep=1,
+            )
         logits: Tensor = output.logits[:, -1].float()
         return logits
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
+from agents.sampling import sampler
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.checkpoint_settings import RULES, CheckpointSettings
@@ -180,6 +181,35 @@ def test_neither_the_batch_nor_the_memory_changes_greedy_turns(
         documents = ["lima " * (3 * turn + number) for number in range(len(episodes))]
         episodes = [after(*triple) for triple in zip(episodes, fresh, documents, strict=True)]
     assert played == [alone, alone, alone]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "mistral"])
+def test_long_contexts_are_read_in_parts(
+    make_model: MakeModel,
+    bpe: PreTrainedTokenizerFast,
+    family: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(family, len(bpe))
+
+    def played() -> tuple[list[list[Completion]], int]:
+        policy = TransformersPolicy(model, bpe, PROTOCOL, max_new_tokens=5, greedy=True)
+        widths: list[int] = []
+        handle = model.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output: widths.append(output.shape[1])
+        )
+        turns = play(policy, 3)
+        handle.remove()
+        return turns, max(widths)
+
+    whole, widest = played()
+    monkeypatch.setattr(sampler, "READ_AT_ONCE", 2 * 5 * model.config.intermediate_size)
+    parts, widest_part = played()
+    assert (widest > 10, widest_part) == (True, 2), "two columns of five rows at a time"
+    assert parts == whole
+    for one, other in zip(parts, whole, strict=True):
+        for few, many in zip(one, other, strict=True):
+            assert few.log_probs == pytest.approx(many.log_probs, abs=1e-5)
 
 
 def test_the_memory_keeps_no_more_than_it_is_allowed_and_changes_nothing(

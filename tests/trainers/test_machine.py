@@ -83,6 +83,34 @@ def test_holes_in_the_heap_go_back_to_the_system() -> None:
     subprocess.run([sys.executable, "-c", HOLES], check=True, cwd=CHECKOUT)
 
 
+LARGE = """
+import ctypes, resource, sys
+from trainers.memory import keep_freed_memory, large_blocks_given_back
+
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+def returned():
+    blocks = [ctypes.create_string_buffer(b"x" * ((8 << 20) - 1)) for _ in range(16)]
+    full = held()
+    del blocks[:]
+    return full - held()
+
+with large_blocks_given_back():
+    pass  # nobody has chosen yet, so nothing is set
+assert keep_freed_memory()
+with large_blocks_given_back():
+    assert returned() > 100 << 20
+assert returned() < 28 << 20, "kept as before"
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_large_blocks_go_back_for_a_while() -> None:
+    subprocess.run([sys.executable, "-c", LARGE], check=True, cwd=CHECKOUT)
+
+
 def test_objects_are_spared_for_a_while_and_new_garbage_is_not() -> None:
     class Cycle:
         def __init__(self) -> None:

@@ -43,7 +43,12 @@ from trainers.local.health import Health, TrainingStoppedError
 from trainers.local.run_log import RunLog, read_log
 from trainers.local.trackers import open_tracker
 from trainers.local.update import Updater, sign_flips
-from trainers.memory import give_back_freed_memory, keep_freed_memory, lasting_objects
+from trainers.memory import (
+    give_back_freed_memory,
+    keep_freed_memory,
+    large_blocks_given_back,
+    lasting_objects,
+)
 from trainers.setup import (
     group_ids,
     make_agent,
@@ -280,13 +285,14 @@ class GRPOTrainer:
         advantages = self.agent.advantages(episodes, progress)
         _, shuffling = self._generators()
         updates = len(episodes) * self.config.optimization.epochs
-        losses = self.updater.step(
-            episodes,
-            advantages,
-            shuffling,
-            self._watched("update", updates),
-            self.agent.hindsight(episodes, progress),
-        )
+        with large_blocks_given_back():
+            losses = self.updater.step(
+                episodes,
+                advantages,
+                shuffling,
+                self._watched("update", updates),
+                self.agent.hindsight(episodes, progress),
+            )
         give_back_freed_memory()
         self.step += 1
         self._state = self._state_now()
