@@ -2,9 +2,9 @@
 
 The model is built without weights (``torch``'s fake tensors know shapes and types, and hold no
 numbers) and run forward once: what autograd keeps of that pass is counted, not estimated. The rest
-follows from numbers of weights and tokens. What libraries and the allocator hold besides was
-measured on a CPU (:data:`OVERHEAD`) over two updates; a long run with batches of many lengths holds
-more there. On a GPU it is not in it, nor is the search index.
+follows from numbers of weights and tokens. What the allocator cannot reuse was measured on a CPU
+(:data:`OVERHEAD`). On a GPU it is not in it. The code of the libraries, .4 GiB and more, and the
+search index come on top.
 """
 
 from __future__ import annotations
@@ -101,8 +101,11 @@ def plan(
     vocabulary = int(shape.vocab_size)
     turns = config.environment.max_searches + 1
     written = rows * min(width, turns * longest_turn(config.policy))
-    tokens = episodes * longest
-    held = min(tokens, config.policy.memory_tokens or tokens)
+    # A batch whose rows end one by one leaves buffers of all its rows, of half of them, and so on.
+    running = (2 * beside - 1) * longest
+    left = episodes * running // beside
+    held = min(left, config.policy.memory_tokens or left)
+    overhead = OVERHEAD if config.policy.device == "cpu" else 0
     lasting = {
         "weights": weights,
         "gradients": gradients,
@@ -115,8 +118,9 @@ def plan(
                 **lasting,
                 "rounded weights": copies,
                 # What the last turn left, what this one leaves, and the running batch.
-                "keys and values": (held + min(tokens, held + beside * longest)) * per_token,
+                "keys and values": (held + min(left, held + running)) * per_token,
                 "logits": 3 * 4 * beside * vocabulary,
+                "overhead": overhead,
             },
             "update": {
                 **lasting,
@@ -125,7 +129,7 @@ def plan(
                 # Logits, log-probabilities, and two temporaries of the entropy.
                 "logits": 4 * 4 * min(LOGITS_AT_ONCE, written * vocabulary),
                 "temporaries": largest,
-                "overhead": OVERHEAD if config.policy.device == "cpu" else 0,
+                "overhead": overhead,
             },
             "optimizer": {
                 **lasting,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.inference import attends_alone, decoder_config
 
-READ_AT_ONCE = 1 << 24
+READ_AT_ONCE = 1 << 23
 """Numbers of the widest activation of a layer; bounds the memory of reading contexts."""
 
 
@@ -188,8 +189,11 @@ class GrowingBatch:
     def logits(self) -> Tensor:
         """Run the tokens that were not run yet; logits after the last of them, shape (B, V)."""
         count = self.ids.shape[1]
-        for start in range(0, count, self.at_once):
-            stop = min(start + self.at_once, count)
+        # Autocast rounds each weight where it is first used, and keeps it. Beside large temporaries
+        # the rounded weights would cut up the room that the next layer needs, so that the process
+        # held twice as much: of several parts, the first is one column.
+        stops = range(1, count, self.at_once) if count > self.at_once else ()
+        for start, stop in pairwise((0, *stops, count)):
             output = self.model(
                 input_ids=self.ids[:, start:stop],
                 attention_mask=self.mask[:, : self.end - count + stop],
