@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def _show_plan(config: TrainSettings, gib: float | None, document_tokens: int) -
     with extra("train"):
         from trainers.plan import GIB, cheapest_changes, memory_of, plan
     quiet_transformers()
+    if gib is not None and not 0 < gib < inf:
+        raise ValueError(f"--memory must be a number of GiB above 0, got {gib}")
     memory = memory_of(config.policy.device) if gib is None else int(gib * GIB)
     found = plan(config, document_tokens)
     names = dict.fromkeys(name for parts in found.phases.values() for name in parts)

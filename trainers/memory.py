@@ -12,7 +12,7 @@ from typing import ClassVar
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LIMITS = (1 << 30, 32 << 20)  # bytes; older versions refuse more than 32 MiB
 _LARGE = 4 << 20
-_kept: list[int] = []  # the largest blocks that are kept, once that is set
+_kept: list[int] = []  # the largest blocks that are kept now, once that is set
 
 
 def keep_freed_memory() -> bool:
@@ -47,11 +47,14 @@ def large_blocks_given_back() -> Iterator[None]:
     if not _kept:
         yield
         return
+    before = _kept[0]
+    _kept[0] = _LARGE
     _set(_M_MMAP_THRESHOLD, _LARGE)
     try:
         yield
     finally:
-        _set(_M_MMAP_THRESHOLD, _kept[0])
+        _kept[0] = before
+        _set(_M_MMAP_THRESHOLD, before)
 
 
 def _set(option: int, limit: int) -> bool:

@@ -32,6 +32,7 @@ from trainers.local.token_batch import LOGITS_AT_ONCE
 GIB = 1 << 30
 DOCUMENT_TOKENS = 150
 """Tokens of a document, where nothing is said of them."""
+LONGEST_DOCUMENT = 1_000_000
 CHARACTERS_PER_TOKEN = 4  # of English text
 OVERHEAD = 3 * GIB // 4
 """Bytes that an update on a CPU takes beside all that is counted: workspaces, and what the
@@ -70,8 +71,13 @@ def plan(
             the settings.
 
     Raises:
-        ValueError: If the model's configuration cannot be read.
+        ValueError: If the model's configuration cannot be read, or ``document_tokens`` is out of
+            range.
     """
+    if not 1 <= document_tokens <= LONGEST_DOCUMENT:
+        raise ValueError(
+            f"a document has from 1 to {LONGEST_DOCUMENT:,} tokens, got {document_tokens:,}"
+        )
     o, autocast = config.optimization, config.policy.precision == "bfloat16-autocast"
     longest = longest or longest_transcript(config, document_tokens)
     rows, width = o.micro_batch_size, longest

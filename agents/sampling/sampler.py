@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from agents.inference import attends_alone, decoder_config
 
 READ_AT_ONCE = 1 << 23
-"""Numbers of the widest activation of a layer; bounds the memory of reading contexts."""
+"""Numbers of the widest activation of a layer, on a CPU; bounds the memory of reading contexts."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,8 @@ class GrowingBatch:
         self.mask = mask.to(model.device)  # (B, P + N + room)
         config = decoder_config(model)
         self.own_cache = None if attends_alone(model) else DynamicCache(config=config)
-        widest = int(getattr(config, "intermediate_size", None) or config.hidden_size)
-        at_once = max(1, READ_AT_ONCE // widest // len(contexts))
         # A state of its own, as hybrids have, is not read in parts.
-        self.at_once = width if self.own_cache else at_once
+        self.at_once = width if self.own_cache else _columns_at_once(model, len(contexts), width)
         # transformers' own cache grows by concatenation, which copies all keys for every token.
         count = 0 if self.own_cache else int(config.num_hidden_layers)
         self.layers = [_GrowingLayer(self.end + room) for _ in range(count)]
@@ -233,6 +231,28 @@ class GrowingBatch:
         layers = [(layer.keys, layer.values) for layer in self.layers]
         stored = tuple((k, v) for k, v in layers if k is not None and v is not None)
         return Prefix(stored, row, columns)
+
+
+def _columns_at_once(model: PreTrainedModel, rows: int, width: int) -> int:
+    """How many columns of new tokens are run together; all of them where nothing is gained."""
+    config = decoder_config(model)
+    widest = getattr(config, "intermediate_size", None)
+    if isinstance(widest, list | tuple):  # of each layer
+        widest = max(widest, default=None)
+    # A GPU's allocator leaves no such gaps, and large batches are what it is good at.
+    if model.device.type != "cpu" or not widest or _rotates_by_length(config):
+        return width
+    return max(1, READ_AT_ONCE // int(widest) // rows)
+
+
+def _rotates_by_length(config: Any) -> bool:
+    """Whether the positions of early tokens depend on how far the running pass reaches.
+
+    Some ways to reach beyond the length of training change all angles once a pass goes beyond it.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    every = [given, *(one for one in given.values() if isinstance(one, dict))]  # of kinds of layers
+    return any(one.get("rope_type") in ("dynamic", "longrope") for one in every)
 
 
 class _GrowingLayer(DynamicLayer):

@@ -33,6 +33,7 @@ from igsearch_env.retrieval.encoder import EncoderSettings, SentenceEncoder
 from igsearch_env.retrieval.index_directory import check_replaceable
 from igsearch_env.retrieval.open import open_retriever, save_fusion, save_reranking
 from igsearch_env.retrieval.recipes import BM25Recipe, DenseRecipe
+from igsearch_env.retrieval.rerank import TITLES
 from igsearch_env.retrieval.vector_index import import_faiss
 from igsearch_env.threads import set_threads
 
@@ -134,8 +135,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "model" not in chosen:
             raise ValueError(
                 "--rerank needs a --model; give the name or folder of a cross-encoder "
-                "or of a causal language model"
+                f"or of a causal language model, or {TITLES!r}, which needs none"
             )
+        if chosen["model"] == TITLES and "max_length" in chosen:
+            raise ValueError(f"--model {TITLES} reads no tokens, so it has no --max-length")
         save_reranking(args.out, args.rerank, **chosen)
         count = len(open_retriever(args.rerank))
     else:
@@ -209,7 +212,10 @@ def _parser() -> Parser:
         "--fuse", type=folder, nargs="+", metavar="INDEX", help="indexes of one corpus to fuse"
     )
     source.add_argument(
-        "--rerank", type=folder, metavar="INDEX", help="index whose best --model ranks anew"
+        "--rerank",
+        type=folder,
+        metavar="INDEX",
+        help="index whose best --model ranks anew; --model titles needs no model",
     )
     parser.add_argument(
         "--from-faiss",

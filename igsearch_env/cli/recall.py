@@ -28,7 +28,7 @@ from igsearch_env.episode import Question
 from igsearch_env.extras import import_extra
 from igsearch_env.files import write_json
 from igsearch_env.hub import without_waiting
-from igsearch_env.retrieval.base import IndexedRetriever, Retriever
+from igsearch_env.retrieval.base import IndexedRetriever, RetrievalError, Retriever
 from igsearch_env.retrieval.open import open_retriever
 from igsearch_env.text import without_logins
 from igsearch_env.words import words
@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     from igsearch_env.cli.console import print_table, progress_bar
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sets = {
-        source_stem(name): load_question_set(name, split=args.split, answers_needed=False)
-        for name in args.questions
-    }
+    sets: dict[str, QuestionSet] = {}
+    for file in args.questions:
+        if (name := source_stem(file)) in sets:
+            raise ValueError(f"two question sets have the name {name!r}; give one another name")
+        sets[name] = load_question_set(file, split=args.split, answers_needed=False)
     for name, asked in sets.items():
         if not any(map(_gold, asked.questions)):
             raise ValueError(
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 task = bar.add_task(f"{shown}, {name}", total=len(asked.questions))
                 try:
                     found = recall(retriever, asked, args.top_k, size, partial(bar.advance, task))
-                except ValueError as error:
+                except (ValueError, RetrievalError) as error:
                     raise ValueError(f"{shown}, {name}: {error}") from error
                 rows.append({"index": shown, "questions": name, **found})
                 write_json(
@@ -163,16 +164,17 @@ def _check_names(retriever: Retriever, questions: Sequence[Question]) -> None:
     """
     if not isinstance(retriever, IndexedRetriever):
         return
-    kind = "gold_ids" if any(question.gold_ids for question in questions) else "gold_titles"
-    wanted = {name for question in questions for name in getattr(question, kind)}
-    example = ""
-    for document in retriever.documents:
-        example = document.id if kind == "gold_ids" else document.title
-        if example in wanted:
+    ids = {name for question in questions for name in question.gold_ids}
+    titles = {name for one in questions if not one.gold_ids for name in one.gold_titles}
+    last = None
+    for last in retriever.documents:
+        if last.id in ids or last.title in titles:
             return
+    kind, example = ("gold_ids", min(ids)) if ids else ("gold_titles", min(titles))
+    there = last and (last.id if ids else last.title)
     raise ValueError(
-        f"none of the {len(wanted):,} {kind} is in the corpus: the questions name documents such "
-        f"as {min(wanted)!r}, and the corpus has {example!r}; give the corpus of these questions"
+        f"none of the {len(ids or titles):,} {kind} is in the corpus: the questions name documents "
+        f"such as {example!r}, and the corpus has {there!r}; give the corpus of these questions"
     )
 
 

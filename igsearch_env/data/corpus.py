@@ -135,12 +135,13 @@ def document_of(row: Row) -> Document:
     """
     columns = row.columns
     name = next((name for name in _IDS if columns.get(name) is not None), None)
-    if name is None:
+    blank = next((name for name in _IDS if name in columns), None) if name is None else name
+    if blank is None:
         raise row.error(f"no column 'id' (nor {', '.join(map(repr, _IDS[1:]))})")
-    if not isinstance(columns[name], str | int):
+    if name is None or str(columns[name]).strip() == "":
+        raise row.error(f"{blank!r} is empty; give the document an id of its own")
+    if not isinstance(columns[name], str | int) or isinstance(columns[name], bool):
         raise row.error(f"{name!r} must be a string or a whole number, got {columns[name]!r}")
-    if columns[name] == "":
-        raise row.error(f"{name!r} is empty; give the document an id of its own")
     title = _text(row, "title", "wikipedia_title")
     text = _text(row, "text", "passage")
     if text is None:

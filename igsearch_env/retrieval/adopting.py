@@ -218,14 +218,14 @@ def _check_strays(
         ValueError: If more than :data:`STRAYS` of the sample differ.
     """
     strays = np.flatnonzero(cosines < needed)
-    if len(strays) <= STRAYS * len(cosines):
+    if len(strays) <= max(1, STRAYS * len(cosines)):
         return
     first = int(places[strays[0]])
     raise ValueError(
         f"{len(strays)} of {len(cosines)} documents have vectors of another text (cosine below "
         f"{needed}; the first is document {first}, counted from 0, with the id "
-        f"{documents[first].id!r}); give the documents in the order of the vectors, or build the "
-        "index again"
+        f"{documents[first].id!r}); give the documents in the order of the vectors, and, where "
+        "long ones differ, the --max-length that they were cut at; or build the index again"
     )
 
 

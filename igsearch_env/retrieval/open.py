@@ -28,7 +28,12 @@ from igsearch_env.retrieval.index_directory import (
     write_manifest,
 )
 from igsearch_env.retrieval.lucene import LuceneRetriever, is_lucene
-from igsearch_env.retrieval.rerank import RerankingRetriever, open_reranker
+from igsearch_env.retrieval.rerank import (
+    TITLES,
+    RerankingRetriever,
+    TitleReranker,
+    open_reranker,
+)
 from igsearch_env.text import read_json, without_logins
 
 FUSION_FORMAT = "igsearch-env fusion"
@@ -323,13 +328,21 @@ def _load_reranking(
     manifest = read_manifest(folder, RERANKING_FORMAT, RERANKING_VERSION, check_hashes=True)
     parts = _parts(folder)
     try:
-        names = ("depth", "model", "max_length", "model_sha256")
-        depth, kept_model, max_length, sha256 = (manifest["parameters"][name] for name in names)
+        parameters = manifest["parameters"]
+        by_titles = parameters["model"] == TITLES
+        names = ("depth", "weight") if by_titles else ("depth", "model", "max_length")
+        depth, *kept = (parameters[name] for name in names)
+        sha256 = None if by_titles else parameters["model_sha256"]
     except (KeyError, TypeError) as error:
         raise CorruptIndexError(
             f"the manifest in {folder} has no sound parameters ({error!r}); build it again"
         ) from error
     (retriever,) = _open_parts(folder, parts, mmap, options)
+    if by_titles:
+        if model is not None:
+            raise ValueError(f"{folder} ranks by titles and has no model, got {model!r}")
+        return RerankingRetriever(retriever, TitleReranker(*kept), depth)
+    kept_model, max_length = kept
     own = {name: options[name] for name in ("device", "precision") if name in options}
     reranker = open_reranker(model or kept_model, max_length, **own)
     if reranker.parameters["model_sha256"] != sha256:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self
@@ -10,12 +12,16 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from igsearch_env.data.silver import TitleGraph
 from igsearch_env.episode import Document
 from igsearch_env.extras import import_extra
 from igsearch_env.hub import without_waiting
 from igsearch_env.retrieval.base import IndexedRetriever, check_search
 from igsearch_env.retrieval.encoder import PRECISIONS, check_precision, model_sha256
 from igsearch_env.text import clean_text
+
+TITLES = "titles"
+"""Names :class:`TitleReranker` where a model could stand."""
 
 
 class Reranker(Protocol):
@@ -102,6 +108,69 @@ class RerankingRetriever:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
+
+
+class TitleReranker:
+    """Ranks by titles: what the query names comes first, and what those documents mention follows.
+
+    For corpora in which a document is about its title, as in Wikipedia. Of a query's documents, a
+    score is that of the first stage, between 0 for the last and 1 for the best; ``weight`` is added
+    where the query mentions the title; and ``weight`` times the best score so far among the
+    documents that mention the title. So the second document of a chain, which the query does not
+    name, is found by the first. It needs no model. What counts as a mention is said at
+    :class:`~igsearch_env.data.silver.TitleGraph`.
+
+    Args:
+        weight: How much titles count against the scores of the first stage.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not finite.
+    """
+
+    def __init__(self, weight: float = 0.5) -> None:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be at least 0, got {weight}")
+        self._weight = weight
+        self.parameters: dict[str, Any] = {"model": TITLES, "weight": weight}
+
+    def scores(self, pairs: Sequence[tuple[str, Document]]) -> NDArray[np.float32]:
+        """One score for each pair; the documents of a query are compared with one another.
+
+        Raises:
+            ValueError: If a document has no score of a first stage.
+        """
+        found: dict[str, list[int]] = defaultdict(list)
+        for place, (query, _) in enumerate(pairs):
+            found[query].append(place)
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for query, places in found.items():
+            scores[places] = self._of_query(query, [pairs[place][1] for place in places])
+        return scores
+
+    def _of_query(self, query: str, documents: Sequence[Document]) -> NDArray[np.float64]:
+        graph = TitleGraph(documents)
+        first = np.array([_first_score(document) for document in documents])
+        base = (first - first.min()) / (np.ptp(first) or 1.0)
+        places = {document.id: place for place, document in enumerate(documents)}
+        named = {doc.id for title in graph.titles_in(query) for doc in graph.titled(title)}
+        base += self._weight * np.array([document.id in named for document in documents])
+        linked = np.zeros(len(documents))
+        for place, document in enumerate(documents):
+            for title in graph.mentioned_by(document):
+                others = [places[one.id] for one in graph.titled(title)]
+                if place not in others:  # a page mentions its own title
+                    linked[others] = np.maximum(linked[others], base[place])
+        scores: NDArray[np.float64] = base + self._weight * linked
+        return scores
+
+
+def _first_score(document: Document) -> float:
+    if document.score is None:
+        raise ValueError(
+            f"document {document.id!r} came without a score, which ranking by titles adds to; take "
+            "a first stage that gives scores"
+        )
+    return document.score
 
 
 class CrossEncoderReranker:
@@ -273,7 +342,8 @@ def open_reranker(model: str, max_length: int = 256, **options: Any) -> Reranker
     """The reranker of a model: a causal language model by query likelihood, else a cross-encoder.
 
     Args:
-        model: Name on the Hugging Face hub, or folder.
+        model: Name on the Hugging Face hub, or folder; ``"titles"`` for :class:`TitleReranker`,
+            which needs none.
         max_length: See the two classes.
         **options: ``device``, ``precision`` and ``batch_size`` of the two classes.
 
@@ -281,6 +351,8 @@ def open_reranker(model: str, max_length: int = 256, **options: Any) -> Reranker
         ImportError: If the ``dense`` extra is not installed.
         ValueError: If the model cannot be loaded.
     """
+    if model == TITLES:
+        return TitleReranker()
     generates = any(name.endswith("ForCausalLM") for name in _architectures(model))
     kind = QueryLikelihoodReranker if generates else CrossEncoderReranker
     return kind(model, max_length, **options)

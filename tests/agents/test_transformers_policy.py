@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from agents.grpo_agent import GRPOAgent
 from agents.loading import load_policy
@@ -210,6 +212,44 @@ def test_long_contexts_are_read_in_parts(
     for one, other in zip(parts, whole, strict=True):
         for few, many in zip(one, other, strict=True):
             assert few.log_probs == pytest.approx(many.log_probs, abs=1e-5)
+
+
+def test_angles_that_depend_on_the_length_are_not_read_in_parts(
+    bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LongRoPE turns all positions by other angles once a pass goes beyond the short length."""
+    torch.manual_seed(0)
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0, 5.0, 8.0, 9.0]}
+    config = Phi3Config(
+        vocab_size=len(bpe),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=16,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        pad_token_id=0,
+    )
+    policy = TransformersPolicy(Phi3ForCausalLM(config).eval(), bpe, PROTOCOL, max_new_tokens=3)
+    monkeypatch.setattr(sampler, "READ_AT_ONCE", 8 * 64)
+    (episode,) = episodes_of(["lima dog cat " * 20])
+    (turn,) = policy.act([episode])
+    expected = full_log_probs(policy, episode, turn, 1.0).tolist()
+    assert turn.log_probs == pytest.approx(expected, abs=1e-4)
+
+
+def test_layers_may_differ_in_width() -> None:
+    config = SimpleNamespace(get_text_config=lambda decoder: decoded)
+    decoded = SimpleNamespace(intermediate_size=[1 << 18, 1 << 20, 1 << 19])
+    model: Any = SimpleNamespace(config=config, device=torch.device("cpu"))
+    assert sampler._columns_at_once(model, rows=4, width=100) == 2
+    decoded.intermediate_size = None
+    assert sampler._columns_at_once(model, rows=4, width=100) == 100, "nothing is known"
+    model.device = torch.device("cuda")
+    decoded.intermediate_size = 1 << 20
+    assert sampler._columns_at_once(model, rows=4, width=100) == 100
 
 
 def test_the_memory_keeps_no_more_than_it_is_allowed_and_changes_nothing(

@@ -101,6 +101,8 @@ with large_blocks_given_back():
     pass  # nobody has chosen yet, so nothing is set
 assert keep_freed_memory()
 with large_blocks_given_back():
+    with large_blocks_given_back():
+        pass
     assert returned() > 100 << 20
 assert returned() < 28 << 20, "kept as before"
 """

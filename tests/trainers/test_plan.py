@@ -149,6 +149,12 @@ def test_the_program_says_whether_it_fits_and_writes_nothing(
 
     assert program("--memory", "64") == 0
     assert "it fits" in capsys.readouterr().out
+    for words in (("--memory", "inf"), ("--memory", "nan"), ("--memory", "-1")):
+        assert program(*words) == 2
+        assert "--memory must be a number of GiB above 0" in capsys.readouterr().err
+    for number in ("0", "-500", "1000000000000"):
+        assert program("--document-tokens", number) == 2
+        assert "a document has from 1 to 1,000,000 tokens" in capsys.readouterr().err
     assert program("--memory", "0.001") == 2
     assert "--set policy.precision=bfloat16-autocast" in capsys.readouterr().err
     assert program("--set", f"policy.path={tmp_path}") == 2

@@ -153,7 +153,9 @@ def test_too_few_demonstrations_for_a_batch_are_refused() -> None:
         WarmStartSettings(batch_size=64, episodes_per_world=63)
 
 
-@pytest.mark.parametrize("hops", [(0.0, 0.0, 0.0), (1.0, -0.1, 0.0), (1.0, math.nan, 0.0)])
+@pytest.mark.parametrize(
+    "hops", [(0.0, 0.0, 0.0), (1.0, -0.1, 0.0), (1.0, math.nan, 0.0), (1e308,) * 3]
+)
 def test_hops_are_weights(hops: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="hops must be three weights of at least 0"):
         WarmStartSettings(hops=hops)

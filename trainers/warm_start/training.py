@@ -82,7 +82,7 @@ class WarmStartSettings:
                 "episodes_per_world must be at least batch_size, or no batch would ever be full, "
                 f"got {self.episodes_per_world} and {self.batch_size}"
             )
-        if not all(0 <= weight < inf for weight in self.hops) or not any(self.hops):
+        if not (min(self.hops) >= 0 and 0 < sum(self.hops) < inf):
             raise ValueError(
                 f"hops must be three weights of at least 0, one of them above 0, got {self.hops}"
             )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,31 @@ def test_a_failing_index_loses_nothing_of_those_before(index: Path, tmp_path: Pa
         main(["--questions", str(file), *both, "--top-k", "2", "--out", str(out)])
     (row,) = json.loads((out / "results.json").read_text())["rows"]
     assert row["recall"] == 1.0
+
+
+def test_questions_may_know_their_documents_in_two_ways(index: Path, tmp_path: Path) -> None:
+    """One kind is not taken for the other where nothing is found."""
+    titled = [Document(name, name, text) for name, text in PAGES.items()]
+    BM25Retriever.build(titled).save(tmp_path / "titled")
+    file = tmp_path / "q.jsonl"
+    rows = [{"gold_ids": ["gone"]}, {"gold_titles": ["rome"]}]
+    common = {"question": "Chile", "golden_answers": ["x"]}
+    file.write_text("".join(json.dumps({**common, **row}) + "\n" for row in rows))
+    where = ["--index", str(tmp_path / "titled"), "--out", str(tmp_path / "out"), "--top-k", "1"]
+    main(["--questions", str(file), *where])
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert (row["n"], row["recall"]) == (2, 0.0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "q.jsonl").write_text(file.read_text())
+    with pytest.raises(ValueError, match="two question sets have the name 'q'"):
+        main(["--questions", str(file), str(tmp_path / "other" / "q.jsonl"), *where])
+
+
+def test_a_server_that_does_not_answer_is_named(index: Path, tmp_path: Path) -> None:
+    file = write_questions(tmp_path / "q.jsonl", [("Peru", ["lima"], "dev")])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    where = ["--index", str(index), f"http://127.0.0.1:{port}/retrieve", "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match=rf"127.0.0.1:{port}/retrieve, q: "):
+        main(["--questions", str(file), *where])
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1

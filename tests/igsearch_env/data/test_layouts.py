@@ -132,10 +132,19 @@ def test_a_broken_table_is_refused(tmp_path: Path, text: str, message: str) -> N
         load_corpus(write(tmp_path / "a.tsv", text))
 
 
-def test_an_empty_id_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", '{"id": "", "text": "Lima"}\n')
-    with pytest.raises(ValueError, match="line 1: 'id' is empty; give the document an id of its"):
-        load_corpus(file)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"id": "", "text": "Lima"}\n', "line 1: 'id' is empty; give the document an"),
+        ("a.jsonl", '{"id": "  ", "text": "Lima"}\n', "line 1: 'id' is empty"),
+        ("a.jsonl", '{"docid": null, "text": "Lima"}\n', "line 1: 'docid' is empty"),
+        ("a.csv", "id,text\n,Lima\n", "line 2: 'id' is empty"),
+        ("a.jsonl", '{"id": true, "text": "Lima"}\n', "must be a string or a whole number, got T"),
+    ],
+)
+def test_an_empty_id_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_corpus(write(tmp_path / name, content))
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
