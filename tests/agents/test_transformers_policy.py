@@ -219,7 +219,7 @@ def test_angles_that_depend_on_the_length_are_not_read_in_parts(
 ) -> None:
     """LongRoPE turns all positions by other angles once a pass goes beyond the short length."""
     torch.manual_seed(0)
-    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0, 5.0, 8.0, 9.0]}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 16.0]}
     config = Phi3Config(
         vocab_size=len(bpe),
         hidden_size=32,
@@ -229,7 +229,14 @@ def test_angles_that_depend_on_the_length_are_not_read_in_parts(
         num_key_value_heads=2,
         max_position_embeddings=256,
         original_max_position_embeddings=16,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        initializer_range=0.3,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+            "original_max_position_embeddings": 16,
+            **factors,
+        },
         pad_token_id=0,
     )
     policy = TransformersPolicy(Phi3ForCausalLM(config).eval(), bpe, PROTOCOL, max_new_tokens=3)
