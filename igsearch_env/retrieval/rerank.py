@@ -139,15 +139,13 @@ class TitleReranker:
         Raises:
             ValueError: If a document has no score of a first stage.
         """
-        found: dict[str, list[int]] = defaultdict(list)
-        for place, (query, _) in enumerate(pairs):
-            found[query].append(place)
-        scores = np.empty(len(pairs), dtype=np.float32)
-        for query, places in found.items():
-            scores[places] = self._of_query(query, [pairs[place][1] for place in places])
-        return scores
+        found: dict[str, dict[str, Document]] = defaultdict(dict)  # a query may come several times
+        for query, document in pairs:
+            found[query][document.id] = document
+        scores = {query: self._of_query(query, [*best.values()]) for query, best in found.items()}
+        return np.array([scores[query][document.id] for query, document in pairs], np.float32)
 
-    def _of_query(self, query: str, documents: Sequence[Document]) -> NDArray[np.float64]:
+    def _of_query(self, query: str, documents: Sequence[Document]) -> dict[str, float]:
         graph = TitleGraph(documents)
         first = np.array([_first_score(document) for document in documents])
         base = (first - first.min()) / (np.ptp(first) or 1.0)
@@ -160,8 +158,8 @@ class TitleReranker:
                 others = [places[one.id] for one in graph.titled(title)]
                 if place not in others:  # a page mentions its own title
                     linked[others] = np.maximum(linked[others], base[place])
-        scores: NDArray[np.float64] = base + self._weight * linked
-        return scores
+        scores = base + self._weight * linked
+        return {name: float(scores[place]) for name, place in places.items()}
 
 
 def _first_score(document: Document) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from igsearch_env.retrieval.rerank import (
     CrossEncoderReranker,
     QueryLikelihoodReranker,
     RerankingRetriever,
+    TitleReranker,
 )
 from igsearch_env.testing import check_retriever
 
@@ -156,6 +160,86 @@ def test_the_first_stage_decides_what_is_ranked_and_ties_are_its() -> None:
         RerankingRetriever(first, counted, 0)
     with pytest.raises(ValueError, match="set k to at most 30"):
         retriever.search(["lima"], 31)
+
+
+CHAIN = [
+    Document("a", "", "Dune is a film of 1984", 9.0),
+    Document("b", "Dune (film)", "A film that David Lynch directed. Dune is long.", 5.0),
+    Document("c", "The", "nothing", 3.0),
+    Document("d", "David Lynch", "He was born in Missoula.", 2.0),
+    Document("e", "Lynch", "A name.", 1.0),
+]
+WHO = "Where was the director of Dune born?"
+
+
+def test_titles_rank_by_hand() -> None:
+    found = TitleReranker(weight=0.5).scores([(WHO, document) for document in CHAIN])
+    # First stage 1, .5, .25, .125, 0; the query names b; a and b mention b, b mentions d.
+    named = 0.5 + 0.5
+    expected = [1.0, named + 0.5 * 1.0, 0.25, 0.125 + 0.5 * named, 0.0]
+    assert found.tolist() == pytest.approx(expected)
+    twice = [(WHO, document) for document in (*CHAIN, *CHAIN[::-1])]
+    assert TitleReranker().scores(twice).tolist() == [*found.tolist(), *found.tolist()[::-1]]
+
+
+def test_titles_against_a_slow_form(passages: list[Document]) -> None:
+    """Regular expressions on the texts, pair by pair, in a corpus of one-word titles."""
+    retriever = BM25Retriever.build(passages)
+    queries = [f"{one.title} {two.text}" for one, two in pairwise(passages[:12])]
+    for query, best in zip(queries, retriever.search(queries, 20), strict=True):
+        scores = [doc.score or 0.0 for doc in best]
+        low, high = min(scores), max(scores)
+
+        def mentions(text: str, title: str) -> bool:
+            return bool(title) and re.search(rf"\b{re.escape(title)}\b", text, re.I) is not None
+
+        base = [
+            ((doc.score or 0.0) - low) / (high - low) + 0.7 * mentions(query, doc.title)
+            for doc in best
+        ]
+        expected = []
+        for place, doc in enumerate(best):
+            linked = [
+                base[other]
+                for other, one in enumerate(best)
+                if other != place and one.title != doc.title and mentions(one.text, doc.title)
+            ]
+            expected.append(base[place] + 0.7 * max(linked, default=0.0))
+        found = TitleReranker(0.7).scores([(query, doc) for doc in best])
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_titles_have_their_limits() -> None:
+    assert TitleReranker().scores([]).tolist() == []
+    assert TitleReranker().scores([(WHO, CHAIN[0])]).tolist() == [0.0]
+    with pytest.raises(ValueError, match="weight must be at least 0, got nan"):
+        TitleReranker(math.nan)
+    with pytest.raises(ValueError, match="'x' came without a score"):
+        TitleReranker().scores([("q", Document("x", "", ""))])
+
+
+def test_a_saved_ranking_by_titles(
+    bm25: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "titles"
+    index.main(["--rerank", str(bm25), "--model", "titles", "--depth", "9", "--out", str(out)])
+    assert "160 documents" in capsys.readouterr().out
+    expected = RerankingRetriever(open_retriever(bm25), TitleReranker(), 9)
+    opened = open_retriever(out)
+    assert isinstance(opened, RerankingRetriever)
+    assert opened.parameters == expected.parameters
+    assert opened.search(QUERIES, 3) == expected.search(QUERIES, 3)
+    check_retriever(opened, QUERIES)
+    with pytest.raises(ValueError, match="ranks by titles and has no model, got 'm'"):
+        open_retriever(out, model="m")
+    flags = ["--model", "titles", "--max-length", "9", "--out", str(tmp_path / "x")]
+    with pytest.raises(ValueError, match="--model titles reads no tokens"):
+        index.main(["--rerank", str(bm25), *flags])
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["parameters"]["weight"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptIndexError):
+        open_retriever(out)
 
 
 def test_the_server_scores_the_pairs_of_a_batch_in_one_call() -> None:
