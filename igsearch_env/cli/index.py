@@ -8,6 +8,7 @@ igsearch index --from-faiss e5_Flat.index --corpus wiki-18.jsonl --out indexes/e
     --model intfloat/e5-base-v2
 igsearch index --rerank indexes/bm25 --model cross-encoder/ms-marco-MiniLM-L6-v2 \
     --out indexes/reranked
+igsearch index --rerank indexes/bm25 --model titles --depth 100 --out indexes/titles
 
 The corpus is read and worked on in shards. After a kill, the same command with --resume goes on
 with the shard that it was at, and the index comes out the same.
@@ -89,7 +90,7 @@ KINDS = {
         *("device", "search", "threads"),
     },
     "a fusion (--fuse)": {"constant", "depth"},
-    "a reranking (--rerank)": {"model", "max_length", "depth"},
+    "a reranking (--rerank)": {"model", "max_length", "depth", "add"},
 }
 
 
@@ -139,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if chosen["model"] == TITLES and "max_length" in chosen:
             raise ValueError(f"--model {TITLES} reads no tokens, so it has no --max-length")
+        if chosen["model"] == TITLES and "add" in chosen:
+            raise ValueError(f"--model {TITLES} adds to the scores of the first stage anyway")
         save_reranking(args.out, args.rerank, **chosen)
         count = len(open_retriever(args.rerank))
     else:
@@ -240,5 +243,12 @@ def _parser() -> Parser:
     dense = parser.add_argument_group("dense")
     add_settings(dense, EncoderSettings)
     add_settings(dense, DenseOptions)
-    add_settings(parser.add_argument_group("fusion and reranking"), FusionOptions)
+    both = parser.add_argument_group("fusion and reranking")
+    add_settings(both, FusionOptions)
+    both.add_argument(
+        "--add",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="add the scores of the first stage to those of a reranker, both scaled to 0 to 1",
+    )
     return parser

@@ -257,7 +257,13 @@ def save_fusion(
 
 
 def save_reranking(
-    path: str | Path, part: str | Path, model: str, max_length: int = 256, depth: int = 20
+    path: str | Path,
+    part: str | Path,
+    model: str,
+    max_length: int = 256,
+    depth: int = 20,
+    *,
+    add: bool = False,
 ) -> None:
     """Write a folder that stands for a saved index and a model that ranks anew.
 
@@ -269,6 +275,7 @@ def save_reranking(
         model: See :func:`~igsearch_env.retrieval.rerank.open_reranker`.
         max_length: See :func:`~igsearch_env.retrieval.rerank.open_reranker`.
         depth: See :class:`RerankingRetriever`.
+        add: See :class:`RerankingRetriever`.
 
     Raises:
         FileExistsError: If something other than an index is at ``path``.
@@ -277,7 +284,7 @@ def save_reranking(
     _check_apart(Path(path), [part])
     reranker = open_reranker(model, max_length)
     RerankingRetriever(open_retriever(Path(part)), reranker, depth)  # refuses a depth below 1
-    content = {"parameters": {"depth": depth, **reranker.parameters}}
+    content = {"parameters": {"depth": depth, "add": add, **reranker.parameters}}
     _save_parts(Path(path), [part], RERANKING_FORMAT, RERANKING_VERSION, content)
 
 
@@ -329,7 +336,7 @@ def _load_reranking(
     parts = _parts(folder)
     try:
         parameters = manifest["parameters"]
-        by_titles = parameters["model"] == TITLES
+        by_titles, add = parameters["model"] == TITLES, bool(parameters.get("add"))
         names = ("depth", "weight") if by_titles else ("depth", "model", "max_length")
         depth, *kept = (parameters[name] for name in names)
         sha256 = None if by_titles else parameters["model_sha256"]
@@ -341,7 +348,7 @@ def _load_reranking(
     if by_titles:
         if model is not None:
             raise ValueError(f"{folder} ranks by titles and has no model, got {model!r}")
-        return RerankingRetriever(retriever, TitleReranker(*kept), depth)
+        return RerankingRetriever(retriever, TitleReranker(*kept), depth, add=add)
     kept_model, max_length = kept
     own = {name: options[name] for name in ("device", "precision") if name in options}
     reranker = open_reranker(model or kept_model, max_length, **own)
@@ -350,7 +357,7 @@ def _load_reranking(
             f"{model or kept_model} is another model than the one that {folder} was made with; "
             f"name that one, or make {folder} again"
         )
-    return RerankingRetriever(retriever, reranker, depth)
+    return RerankingRetriever(retriever, reranker, depth, add=add)
 
 
 def _open_parts(

@@ -46,17 +46,27 @@ class RerankingRetriever:
             of a server's batch included.
         depth: How many documents of the first stage are ranked anew for each query (more where more
             are asked for).
+        add: Whether the score of the first stage counts as well: a document's score is the sum of
+            both, each scaled to between 0 and 1 among those of the query.
 
     Raises:
         ValueError: If ``depth`` is below 1.
     """
 
-    def __init__(self, retriever: IndexedRetriever, reranker: Reranker, depth: int = 20) -> None:
+    def __init__(
+        self,
+        retriever: IndexedRetriever,
+        reranker: Reranker,
+        depth: int = 20,
+        *,
+        add: bool = False,
+    ) -> None:
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
         self.retriever = retriever
         self.reranker = reranker
         self.depth = depth
+        self.add = add
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
         """Find the best documents for each query.
@@ -66,20 +76,28 @@ class RerankingRetriever:
             k: How many documents to return for each at most, from 1 to the size of the corpus.
 
         Returns:
-            One list per query, best first, with the scores of the reranker; ties in the order of
-            the first stage.
+            One list per query, best first, with the scores of the reranker, or of both stages; ties
+            in the order of the first stage.
 
         Raises:
-            ValueError: If ``k`` is out of range, or ``queries`` is a single string.
+            ValueError: If ``k`` is out of range, ``queries`` is a single string, or a document has
+                no score to add to.
             RetrievalError: If the first stage failed.
         """
         check_search(queries, k, len(self))
         found = self.retriever.search(queries, min(max(self.depth, k), len(self)))
         pairs = [(query, doc) for query, best in zip(queries, found, strict=True) for doc in best]
-        scores = iter(self.reranker.scores(pairs).tolist())
-        ranked = []
+        scores = self.reranker.scores(pairs)
+        ranked, start = [], 0
         for best in found:
-            scored = [Document(doc.id, doc.title, doc.text, next(scores)) for doc in best]
+            own = scores[start : start + len(best)]
+            start += len(best)
+            if self.add and best:
+                own = added_scores(best, own)
+            scored = [
+                Document(doc.id, doc.title, doc.text, score)
+                for doc, score in zip(best, own.tolist(), strict=True)
+            ]
             ranked.append(sorted(scored, key=lambda doc: -(doc.score or 0.0))[:k])
         return ranked
 
@@ -88,6 +106,7 @@ class RerankingRetriever:
         """What the results depend on besides the corpus, as JSON-ready data."""
         return {
             "depth": self.depth,
+            **({"add": True} if self.add else {}),
             "reranker": self.reranker.parameters,
             "retriever": self.retriever.parameters,
         }
@@ -108,6 +127,27 @@ class RerankingRetriever:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
+
+
+def added_scores(documents: Sequence[Document], scores: NDArray[np.floating]) -> NDArray[Any]:
+    """The sum of the scores of both stages, each scaled to between 0 and 1.
+
+    Args:
+        documents: What the first stage found for a query, at least one, with its scores.
+        scores: Those of the reranker, shape (documents,).
+
+    Raises:
+        ValueError: If a document has no score.
+    """
+    first = _scaled(np.array([_first_score(document) for document in documents]))
+    both: NDArray[Any] = first + _scaled(scores)
+    return both
+
+
+def _scaled(scores: NDArray[Any]) -> NDArray[Any]:
+    """Scores between 0 for the least and 1 for the greatest; all 0 where they are equal."""
+    scaled: NDArray[Any] = (scores - scores.min()) / (np.ptp(scores) or 1.0)
+    return scaled
 
 
 class TitleReranker:
@@ -147,8 +187,7 @@ class TitleReranker:
 
     def _of_query(self, query: str, documents: Sequence[Document]) -> dict[str, float]:
         graph = TitleGraph(documents)
-        first = np.array([_first_score(document) for document in documents])
-        base = (first - first.min()) / (np.ptp(first) or 1.0)
+        base = _scaled(np.array([_first_score(document) for document in documents]))
         places = {document.id: place for place, document in enumerate(documents)}
         named = {doc.id for title in graph.titles_in(query) for doc in graph.titled(title)}
         base += self._weight * np.array([document.id in named for document in documents])
@@ -165,8 +204,8 @@ class TitleReranker:
 def _first_score(document: Document) -> float:
     if document.score is None:
         raise ValueError(
-            f"document {document.id!r} came without a score, which ranking by titles adds to; take "
-            "a first stage that gives scores"
+            f"document {document.id!r} came without a score to add to; take a first stage that "
+            "gives scores"
         )
     return document.score
 

@@ -4,28 +4,38 @@ python -m scripts.benchmarks.reranking --out runs/reranking --index indexes/bm25
     --model HuggingFaceTB/SmolLM2-135M-Instruct models/reranker \
     --questions hotpotqa.questions.jsonl musique.questions.jsonl popqa.questions.jsonl
 
-Every model ranks the same documents anew. What the folder has already is not measured again, so a
-run that was ended goes on with the same command.
+Every model ranks the same documents anew: alone, fused with the first stage by ranks, with the
+scores of both added, and that ranked by titles; titles without a model are the first row. What the
+folder has already is not measured again, so a run that was ended goes on with the same command.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from igsearch_env.answers import bootstrap_interval
 from igsearch_env.cli.program import parse_early, positive, run, say
 from igsearch_env.data.questions import load_question_set
 from igsearch_env.data.rows import source_stem
+from igsearch_env.episode import Document
 from igsearch_env.files import write_json
 from igsearch_env.outcome import gold_share
 from igsearch_env.retrieval.encoder import PRECISIONS
 from igsearch_env.retrieval.open import open_retriever
-from igsearch_env.retrieval.rerank import RerankingRetriever, open_reranker
+from igsearch_env.retrieval.rerank import (
+    TITLES,
+    RerankingRetriever,
+    TitleReranker,
+    added_scores,
+    open_reranker,
+)
 from igsearch_env.text import read_json
 from igsearch_env.threads import set_threads
 from scripts.benchmarks.kit import benchmark_parser, print_rows
@@ -34,7 +44,7 @@ RANKS = 60  # the constant of reciprocal-rank fusion
 COLUMNS = {
     "model": ("model", "s"),
     "questions": ("questions", "s"),
-    "arm": ("", "s"),
+    "arm": ("ranked by", "s"),
     "n": ("n", ",d"),
     "before": ("before", ".3f"),
     "after": ("after", ".3f"),
@@ -50,7 +60,7 @@ def _parser() -> Any:
     parser = benchmark_parser(__doc__)
     add = parser.add_argument
     add("--index", type=Path, required=True, help="saved index: the first stage")
-    add("--model", nargs="+", required=True, help="rerankers")
+    add("--model", nargs="+", required=True, help="rerankers; titles is measured beside them")
     add("--questions", nargs="+", required=True, help="question sets with gold documents")
     add("--limit", type=positive, help="questions of each set (default: all)")
     add("--depth", type=positive, default=10, help="documents ranked anew (default: 10)")
@@ -84,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = found["rows"]
     done = {(row["model"], row["questions"]) for row in rows}
     first = open_retriever(args.index)
-    for model in args.model:
+    for model in dict.fromkeys((TITLES, *args.model)):
         missing = [name for name in args.questions if (model, source_stem(name)) not in done]
         if not missing:
             continue
@@ -101,36 +111,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(
     first: Any, second: RerankingRetriever, questions: str, limit: int | None, top_k: int
 ) -> list[dict[str, Any]]:
-    """Recall before, by the model alone, and by the ranks of both stages together.
+    """Recall before, and after by each arm.
 
-    The second is what ``igsearch index --rerank`` gives, the third ``igsearch index --fuse`` of the
-    first stage and the reranked one.
+    ``alone`` is what ``igsearch index --rerank`` gives, ``fused`` what ``--fuse`` of the first
+    stage and the reranked one gives, ``added`` the former with ``--add``, and ``added, titles``
+    ``--rerank`` of that by titles. Of titles there is ``alone``.
     """
     asked = load_question_set(questions, limit, answers_needed=False).questions
     before: list[float] = []
-    alone: list[float] = []
-    fused: list[float] = []
     within: list[float] = []
-    seconds = 0.0
+    arms: dict[str, list[float]] = {}
+    seconds, titles = 0.0, isinstance(second.reranker, TitleReranker)
     for question in asked:
         deep = first.search([question.text], second.depth)[0]
         started = time.process_time()
         scores = second.reranker.scores([(question.text, one) for one in deep])
         seconds += time.process_time() - started
-        order = np.argsort(-scores, kind="stable")
         share = gold_share(question, deep[:top_k])
         if share is None:
             continue
-        ranks = np.argsort(order, kind="stable")
-        both = 1 / (RANKS + 1 + ranks) + 1 / (RANKS + 1 + np.arange(len(deep)))
         before.append(share)
-        for shares, places in ((alone, order), (fused, np.argsort(-both, kind="stable"))):
-            shares.append(gold_share(question, [deep[n] for n in places[:top_k]]) or 0.0)
         within.append(gold_share(question, deep) or 0.0)
+        for arm, ranked in _arms(question.text, deep, scores, titles).items():
+            order = np.argsort(-ranked, kind="stable")
+            best = [deep[place] for place in order[:top_k]]
+            arms.setdefault(arm, []).append(gold_share(question, best) or 0.0)
     if not before:
         raise ValueError(f"no question of {questions} names its gold documents")
     rows = []
-    for arm, after in (("reranked", alone), ("fused", fused)):
+    for arm, after in arms.items():
         change = np.subtract(after, before)
         low, high = bootstrap_interval(change)
         means = {"before": before, "after": after, "change": change, "within": within}
@@ -142,6 +151,26 @@ def measure(
             }
         )
     return rows
+
+
+def _arms(
+    query: str, documents: Sequence[Document], scores: NDArray[np.float32], titles: bool
+) -> dict[str, NDArray[Any]]:
+    """The scores that each arm ranks by."""
+    if titles:
+        return {"alone": scores}
+    ranks = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+    both = added_scores(documents, scores)
+    pairs = [
+        (query, replace(document, score=score))
+        for document, score in zip(documents, both.tolist(), strict=True)
+    ]
+    return {
+        "alone": scores,
+        "fused": 1 / (RANKS + 1 + ranks) + 1 / (RANKS + 1 + np.arange(len(documents))),
+        "added": both,
+        "added, titles": TitleReranker().scores(pairs),
+    }
 
 
 if __name__ == "__main__":
