@@ -11,7 +11,11 @@ from igsearch_env import load_corpus, load_questions
 from igsearch_env.outcome import gold_share
 from igsearch_env.retrieval.bm25 import BM25Retriever
 from igsearch_env.retrieval.open import open_retriever, save_fusion, save_reranking
-from igsearch_env.retrieval.rerank import QueryLikelihoodReranker, RerankingRetriever
+from igsearch_env.retrieval.rerank import (
+    QueryLikelihoodReranker,
+    RerankingRetriever,
+    TitleReranker,
+)
 from scripts.benchmarks import reranking
 
 WORLD_TINY = str(Path(__file__).parents[2] / "agents" / "world-tiny")
@@ -23,14 +27,25 @@ def test_a_row_says_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     command += ["--model", WORLD_TINY, "--questions", "world-train:30", "--depth", "4"]
     reranking.main([*command, "--limit", "12", "--top-k", "1"])
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    row, fused = found["rows"]
-    assert (row["arm"], fused["arm"]) == ("reranked", "fused")
+    titles, row, fused, added, both_and_titles = found["rows"]
+    assert [(one["model"], one["arm"]) for one in found["rows"]] == [
+        ("titles", "alone"),
+        *((WORLD_TINY, arm) for arm in ("alone", "fused", "added", "added, titles")),
+    ]
     questions = load_questions("world-train:30", 12)
     first = open_retriever(tmp_path / "index")
     second = RerankingRetriever(first, QueryLikelihoodReranker(WORLD_TINY), 4)
-    for name, retriever, k in (("before", first, 1), ("after", second, 1), ("within", first, 4)):
+    sums = RerankingRetriever(first, QueryLikelihoodReranker(WORLD_TINY), 4, add=True)
+    for measured, name, retriever, k in (
+        (row, "before", first, 1),
+        (row, "after", second, 1),
+        (row, "within", first, 4),
+        (titles, "after", RerankingRetriever(first, TitleReranker(), 4), 1),
+        (added, "after", sums, 1),
+        (both_and_titles, "after", RerankingRetriever(sums, TitleReranker(), 4), 1),
+    ):
         shares = [gold_share(one, retriever.search([one.text], k)[0]) or 0.0 for one in questions]
-        assert row[name] == pytest.approx(sum(shares) / 12), name
+        assert measured[name] == pytest.approx(sum(shares) / 12), name
     save_reranking(tmp_path / "second", tmp_path / "index", WORLD_TINY, depth=4)
     save_fusion(tmp_path / "both", [tmp_path / "index", tmp_path / "second"], 60, 4)
     both = open_retriever(tmp_path / "both")

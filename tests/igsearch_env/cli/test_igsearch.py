@@ -12,6 +12,7 @@ import pytest
 
 from igsearch_env.cli.__main__ import COMMANDS, main
 from igsearch_env.cli.program import did_you_mean
+from igsearch_env.data.world import default_world
 from tests.igsearch_env.cli.evaluating import ROOT
 
 EXTRAS = (
@@ -93,7 +94,8 @@ def test_no_encoding_of_the_terminal_ends_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
     questions = tmp_path / "問い — ë.jsonl"
-    row = {"id": "ü", "question": "東京 – Ω?", "golden_answers": ["Ελλάς"], "gold_ids": ["c-0-0"]}
+    gold = [default_world().documents[0].id]
+    row = {"id": "ü", "question": "東京 – Ω?", "golden_answers": ["Ελλάς"], "gold_ids": gold}
     questions.write_text(json.dumps(row) + "\n", encoding="utf-8")
     runs = [str(tmp_path / name) for name in ("ä", "ж")]
     asked = ["--questions", str(questions)]

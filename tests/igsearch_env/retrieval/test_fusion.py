@@ -96,10 +96,12 @@ def test_the_slow_implementation_agrees(
 
 def test_bad_arguments() -> None:
     one = Ranked("abc")
-    for arguments in ([[]], [[one], -1], [[one], 60, 0]):
-        with pytest.raises(
-            ValueError, match="at least one retriever, constant >= 0 and depth >= 1"
-        ):
+    for arguments, message in (
+        ([[]], "at least one retriever, got none"),
+        ([[one], -1], "constant must be at least 0, got -1"),
+        ([[one], 60, 0], "depth must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             FusionRetriever(*arguments)
     with pytest.raises(ValueError, match="search different corpora"):
         FusionRetriever([one, Ranked("abc", corpus="other")])

@@ -36,7 +36,6 @@ from igsearch_env.retrieval.rerank import (
     TitleReranker,
 )
 from igsearch_env.testing import check_retriever
-from scripts.benchmarks import reranking
 
 QUERIES = ["Where was Farus Branby born?", "Linburg", "Dolia Holwick"]
 
@@ -245,44 +244,6 @@ def test_scores_of_both_stages_are_added(bm25: Path, tmp_path: Path) -> None:
     assert open_retriever(over).search(QUERIES, 5) == titles.search(QUERIES, 5)
     with pytest.raises(ValueError, match="adds to the scores of the first stage anyway"):
         index.main(["--rerank", str(out), "--model", "titles", "--add", "--out", str(over)])
-
-
-def test_what_reranking_changes_is_measured(
-    bm25: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "q.questions.jsonl"
-    asked = ["Where was the poet born?", "Which poet was born in a town?", "Who was born there?"]
-    fourth = [best[3].id for best in open_retriever(bm25).search(asked, 4)]
-    rows = [
-        {"question": query, "golden_answers": ["x"], "gold_ids": [gold]}
-        for query, gold in zip(asked, fourth, strict=True)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["--questions", str(file), "--index", str(bm25), "--model", WORLD_TINY]
-    monkeypatch.chdir(tmp_path)
-    reranking.main([*command, "--out", "out", "--depth", "5"])
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    expected = {
-        ("titles", "alone"): RerankingRetriever(open_retriever(bm25), TitleReranker(), 5)
-    } | {
-        (WORLD_TINY, arm): RerankingRetriever(
-            open_retriever(bm25), QueryLikelihoodReranker(WORLD_TINY), 5, add=arm == "added"
-        )
-        for arm in ("alone", "added")
-    }
-    arms = [(row["model"], row["arm"]) for row in rows]
-    assert arms == [
-        ("titles", "alone"),
-        *((WORLD_TINY, arm) for arm in ("alone", "fused", "added", "added, titles")),
-    ]
-    for row in rows:
-        assert (row["n"], row["before"], row["within"]) == (3, 0.0, 1.0)
-        if (retriever := expected.get((row["model"], row["arm"]))) is not None:
-            found = retriever.search(asked, 3)
-            hits = [
-                gold in {doc.id for doc in best} for gold, best in zip(fourth, found, strict=True)
-            ]
-            assert row["change"] == pytest.approx(sum(hits) / 3)
 
 
 def test_a_saved_ranking_by_titles(
