@@ -10,7 +10,8 @@ on development seeds which regimes can tell arms apart. `compare` runs the quali
 fresh seeds, and refuses to go on once the study has been changed. `report` makes tables, file
 and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
 while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
-ever made, so that another machine can go on from it.
+ever made, so that another machine can go on from it. Another study, --study study_real.toml, has
+files of its own there: credit_real.json, credit_real_runs.jsonl and so on.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
         arguments.report = arguments.report and arguments.report / "smoke"
     folder = arguments.report or arguments.out
-    store = ResultStore(arguments.out, folder / "credit_runs.jsonl")
+    arguments.name = "credit" + arguments.study.stem.removeprefix("study")
+    store = ResultStore(arguments.out, folder / f"{arguments.name}_runs.jsonl")
     unknown = set(arguments.regimes or ()) - study.regimes.keys()
     unknown |= set(arguments.arms or ()) - study.arms.keys()
     if unknown:
@@ -226,7 +228,8 @@ def report(study: Study, store: ResultStore, arguments: argparse.Namespace) -> N
     Verdicts on regimes that this folder of runs has none of stay as the last report has them.
     """
     folder = arguments.report or arguments.out
-    last = _read_if_there(folder / "credit.json").get("verdicts", {})
+    json_file, page, plot = (folder / f"{arguments.name}.{kind}" for kind in ("json", "md", "png"))
+    last = _read_if_there(json_file).get("verdicts", {})
     qualified = last | _read_if_there(_verdicts(arguments))
     rows = store.record()
     fresh = [row for row in rows if row["trial"]["stage"] == "compare"]
@@ -240,9 +243,9 @@ def report(study: Study, store: ResultStore, arguments: argparse.Namespace) -> N
     summary = summarise(study, counted, qualified, tried)
     summary["rests_on"] = rests_on(study)
     summary["verdicts"] = qualified
-    write_json(folder / "credit.json", summary)
-    write_whole(folder / "credit.md", markdown(summary))
-    plot_differences(summary, folder / "credit.png")
+    write_json(json_file, summary)
+    write_whole(page, markdown(summary))
+    plot_differences(summary, plot)
     for table in tables(summary):
         print_table(table)
 

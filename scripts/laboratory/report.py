@@ -20,7 +20,6 @@ from scripts.laboratory.study import Study
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-CAVEAT = "tiny world, 0.7 M-parameter policy: no claim for 3B"
 NOT_BEHIND = -0.02
 Result = Mapping[str, Any]
 
@@ -28,6 +27,12 @@ Result = Mapping[str, Any]
 def endpoint(run: Result) -> float:
     """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %."""
     return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
+
+
+def gold_documents(run: Result) -> float | None:
+    """Mean gold-document rate over the same evaluations; None for runs that did not keep it."""
+    rates = [one.get("gold_documents") for one in run["evaluations"][1:]]
+    return None if None in rates else float(np.mean(rates))
 
 
 def endpoint_at(run: Result, costs: Sequence[float], budget: Sequence[float]) -> float:
@@ -85,7 +90,7 @@ def summarise(
     ]
     _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept))
     return {
-        "caveat": CAVEAT,
+        "caveat": study.title,
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
         "settings_tried": _settings_tried(tried),
         "regimes": regimes,
@@ -120,6 +125,10 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         "cpu_seconds": _cpu(list(runs.values()))[-1],
         **_details(list(runs.values())),
     }
+    found = {seed: gold_documents(run) for seed, run in runs.items()}
+    rates = [rate for rate in found.values() if rate is not None]
+    if len(rates) == len(runs):
+        row["gold_documents"] = list(t_interval(rates))
     if arm != "grpo" and paired:
         deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
         costs = _cpu([runs[seed] for seed in paired])
@@ -131,6 +140,10 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
             "sign_flip_p": sign_flip_test(deltas),
             "deltas": [round(delta, 4) for delta in deltas],
         }
+        pairs = [(found[seed], gold_documents(baseline[seed])) for seed in paired]
+        more = [rate - other for rate, other in pairs if rate is not None and other is not None]
+        if len(more) == len(pairs):
+            row["delta_gold_documents"] = list(t_interval(more))
     return row
 
 
@@ -204,14 +217,18 @@ NOTE = (
     "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
     "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone."
 )
-HEADINGS = ("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses")
+HEADINGS = (
+    *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses"),
+    *("gold documents", "Δ gold documents"),
+)
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table per regime."""
     made = []
     for name, regime in summary["regimes"].items():
-        made.append(make_table(_title(name, summary), HEADINGS, _rows(regime)))
+        rows = _rows(regime)
+        made.append(make_table(_title(name, summary), HEADINGS[: len(rows[0])], rows))
         made[-1].caption = _caption(regime, summary)
     return made
 
@@ -220,7 +237,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     """The same tables as a page of Markdown."""
     parts = ["# Results of the credit laboratory", NOTE]
     for name, regime in summary["regimes"].items():
-        lines = [HEADINGS, ("---",) * len(HEADINGS), *_rows(regime)]
+        rows = _rows(regime)
+        lines = [HEADINGS[: len(rows[0])], ("---",) * len(rows[0]), *rows]
         parts.append(f"## {_title(name, summary)}")
         parts.append(f"{_caption(regime, summary)}.")
         parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
@@ -236,7 +254,8 @@ def _caption(regime: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 
 def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of a regime's table."""
+    """The cells of a regime's table, those of gold documents if its runs kept them."""
+    kept = any("gold_documents" in row for row in regime["arms"].values())
     return [
         (
             arm + (" *" if arm == regime["primary"] else ""),
@@ -247,6 +266,11 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
             " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
             f"{row['cpu_seconds']:.0f}",
             str(row["collapses"]),
+            *(
+                _interval(row.get(name), signed=name.startswith("delta"))
+                for name in ("gold_documents", "delta_gold_documents")
+                if kept
+            ),
         )
         for arm, row in regime["arms"].items()
     ]
@@ -287,6 +311,6 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)
-    figure.suptitle(CAVEAT, fontsize=9)
+    figure.suptitle(summary["caveat"], fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -80,6 +80,7 @@ class Study:
     """Everything that is settled before fresh worlds are looked at.
 
     Args:
+        title: What it is of, and for whom it says nothing: stands above its tables and plots.
         base: File of the training settings that everything starts from.
         checkpoints: Warm-started policies; seed s starts from the s-th, round and round.
         seeds: Fresh seeds. A seed fixes world, questions, checkpoint and sampling.
@@ -92,6 +93,7 @@ class Study:
         regimes: By name.
     """
 
+    title: str
     base: str
     checkpoints: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -217,7 +219,7 @@ def rests_on(study: Study) -> dict[str, Any]:
         paths |= dict.fromkeys(regime.checkpoints)
     hashes = {path: checkpoint_hash(path) for path in paths}
     parts = asdict(study) | {"base": _base_settings(study)}
-    del parts["checkpoints"]
+    del parts["checkpoints"], parts["title"]
     for regime in parts["regimes"].values():
         regime["checkpoints"] = [hashes[path] for path in regime["checkpoints"]]
     return {name: _hash_of(part) for name, part in parts.items()} | {

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from igsearch_env.answers import contains_answer
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import batch_metrics, gold_document_rate
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import write_json
+from igsearch_env.render import is_gold
 from igsearch_env.threads import set_threads
 from scripts.laboratory.study import (
     QUARTERS,
@@ -132,7 +134,7 @@ def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
     Returns:
         ``all_fail``, the share of groups without a success; ``all_fail_supported``, the share of
         those in which a rollout found a gold document of any hop; ``reads``, the share of
-        rollouts that are right among those that found the last gold document.
+        rollouts that are right among those that found a gold document with the answer in it.
     """
     config = trial_settings(study, Trial("qualify", regime, "grpo", seed))
     set_threads(config.run.threads)
@@ -154,7 +156,7 @@ def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
         fails.append(not any(episode.em for episode in group))
         if fails[-1]:
             supported.append(any(gold_document_rate(episode) for episode in group))
-        read += [bool(e.em) for e in group if _hop_hits(e)[-1]]
+        read += [bool(e.em) for e in group if _found_answer(e)]
     return {
         "all_fail": float(np.mean(fails)),
         "all_fail_supported": float(np.mean(supported or [False])),
@@ -172,11 +174,13 @@ def _evaluate(
     for number in range(samples):
         episodes += play_questions(trainer.engine, policy, questions, seed=EVAL_SEED + number)
     right = np.array([e.em or 0.0 for e in episodes]).reshape(samples, -1)  # (samples, questions)
-    hits = np.array([_hop_hits(episode) for episode in episodes], dtype=np.float64)
+    by_hop: defaultdict[int, list[float]] = defaultdict(list)
     by_search: defaultdict[int, list[float]] = defaultdict(list)
     for episode in episodes:
         for number, found in enumerate(_finds(episode)):
             by_search[number].append(float(found))
+        for number, found in enumerate(_hop_hits(episode)):
+            by_hop[number].append(float(found))
     means = batch_metrics(episodes)
     by_hops: defaultdict[int, list[float]] = defaultdict(list)
     for episode in episodes:
@@ -189,7 +193,8 @@ def _evaluate(
         "em": means["em"],
         "em_by_hops": {str(hops): float(np.mean(ems)) for hops, ems in sorted(by_hops.items())},
         "pass_at": {str(k): float(right[:k].max(axis=0).mean()) for k in _powers(samples)},
-        "hop_hits": [float(value) for value in hits.mean(axis=0)],
+        "gold_documents": means["gold_documents"],
+        "hop_hits": [float(np.mean(by_hop[number])) for number in sorted(by_hop)],
         "gold_by_search": [float(np.mean(by_search[number])) for number in sorted(by_search)],
         "searches": means["searches"],
         "query_tokens": means.get("query_tokens", 0.0),
@@ -200,6 +205,17 @@ def _hop_hits(episode: Episode) -> list[bool]:
     """For each gold document in hop order, whether any search found it."""
     found = {document.id for step in episode.searches for document in step.documents}
     return [one in found for one in episode.question.gold_ids]
+
+
+def _found_answer(episode: Episode) -> bool:
+    """Whether a search found a gold document that holds a gold answer."""
+    question = episode.question
+    return any(
+        is_gold(document, question)
+        and contains_answer(f"{document.title} {document.text}", question.golden_answers)
+        for step in episode.searches
+        for document in step.documents
+    )
 
 
 def _finds(episode: Episode) -> list[bool]:

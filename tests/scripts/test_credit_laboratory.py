@@ -32,13 +32,14 @@ from scripts.laboratory.study import (
     evaluation_size,
     is_result_of,
     load_study,
+    merged,
     rests_on,
     settings_hash,
     settings_record,
     shortened,
     trial_settings,
 )
-from scripts.laboratory.trial import held_out, run_trial
+from scripts.laboratory.trial import held_out, look_at_start, run_trial
 from trainers.config import make_credit_from
 
 ENDLESS = """
@@ -437,6 +438,48 @@ def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
     greedy = replace(study, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
         run_trial(greedy, Trial("compare", "no_second_try", "grpo", 0))
+
+
+def test_questions_of_several_hops_and_their_gold_documents_are_told_apart() -> None:
+    study = shortened(load_study(STUDY))
+    settings = merged(study.regimes["three_hops"].settings, {"world": {"hops": [1, 2, 3]}})
+    regime = replace(study.regimes["three_hops"], settings=settings)
+    study = replace(study, interim_questions=30, regimes={"three_hops": regime})
+    look = look_at_start(study, "three_hops", 100)
+    assert all(0 <= value <= 1 for value in look.values())
+    run = run_trial(study, Trial("develop", "three_hops", "grpo", 100))
+    asked = held_out(study, Trial("develop", "three_hops", "grpo", 100))[:30]
+    for found in run["evaluations"]:
+        assert set(found["em_by_hops"]) == {"1", "2", "3"}
+        assert len(found["hop_hits"]) == 3  # of the questions that have so many
+        shares = [sum(q.hops >= hop for q in asked) for hop in (1, 2, 3)]
+        hits = [rate * share for rate, share in zip(found["hop_hits"], shares, strict=True)]
+        assert hits == pytest.approx([round(hit) for hit in hits])
+        assert 0 <= found["gold_documents"] <= 1
+
+
+def test_gold_documents_have_columns_where_they_were_kept() -> None:
+    study = load_study(STUDY)
+    plain = [a_run("grpo", 0, [0.1] * 5), a_run("oracle", 0, [0.2] * 5)]
+    assert "gold documents" not in markdown(summarise(study, plain, {}))
+    for run, rate in zip(plain, (0.25, 0.5), strict=True):
+        for evaluation in run["evaluations"]:
+            evaluation["gold_documents"] = rate
+    summary = summarise(study, plain, {})
+    arms = summary["regimes"]["no_second_try"]["arms"]
+    assert arms["oracle"]["gold_documents"][0] == 0.5
+    assert arms["oracle"]["delta_gold_documents"][0] == 0.25
+    assert "| 0.500 | +0.250 |" in markdown(summary)
+    assert len(tables(summary)[0].columns) == 10
+
+
+def test_the_study_of_real_questions_can_be_read() -> None:
+    study = load_study(STUDY.with_name("study_real.toml"))
+    for arm in study.arms:
+        config = trial_settings(study, Trial("compare", "recipe", arm, 0))
+        make_credit_from(config.credit)
+        assert config.environment.added_only
+        assert config.policy.path == "runs/smollm2-warm/policy"
 
 
 def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(
