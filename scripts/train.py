@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         "--memory", type=float, metavar="GIB", help="that --plan has (default: the device's)"
     )
     parser.add_argument(
-        "--document-tokens", type=int, default=150, help="that --plan reckons with (default: 150)"
+        "--document-tokens", type=int, default=200, help="that --plan reckons with (default: 200)"
     )
     parser.add_argument("--smoke", action="store_true", help="two tiny steps, to see that it works")
     return parser

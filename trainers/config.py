@@ -26,6 +26,9 @@ from trainers.steady import FAILED_TRIES, MAX_FAILED_SEARCHES
 OptimizerName = Literal["adamw", "adamw8bit", "paged-adamw8bit"]
 """See :func:`trainers.optimizer.make_optimizer`."""
 
+LOGITS_AT_ONCE = 1 << 24
+"""Numbers of logits that exist at a time, if nothing else is set: 64 MiB in float32."""
+
 Count = Annotated[int, Ge(1), Lt(2**63)]  # what torch and numpy can hold
 Whole = Annotated[int, Ge(0), Lt(2**63)]
 Amount = Annotated[float, Ge(0)]
@@ -142,6 +145,9 @@ class OptimizationSettings:
         micro_batch_size: Episodes per forward pass, at most; gradients are accumulated.
         micro_batch_tokens: Tokens per forward pass, padding included, at most, unless a single
             episode is longer; episodes of similar length go together. 0 for no limit.
+        logits_at_once: Numbers of logits that exist at a time in the update, at most. Where the
+            policy wrote more tokens, they are computed in parts, and again in the backward pass.
+            Up to four copies of them exist, of 4 bytes a number.
         gradient_checkpointing: Keep the input of each layer only and run the layer again in the
             backward pass: less memory for about a third more time.
         max_sampling_gap: Largest mean difference, in nats, between the log-probs that a micro-batch
@@ -168,6 +174,7 @@ class OptimizationSettings:
     minibatches: Count = 1
     micro_batch_size: Count = 16
     micro_batch_tokens: Whole = 0
+    logits_at_once: Count = LOGITS_AT_ONCE
     gradient_checkpointing: bool = False
     max_sampling_gap: Amount | Literal["none"] = "none"
     dynamic_sampling: bool = False

@@ -9,6 +9,7 @@ search index come on top.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,17 +28,15 @@ from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.names import get_protocol, variant_of
 from trainers.config import LoraSettings, PolicySettings, TrainSettings
-from trainers.local.token_batch import LOGITS_AT_ONCE
 
 GIB = 1 << 30
-DOCUMENT_TOKENS = 150
+DOCUMENT_TOKENS = 200
 """Tokens of a document, where nothing is said of them."""
 LONGEST_DOCUMENT = 1_000_000
 CHARACTERS_PER_TOKEN = 4  # of English text
-OVERHEAD = 3 * GIB // 4
+OVERHEAD = 5 * GIB // 8
 """Bytes that an update on a CPU takes beside all that is counted: workspaces, and what the
-allocator cannot reuse. By ``scripts.benchmarks.precision`` on SmolLM2-135M it was .5 to 1 GiB in
-the cases measured, of other precisions and sizes."""
+allocator cannot reuse. ``scripts.benchmarks.precision`` measures it with the rest."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ class Plan:
 
 
 def plan(
-    config: TrainSettings, document_tokens: int = DOCUMENT_TOKENS, longest: int | None = None
+    config: TrainSettings,
+    document_tokens: int = DOCUMENT_TOKENS,
+    longest: int | None = None,
+    written: int | None = None,
 ) -> Plan:
     """Count the memory of a run.
 
@@ -69,6 +71,7 @@ def plan(
         document_tokens: Tokens of a document.
         longest: Tokens of the longest transcript, where they are known; None to reckon them from
             the settings.
+        written: How many of these the policy writes, at most, where that is known.
 
     Raises:
         ValueError: If the model's configuration cannot be read, or ``document_tokens`` is out of
@@ -80,7 +83,9 @@ def plan(
         )
     o, autocast = config.optimization, config.policy.precision == "bfloat16-autocast"
     longest = longest or longest_transcript(config, document_tokens)
-    rows, width = o.micro_batch_size, longest
+    episodes = o.questions_per_step * o.group_size
+    batch = math.ceil(episodes / o.minibatches)
+    rows, width = min(o.micro_batch_size, batch), longest
     if o.micro_batch_tokens:
         rows = max(1, min(rows, o.micro_batch_tokens // longest))
     with FakeTensorMode():
@@ -96,17 +101,16 @@ def plan(
     copies = weights // 2 if autocast else 0  # the weights in bfloat16, once per pass
     activations = saved - copies
     if o.gradient_checkpointing:
-        # The input of each layer, and all of one layer at a time.
+        # The input of each layer; and one layer at a time, with the gradients of what it keeps.
         inputs = width_of_weight * rows * width * hidden * layers
-        activations = inputs + activations // layers
+        activations = inputs + 2 * activations // layers
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else width_of_weight)
-    episodes = o.questions_per_step * o.group_size
     beside = min(config.policy.batch_size, episodes)
     vocabulary = int(shape.vocab_size)
     turns = config.environment.max_searches + 1
-    written = rows * min(width, turns * longest_turn(config.policy))
+    written = rows * (written or min(width, turns * longest_turn(config.policy)))
     # A batch whose rows end one by one leaves buffers of all its rows, of half of them, and so on.
     running = (2 * beside - 1) * longest
     left = episodes * running // beside
@@ -130,10 +134,13 @@ def plan(
             },
             "update": {
                 **lasting,
+                # A single pass frees what it kept as it makes the gradients; with several, those of
+                # the passes before are there.
+                "gradients": max(0, gradients - activations) if rows == batch else gradients,
                 "rounded weights": copies,
                 "activations": activations,
                 # Logits, log-probabilities, and two temporaries of the entropy.
-                "logits": 4 * 4 * min(LOGITS_AT_ONCE, written * vocabulary),
+                "logits": 4 * 4 * min(o.logits_at_once, written * vocabulary),
                 "temporaries": largest,
                 "overhead": overhead,
             },

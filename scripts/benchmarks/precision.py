@@ -1,12 +1,13 @@
-"""What precision, adapters, checkpointing and small optimizers do to a training step.
+"""What precision, adapters, checkpointing, small optimizers and logits in parts do to a step.
 
 python -m scripts.benchmarks.precision --out runs/bench_precision \
     --config trainers/configs/smollm2.toml
 
 Episodes are played by a scripted agent that knows the gold titles, so that every case has the same
-ones. Each case is a process of its own: tokens per CPU second of sampling a first turn, of settling
-information gain and of the update, and the update's peak of memory beside that of the plan. It
-reads the peak from /proc, so it runs on Linux.
+ones; in the last cases it thinks at length before each turn. Each case is a process of its own:
+tokens per CPU second of sampling a first turn, of settling information gain and of the update, and
+the update's peak of memory beside that of the plan. It reads the peak from /proc, so it runs on
+Linux.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,27 +37,38 @@ if __name__ == "__main__":
 
 import numpy as np
 
+from igsearch_env.completion import Completion
 from igsearch_env.episode import Episode
 from igsearch_env.files import write_json
+from igsearch_env.protocol.tags import thought_marks
 from igsearch_env.rollout import collect
-from trainers.config import TrainSettings, load_config
+from trainers.config import LOGITS_AT_ONCE, TrainSettings, load_config
 
 if TYPE_CHECKING:
     from agents.transformers_policy import TransformersPolicy
+    from trainers.warm_start.real_questions import GoldAgent
 
 AUTOCAST, ROUNDED = "policy.precision=bfloat16-autocast", "policy.precision=bfloat16"
 CHECKPOINTED = "optimization.gradient_checkpointing=true"
+AT_ONCE = "optimization.logits_at_once"
 LORA = (ROUNDED, "policy.lora.rank=16")
+LONG_TURNS = "LoRA, checkpointed, long turns"
+THOUGHT = 150  # words of a long turn
 CASES: dict[str, tuple[str, ...]] = {
     "float32": ("policy.precision=float32",),
     "autocast": (AUTOCAST,),
+    "autocast, all at a time": (AUTOCAST, "optimization.micro_batch_size=1000"),
     "autocast, checkpointed": (AUTOCAST, CHECKPOINTED),
     "autocast, 8-bit AdamW": (AUTOCAST, "optimization.optimizer=adamw8bit"),
     "bfloat16 weights": (ROUNDED,),
     "LoRA": LORA,
     "LoRA, checkpointed": (*LORA, CHECKPOINTED),
+    LONG_TURNS: (*LORA, CHECKPOINTED),
+    f"{LONG_TURNS}, logits whole": (*LORA, CHECKPOINTED, f"{AT_ONCE}={1 << 40}"),
+    f"{LONG_TURNS}, logits in eighths": (*LORA, CHECKPOINTED, f"{AT_ONCE}={LOGITS_AT_ONCE // 8}"),
 }
-"""Settings of each case."""
+"""Settings of each case; in the last ones the policy thinks at length, so that it wrote most tokens
+of an episode itself."""
 
 
 COLUMNS = {"case": ("case", "s")} | {
@@ -72,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     cases = {
-        name: (load_config(arguments.config, [*arguments.set, *words]), arguments.episodes)
+        name: (
+            load_config(arguments.config, [*arguments.set, *words]),
+            arguments.episodes,
+            THOUGHT if name.startswith(LONG_TURNS) else 0,
+        )
         for name, words in CASES.items()
     }
     rows = [{"case": name, **found} for name, found in measure_apart(cases, measure)]
@@ -80,20 +97,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_rows("tokens per CPU second, memory in GiB", rows, COLUMNS)
 
 
-def measure(case: tuple[TrainSettings, int]) -> dict[str, float]:
+def measure(case: tuple[TrainSettings, int, int]) -> dict[str, float]:
     """Measure one case.
 
     Args:
-        case: The settings of a run, and the number of episodes of the update.
+        case: The settings of a run, the number of episodes, and the words of a thought before each
+            turn.
 
     Returns:
         Tokens per CPU second of ``sampling``, ``scoring`` and ``update``, and ``peak_gib`` of the
         update beside ``planned_gib``.
     """
+    from trainers.memory import keep_freed_memory
     from trainers.setup import make_agent, make_training_engine, with_protocol
     from trainers.warm_start.real_questions import GoldAgent
 
-    config, count = case
+    config, count, thought = case
+    keep_freed_memory()
     engine = make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
     policy = agent.policy
@@ -105,11 +125,36 @@ def measure(case: tuple[TrainSettings, int]) -> dict[str, float]:
     tokens = sum(len(turn.token_ids or ()) for turn in turns)
     sampling = tokens / (time.process_time() - started)
     policy.memory.clear()
-    played = collect(engine, GoldAgent(policy, engine.rules.max_searches, random.Random(0)), asked)
+    player = GoldAgent(policy, engine.rules.max_searches, random.Random(0))
+    played = collect(engine, ThinkingAgent(player, thought) if thought else player, asked)
     started = time.process_time()
     agent.settle(played)
     scoring = agent.scorer.tokens_processed / (time.process_time() - started)
     return {"sampling": sampling, "scoring": scoring, **measure_update(config, policy, played)}
+
+
+class ThinkingAgent:
+    """Puts a thought before each turn of another agent: words of the question, over and over.
+
+    Args:
+        agent: The other agent.
+        length: Words of a thought.
+    """
+
+    def __init__(self, agent: GoldAgent, length: int) -> None:
+        self.agent, self.length = agent, length
+
+    def act(self, episodes: Sequence[Episode]) -> list[Completion]:
+        """Write the next turn of each episode."""
+        tokenizer = self.agent.tokenizer
+        opening, closing = thought_marks("think")
+        turns = []
+        for episode, turn in zip(episodes, self.agent.act(episodes), strict=True):
+            words = islice(cycle(episode.question.text.split()), self.length)
+            text = f"{opening} {' '.join(words)} {closing}\n{turn}"
+            ids = tokenizer.encode_answer("", text)[1]
+            turns.append(Completion.from_tokens(ids, None, tokenizer.decode))
+        return turns
 
 
 def measure_update(
@@ -121,22 +166,25 @@ def measure_update(
     """
     from trainers.local.token_batch import episode_tokens
     from trainers.local.update import Updater
+    from trainers.memory import large_blocks_given_back
     from trainers.plan import plan
 
     episodes = [sampled(episode) for episode in played]
-    lengths = [len(episode_tokens(episode, policy.tokenizer)[0]) for episode in episodes]
-    # A micro-batch of as many episodes as there are at most, as long as the longest of them.
-    fewer = min(config.optimization.micro_batch_size, len(episodes))
-    small = replace(config, optimization=replace(config.optimization, micro_batch_size=fewer))
-    planned = plan(small, longest=max(lengths)).phases["update"]
+    rows = [episode_tokens(episode, policy.tokenizer) for episode in episodes]
+    lengths = [len(ids) for ids, _ in rows]
+    written = max(sum(mask) for _, mask in rows)
     o, temperature = config.optimization, config.policy.temperature
+    # As many episodes as there are, each as long as the longest of them.
+    small = replace(config, optimization=replace(o, questions_per_step=len(rows), group_size=1))
+    planned = plan(small, longest=max(lengths), written=written).phases["update"]
     updater = Updater(policy.model, policy.tokenizer, o, temperature, autocast=policy.autocast)
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=episode.policy_tokens) for episode in episodes]
-    updater.step(episodes[:1], noise[:1], rng)
-    meter = UpdateMeter(policy.model, updater.optimizer)
-    updater.step(episodes, noise, rng)
-    meter.stop()
+    with large_blocks_given_back():  # as in training
+        updater.step(episodes[:1], noise[:1], rng)
+        meter = UpdateMeter(policy.model, updater.optimizer)
+        updater.step(episodes, noise, rng)
+        meter.stop()
     return {
         "update": sum(lengths) / meter.seconds,
         "peak_gib": meter.peak / GIB,

@@ -28,12 +28,17 @@ from trainers.plan import (
 from trainers.setup import make_policy
 
 Settings = Callable[..., list[str]]
-LENGTHS = ("environment.max_searches=2", "environment.top_k=2", "policy.max_new_tokens=10")
+SIZES = (
+    "environment.max_searches=2",
+    "environment.top_k=2",
+    "policy.max_new_tokens=10",
+    "optimization.micro_batch_size=4",
+)
 
 
 @pytest.fixture
 def words(tiny_settings: Settings) -> list[str]:
-    return [*tiny_settings(), *LENGTHS]
+    return [*tiny_settings(), *SIZES]
 
 
 @pytest.fixture
@@ -79,13 +84,21 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     assert parts(kl=0.1)["reference"] == before["weights"]
     small = parts(optimizer="adamw8bit")["optimizer states"] / before["weights"]
     assert 0.5 < small < 0.52
-    checkpointed = parts(gradient_checkpointing=True)
-    assert checkpointed["activations"] < 0.6 * before["activations"]
+    assert parts(logits_at_once=1000)["logits"] == 4 * 4 * 1000  # bytes of four copies
+    written = config.optimization.micro_batch_size * (2 + 1) * 10  # turns of 10 tokens
+    vocabulary = json.loads((Path(config.policy.path) / "config.json").read_text())["vocab_size"]
+    assert parts(logits_at_once=1 << 40)["logits"] == 4 * 4 * written * vocabulary
     width = longest_transcript(config, 20)
     single = parts(micro_batch_tokens=width)
     ratio = single["activations"] * config.optimization.micro_batch_size / before["activations"]
     assert ratio == pytest.approx(1, rel=0.05)
     assert single["weights"] == before["weights"]
+    episodes = config.optimization.questions_per_step * config.optimization.group_size
+    whole = parts(micro_batch_size=episodes)
+    assert whole["gradients"] == max(0, before["gradients"] - whole["activations"])
+    assert parts(micro_batch_size=2 * episodes) == whole  # there are no more episodes
+    assert parts(micro_batch_size=episodes - 1)["gradients"] == before["gradients"]
+    assert parts(micro_batch_size=1, minibatches=episodes)["gradients"] < before["gradients"]
 
 
 def test_bfloat16_weights_and_adapters(config: TrainSettings) -> None:
@@ -195,6 +208,25 @@ SHAPES: dict[str, dict[str, object]] = {
     },  # SmolLM2-135M's
 }
 CONFIGS = Path("trainers/configs")
+
+
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(
+    config: TrainSettings, tmp_path: Path
+) -> None:
+    shape = SHAPES["smollm2"]
+    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    config = replace(config, policy=replace(config.policy, path=str(tmp_path)))
+
+    def activations(**fields: object) -> int:
+        changed = replace(config, optimization=replace(config.optimization, **fields))
+        return plan(changed, 20).phases["update"]["activations"]
+
+    rows, width = config.optimization.micro_batch_size, longest_transcript(config, 20)
+    inputs = 4 * rows * width * 576 * 30
+    one_layer = activations() / 30
+    assert activations(gradient_checkpointing=True) == pytest.approx(inputs + 2 * one_layer)
+
+
 # Those of OpenRLHF hold its own flags, and memory is its own business.
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.toml") if not p.stem.startswith("openrlhf"))
 SHAPE_OF = {"paper": "qwen2", "instruct": "qwen2", "smollm2": "smollm2", "demo": None}

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from agents.inference import decoder, decoder_config, logits_after
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode, Segment
-from trainers.local.token_batch import LOGITS_AT_ONCE, TokenBatch, training_tokens
+from trainers.config import LOGITS_AT_ONCE
+from trainers.local.token_batch import TokenBatch, training_tokens
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def divergence(
     lessons: Sequence[Lesson],
     temperature: float = 1.0,
     known_ids: int | None = None,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
     """Sum over query tokens of the Jensen-Shannon divergence between policy and teacher, in nats.
 
@@ -84,6 +86,7 @@ def divergence(
         lessons: What is read.
         temperature: Divides the logits, as in sampling.
         known_ids: Only ids below it have a probability, as in sampling; None for all.
+        logits_at_once: Positions times vocabulary; at least one position is computed at a time.
 
     Returns:
         A scalar, with a gradient on the policy's side alone.
@@ -94,7 +97,7 @@ def divergence(
     with torch.no_grad():
         told = _states(model, teacher)
     own = _states(model, student)
-    size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
+    size = max(1, logits_at_once // int(decoder_config(model).vocab_size))
     parts = [
         checkpoint(_divergence, model, *part, temperature, known_ids, use_reentrant=False)
         for part in zip(own.split(size), told.split(size), strict=True)

@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 from agents.inference import decoder, decoder_config, logits_after
 from agents.tokenization import SegmentTokenizer
 from igsearch_env.episode import Episode, Segment
-
-LOGITS_AT_ONCE = 1 << 24
-"""Numbers; 64 MiB in float32, of which several copies exist while log-probs are computed."""
+from trainers.config import LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,12 @@ def policy_log_probs(
     batch: TokenBatch,
     temperature: float = 1.0,
     known_ids: int | None = None,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each policy token, and the entropy where it was chosen.
 
     Logits are computed at the positions before policy tokens only, and no more than
-    ``LOGITS_AT_ONCE`` numbers of them exist at a time: where there are more, they are computed in
+    ``logits_at_once`` numbers of them exist at a time: where there are more, they are computed in
     parts, and again in the backward pass.
 
     Args:
@@ -93,6 +92,7 @@ def policy_log_probs(
         batch: B episodes.
         temperature: Divides the logits, as in sampling.
         known_ids: Only ids below it have a probability, as in sampling; None for all.
+        logits_at_once: Positions times vocabulary; at least one position is computed at a time.
 
     Returns:
         Log-probs in nats and entropies in nats (detached), shape (policy tokens,) each, in the
@@ -101,7 +101,7 @@ def policy_log_probs(
     hidden = decoder(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     chosen = batch.policy_mask[:, 1:]  # hidden: (B, T, H)
     states, targets = hidden[:, :-1][chosen], batch.input_ids[:, 1:][chosen]  # (P, H), (P,)
-    size = max(1, LOGITS_AT_ONCE // int(decoder_config(model).vocab_size))
+    size = max(1, logits_at_once // int(decoder_config(model).vocab_size))
     if len(states) <= size:
         return _read_off(model, states, targets, temperature, known_ids)
     parts = [

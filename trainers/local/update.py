@@ -255,7 +255,11 @@ class Updater:
         for part in self._micro_batches([len(lesson.teacher[0]) for lesson in taught]):
             with computing_in(self.model, self.autocast):
                 found = divergence(
-                    self.model, [taught[i] for i in part], self.temperature, self._known
+                    self.model,
+                    [taught[i] for i in part],
+                    self.temperature,
+                    self._known,
+                    self.config.logits_at_once,
                 )
             value = float(found.detach())
             if not math.isfinite(value):
@@ -298,7 +302,9 @@ class Updater:
         sums["run_tokens"] += len(entropy)
 
     def _log_probs(self, model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        return policy_log_probs(model, batch, self.temperature, self._known)
+        return policy_log_probs(
+            model, batch, self.temperature, self._known, self.config.logits_at_once
+        )
 
     def _reference_log_probs(self, batch: TokenBatch) -> Tensor | None:
         if self.reference is None:
