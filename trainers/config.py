@@ -145,9 +145,10 @@ class OptimizationSettings:
         micro_batch_size: Episodes per forward pass, at most; gradients are accumulated.
         micro_batch_tokens: Tokens per forward pass, padding included, at most, unless a single
             episode is longer; episodes of similar length go together. 0 for no limit.
-        logits_at_once: Numbers of logits that exist at a time in the update, at most. Where the
-            policy wrote more tokens, they are computed in parts, and again in the backward pass.
-            Up to four copies of them exist, of 4 bytes a number.
+        logits_at_once: Numbers of logits that are computed at a time in the update, at most, or
+            those of one token. Where the policy wrote more tokens, they are computed in parts, and
+            again in the backward pass. About four copies of them exist, of 4 bytes a number; twice
+            as many with a teacher.
         gradient_checkpointing: Keep the input of each layer only and run the layer again in the
             backward pass: less memory for about a third more time.
         max_sampling_gap: Largest mean difference, in nats, between the log-probs that a micro-batch

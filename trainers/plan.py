@@ -27,7 +27,12 @@ from agents.lora import add_adapters
 from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.names import get_protocol, variant_of
-from trainers.config import LoraSettings, PolicySettings, TrainSettings
+from trainers.config import (
+    LoraSettings,
+    PolicySettings,
+    TrainSettings,
+    make_credit_from,
+)
 
 GIB = 1 << 30
 DOCUMENT_TOKENS = 200
@@ -36,7 +41,8 @@ LONGEST_DOCUMENT = 1_000_000
 CHARACTERS_PER_TOKEN = 4  # of English text
 OVERHEAD = 5 * GIB // 8
 """Bytes that an update on a CPU takes beside all that is counted: workspaces, and what the
-allocator cannot reuse. ``scripts.benchmarks.precision`` measures it with the rest."""
+allocator cannot reuse. It was chosen so that the plan is near the peaks that
+``scripts.benchmarks.precision`` measured on SmolLM2-135M (docs/guides/real-model.md)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def plan(
         document_tokens: Tokens of a document.
         longest: Tokens of the longest transcript, where they are known; None to reckon them from
             the settings.
-        written: How many of these the policy writes, at most, where that is known.
+        written: The most tokens that the policy writes in one transcript, where that is known.
 
     Raises:
         ValueError: If the model's configuration cannot be read, or ``document_tokens`` is out of
@@ -81,13 +87,21 @@ def plan(
         raise ValueError(
             f"a document has from 1 to {LONGEST_DOCUMENT:,} tokens, got {document_tokens:,}"
         )
-    o, autocast = config.optimization, config.policy.precision == "bfloat16-autocast"
+    o, e = config.optimization, config.environment
+    autocast = config.policy.precision == "bfloat16-autocast"
     longest = longest or longest_transcript(config, document_tokens)
     episodes = o.questions_per_step * o.group_size
-    batch = math.ceil(episodes / o.minibatches)
-    rows, width = min(o.micro_batch_size, batch), longest
+    sequences = math.ceil(episodes / o.minibatches)  # of an update
+    managed = e.keep_documents is not None or e.drop_thoughts  # an episode has several of them then
+    most = o.micro_batch_size if managed else min(o.micro_batch_size, sequences)
+    tokens = most * longest
     if o.micro_batch_tokens:
-        rows = max(1, min(rows, o.micro_batch_tokens // longest))
+        # Many short sequences fill a micro-batch as far as a few long ones do.
+        tokens = max(longest, min(tokens, o.micro_batch_tokens))
+    rows = math.ceil(tokens / longest)
+    width = math.ceil(tokens / rows)
+    teacher = make_credit_from(config.credit).has_teacher()
+    single_pass = not (managed or teacher) and tokens == sequences * longest
     with FakeTensorMode():
         model = _bare_model(config.policy)
         shape = decoder_config(model)
@@ -99,18 +113,24 @@ def plan(
         width_of_weight = model.dtype.itemsize
     layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
     copies = weights // 2 if autocast else 0  # the weights in bfloat16, once per pass
-    activations = saved - copies
+    activations = kept = saved - copies
     if o.gradient_checkpointing:
         # The input of each layer; and one layer at a time, with the gradients of what it keeps.
-        inputs = width_of_weight * rows * width * hidden * layers
-        activations = inputs + 2 * activations // layers
+        kept = width_of_weight * rows * width * hidden * layers
+        activations = kept + 2 * activations // layers
+    # A single pass frees what it kept as it makes the gradients, the output embedding's first. With
+    # several, the gradients of those before are there.
+    added = max(largest, gradients - kept) if single_pass else gradients
     head_dim = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else width_of_weight)
     beside = min(config.policy.batch_size, episodes)
     vocabulary = int(shape.vocab_size)
     turns = config.environment.max_searches + 1
-    written = rows * (written or min(width, turns * longest_turn(config.policy)))
+    written = min(tokens, most * (written or turns * longest_turn(config.policy)))
+    at_once = max(vocabulary, min(o.logits_at_once, written * vocabulary))
+    # Logits, log-probabilities, and two temporaries of the entropy; of both sides with a teacher.
+    logit_copies = 8 if teacher else 4
     # A batch whose rows end one by one leaves buffers of all its rows, of half of them, and so on.
     running = (2 * beside - 1) * longest
     left = episodes * running // beside
@@ -134,13 +154,10 @@ def plan(
             },
             "update": {
                 **lasting,
-                # A single pass frees what it kept as it makes the gradients; with several, those of
-                # the passes before are there.
-                "gradients": max(0, gradients - activations) if rows == batch else gradients,
+                "gradients": added,
                 "rounded weights": copies,
                 "activations": activations,
-                # Logits, log-probabilities, and two temporaries of the entropy.
-                "logits": 4 * 4 * min(o.logits_at_once, written * vocabulary),
+                "logits": 4 * logit_copies * at_once,
                 "temporaries": largest,
                 "overhead": overhead,
             },

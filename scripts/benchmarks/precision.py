@@ -57,7 +57,11 @@ THOUGHT = 150  # words of a long turn
 CASES: dict[str, tuple[str, ...]] = {
     "float32": ("policy.precision=float32",),
     "autocast": (AUTOCAST,),
-    "autocast, all at a time": (AUTOCAST, "optimization.micro_batch_size=1000"),
+    "autocast, all at a time": (
+        AUTOCAST,
+        "optimization.micro_batch_size=1000",
+        "optimization.micro_batch_tokens=0",
+    ),
     "autocast, checkpointed": (AUTOCAST, CHECKPOINTED),
     "autocast, 8-bit AdamW": (AUTOCAST, "optimization.optimizer=adamw8bit"),
     "bfloat16 weights": (ROUNDED,),

@@ -33,6 +33,7 @@ def test_the_cases_are_what_their_names_say(tiny_settings: Settings) -> None:
         assert config.optimization.gradient_checkpointing is ("checkpointed" in name)
         assert (config.optimization.optimizer == "adamw8bit") is ("8-bit" in name)
         assert (config.optimization.micro_batch_size == 1000) is ("all at a time" in name)
+        assert config.optimization.micro_batch_tokens == 0
         bound = {"logits whole": 1 << 40, "logits in eighths": LOGITS_AT_ONCE // 8}
         expected = bound.get(name.split(", ")[-1], LOGITS_AT_ONCE)
         assert config.optimization.logits_at_once == expected

@@ -84,7 +84,7 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     assert parts(kl=0.1)["reference"] == before["weights"]
     small = parts(optimizer="adamw8bit")["optimizer states"] / before["weights"]
     assert 0.5 < small < 0.52
-    assert parts(logits_at_once=1000)["logits"] == 4 * 4 * 1000  # bytes of four copies
+    assert parts(logits_at_once=50_000)["logits"] == 4 * 4 * 50_000  # bytes of four copies
     written = config.optimization.micro_batch_size * (2 + 1) * 10  # turns of 10 tokens
     vocabulary = json.loads((Path(config.policy.path) / "config.json").read_text())["vocab_size"]
     assert parts(logits_at_once=1 << 40)["logits"] == 4 * 4 * written * vocabulary
@@ -93,12 +93,47 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     ratio = single["activations"] * config.optimization.micro_batch_size / before["activations"]
     assert ratio == pytest.approx(1, rel=0.05)
     assert single["weights"] == before["weights"]
-    episodes = config.optimization.questions_per_step * config.optimization.group_size
-    whole = parts(micro_batch_size=episodes)
-    assert whole["gradients"] == max(0, before["gradients"] - whole["activations"])
-    assert parts(micro_batch_size=2 * episodes) == whole  # there are no more episodes
-    assert parts(micro_batch_size=episodes - 1)["gradients"] == before["gradients"]
-    assert parts(micro_batch_size=1, minibatches=episodes)["gradients"] < before["gradients"]
+
+
+def test_a_single_pass_holds_gradients_or_what_it_keeps(config: TrainSettings) -> None:
+    o = replace(config.optimization, questions_per_step=4, group_size=3)
+
+    def gradients(managed: bool = False, method: str = "outcome", **fields: int) -> int:
+        e = replace(config.environment, drop_thoughts=managed)
+        changed = replace(config, environment=e, optimization=replace(o, **fields))
+        changed = replace(changed, credit={"method": method})
+        return plan(changed, 20).phases["update"]["gradients"]
+
+    several = gradients(micro_batch_size=11)
+    assert several == plan(config, 20).phases["update"]["weights"]
+    assert gradients(micro_batch_size=12) < several
+    assert gradients(micro_batch_size=12) == gradients(micro_batch_size=100)
+    assert gradients(micro_batch_size=1, minibatches=12) < several
+    longest = longest_transcript(config, 20)
+    assert gradients(micro_batch_size=12, micro_batch_tokens=12 * longest) < several
+    assert gradients(micro_batch_size=12, micro_batch_tokens=12 * longest - 1) == several
+    # Contexts that are managed make more sequences than episodes, and a teacher makes passes more.
+    assert gradients(managed=True, micro_batch_size=12) == several
+    assert gradients(method="sd_search", micro_batch_size=12) == several
+
+
+def test_short_sequences_fill_a_micro_batch_of_tokens(config: TrainSettings) -> None:
+    def update(tokens: int) -> dict[str, int]:
+        o = replace(config.optimization, micro_batch_tokens=tokens, micro_batch_size=100)
+        return plan(replace(config, optimization=o), 20).phases["update"]
+
+    longest = longest_transcript(config, 20)
+    found = [update(tokens)["activations"] for tokens in range(1, 5 * longest, longest // 3)]
+    assert found == sorted(found)
+    assert found[0] == update(longest)["activations"]  # a single episode may be longer
+    assert found[-1] > 4 * found[0]
+
+
+def test_logits_of_a_token_are_the_least(config: TrainSettings) -> None:
+    shape = json.loads((Path(config.policy.path) / "config.json").read_text(encoding="utf-8"))
+    o = replace(config.optimization, logits_at_once=1)
+    logits = plan(replace(config, optimization=o), 20).phases["update"]["logits"]
+    assert logits == 4 * 4 * shape["vocab_size"]
 
 
 def test_bfloat16_weights_and_adapters(config: TrainSettings) -> None:

@@ -16,9 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
-from agents.inference import check_weights
+from agents.inference import check_weights, logits_after
 from agents.transformers_policy import TransformersPolicy
+from igsearch_env.credit import SDSearch
 from igsearch_env.episode import Episode
 from trainers.config import OptimizationSettings, TrainSettings
 from trainers.local.checkpoint import save_checkpoint, save_policy
@@ -457,6 +459,31 @@ def test_cutting_by_tokens_or_recomputing_activations_or_logits_in_parts_changes
         {"logits_at_once": 1},  # a position at a time all the same
     ):
         assert difference(expected, trained(**options)) < 1e-4, options
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_no_more_logits_are_computed_at_a_time_than_the_settings_say(
+    make_policy: MakePolicy,
+    sampled: list[Episode],
+    monkeypatch: pytest.MonkeyPatch,
+    teacher: bool,
+) -> None:
+    policy = make_policy()
+    rows: list[int] = []
+
+    def counted(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+        rows.append(len(states))
+        return logits_after(model, states)
+
+    monkeypatch.setattr("trainers.local.token_batch.logits_after", counted)
+    monkeypatch.setattr("trainers.local.distillation.logits_after", counted)
+    limit = 3 * policy.model.config.vocab_size
+    advantages = [np.zeros(one.policy_tokens) for one in sampled] if teacher else noise(sampled)
+    told = SDSearch(0.1).hindsight(sampled) if teacher else None
+    rng = np.random.default_rng(0)
+    updater(policy, logits_at_once=limit).step(sampled, advantages, rng, hindsight=told)
+    assert len(rows) > 2
+    assert max(rows) == 3
 
 
 def test_gradient_checkpointing_keeps_the_inputs_of_layers_only(
