@@ -1,4 +1,4 @@
-"""The credit laboratory: every credit assignment method on the same worlds, questions and budget.
+"""The credit laboratory: every credit assignment method on the same questions and budget.
 
 python -m scripts.laboratory.compare_credit develop --out runs/credit --arms grpo oracle ig
 python -m scripts.laboratory.compare_credit qualify --out runs/credit
@@ -10,8 +10,9 @@ on development seeds which regimes can tell arms apart. `compare` runs the quali
 fresh seeds, and refuses to go on once the study has been changed. `report` makes tables, file
 and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
 while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
-ever made, so that another machine can go on from it. Another study, --study study_real.toml, has
-files of its own there: credit_real.json, credit_real_runs.jsonl and so on.
+ever made, so that another machine can go on from it. A study's files are called by its name:
+those of --study scripts/laboratory/study_real.toml are credit_real_runs.jsonl, credit_real.json and
+so on. Give each study an --out of its own.
 """
 
 from __future__ import annotations
@@ -88,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.out /= "smoke"  # nothing of it is ever taken for the real thing
         arguments.report = arguments.report and arguments.report / "smoke"
     folder = arguments.report or arguments.out
-    arguments.name = "credit" + arguments.study.stem.removeprefix("study")
-    store = ResultStore(arguments.out, folder / f"{arguments.name}_runs.jsonl")
+    store = ResultStore(arguments.out, folder / f"{study.name}_runs.jsonl")
     unknown = set(arguments.regimes or ()) - study.regimes.keys()
     unknown |= set(arguments.arms or ()) - study.arms.keys()
     if unknown:
@@ -137,10 +137,13 @@ def _development_seeds(study: Study, arguments: argparse.Namespace) -> Sequence[
 
 def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> None:
     """Decide which regimes can tell arms apart, on development seeds alone."""
-    from scripts.laboratory.trial import look_at_start  # loads torch
+    from scripts.laboratory.trial import held_out, look_at_start  # loads torch
 
     regimes = arguments.regimes or list(study.regimes)
     seeds = study.development_seeds
+    for regime in regimes:
+        for stage, seed in (("qualify", seeds[0]), ("compare", study.seeds[0])):
+            held_out(study, Trial(stage, regime, "grpo", seed))
     arms = ("grpo", "oracle")
     trials = [Trial("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
     runs = store.run(study, trials, arguments.workers)
@@ -228,7 +231,7 @@ def report(study: Study, store: ResultStore, arguments: argparse.Namespace) -> N
     Verdicts on regimes that this folder of runs has none of stay as the last report has them.
     """
     folder = arguments.report or arguments.out
-    json_file, page, plot = (folder / f"{arguments.name}.{kind}" for kind in ("json", "md", "png"))
+    json_file, page, plot = (folder / f"{study.name}.{kind}" for kind in ("json", "md", "png"))
     last = _read_if_there(json_file).get("verdicts", {})
     qualified = last | _read_if_there(_verdicts(arguments))
     rows = store.record()

@@ -80,7 +80,6 @@ class Study:
     """Everything that is settled before fresh worlds are looked at.
 
     Args:
-        title: What it is of, and for whom it says nothing: stands above its tables and plots.
         base: File of the training settings that everything starts from.
         checkpoints: Warm-started policies; seed s starts from the s-th, round and round.
         seeds: Fresh seeds. A seed fixes world, questions, checkpoint and sampling.
@@ -91,9 +90,10 @@ class Study:
         qualifying_groups: Groups of G rollouts that a regime is looked at with before training.
         arms: By name; ``"grpo"`` and ``"oracle"`` must be among them.
         regimes: By name.
+        name: What its record and its reports are called.
+        title: What the study is about and what it does not show; printed with tables and plots.
     """
 
-    title: str
     base: str
     checkpoints: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -104,6 +104,8 @@ class Study:
     qualifying_groups: int
     arms: dict[str, Arm]
     regimes: dict[str, Regime]
+    name: str = "credit"
+    title: str = "a study of one's own"
 
     def __post_init__(self) -> None:
         if common := set(self.seeds) & set(self.development_seeds):
@@ -219,12 +221,33 @@ def rests_on(study: Study) -> dict[str, Any]:
         paths |= dict.fromkeys(regime.checkpoints)
     hashes = {path: checkpoint_hash(path) for path in paths}
     parts = asdict(study) | {"base": _base_settings(study)}
-    del parts["checkpoints"], parts["title"]
+    del parts["checkpoints"], parts["name"], parts["title"]
     for regime in parts["regimes"].values():
         regime["checkpoints"] = [hashes[path] for path in regime["checkpoints"]]
-    return {name: _hash_of(part) for name, part in parts.items()} | {
-        "checkpoints": list(hashes.values())
-    }
+    found = {name: _hash_of(part) for name, part in parts.items()}
+    found["checkpoints"] = list(hashes.values())
+    trials = [Trial("compare", name, "grpo", study.seeds[0]) for name in study.regimes]
+    data = [data_hashes(trial_settings(study, trial)) for trial in trials]
+    return found | ({"data": data} if any(data) else {})
+
+
+def data_hashes(config: TrainSettings) -> dict[str, str]:
+    """Hashes of the files of questions and of the index that a run reads, where they are here.
+
+    A world is made from its seed, and a server's documents cannot be seen.
+    """
+    e = config.environment
+    found = {}
+    for name, place in (
+        ("questions", e.questions),
+        ("eval_questions", e.eval_questions),
+        ("retriever", e.retriever),
+    ):
+        path = Path(place)
+        path = path / "manifest.json" if path.is_dir() else path
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
 
 
 def _hash_of(data: Any) -> str:
@@ -246,7 +269,11 @@ def settings_record(config: TrainSettings) -> dict[str, Any]:
 
 
 def is_result_of(run: Mapping[str, Any], study: Study, trial: Trial) -> bool:
-    """Whether a kept run is what the study asks for now: settings, checkpoint, evaluations."""
+    """Whether a kept run is what the study asks for now: settings, checkpoint, data, evaluations.
+
+    A checkpoint, question files or an index that are not here cannot be compared, and count as the
+    same: a report can be made of a record alone.
+    """
     config = trial_settings(study, trial)
     sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
     try:
@@ -255,7 +282,8 @@ def is_result_of(run: Mapping[str, Any], study: Study, trial: Trial) -> bool:
         return False
     return (
         kept == settings_record(config)
-        and run.get("checkpoint") == checkpoint_hash(config.policy.path)
+        and checkpoint_hash(config.policy.path) in (run.get("checkpoint"), config.policy.path)
+        and all(run.get("data", {}).get(k, v) == v for k, v in data_hashes(config).items())
         and [(one["questions"], one["samples"]) for one in run["evaluations"]] == sizes
     )
 
@@ -271,7 +299,8 @@ def settings_hash(study: Study, regime: str) -> str:
     for trial in trials:
         data = _settings_of(study, trial)  # as written: a setting added later changes no hash
         rests += [checkpoint_hash(data["policy"].pop("path")), data]
-    return _hash_of(rests)
+    data = data_hashes(trial_settings(study, trials[0]))
+    return _hash_of([*rests, data] if data else rests)
 
 
 def shortened(study: Study) -> Study:

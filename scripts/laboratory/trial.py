@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections import defaultdict
@@ -24,15 +25,18 @@ from scripts.laboratory.study import (
     Study,
     Trial,
     checkpoint_hash,
+    data_hashes,
     evaluation_size,
     settings_record,
     trial_settings,
 )
+from trainers.config import TrainSettings
 from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
-EVAL_BATCH = 512
+EVAL_BATCH = 512  # in worlds, whose policies are tiny
+WORLD_SETS = ("world-train", "world-test")
 COLUMNS = (
     "em",
     "all_fail",
@@ -94,6 +98,7 @@ def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "changes": list(trial.changes),
         "config": settings_record(config),
         "checkpoint": checkpoint_hash(config.policy.path),
+        "data": data_hashes(config),
         "evaluations": evaluations,
         "training": [
             _means(log[steps * quarter // QUARTERS : steps * (quarter + 1) // QUARTERS])
@@ -107,20 +112,39 @@ def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
 
 
 def held_out(study: Study, trial: Trial) -> list[Question]:
-    """The questions that a run is evaluated with.
+    """The questions that a run is evaluated with; of a file, the same ones for every seed.
 
     Raises:
-        ValueError: If its world has fewer than the study asks.
+        ValueError: If there are fewer than the study asks, or the gold documents of one are not
+            known.
     """
     config = trial_settings(study, trial)
-    questions = make_questions(config.environment.eval_questions, config.world)
+    name = config.environment.eval_questions
+    questions = _shuffled(make_questions(name, config.world), name)
     asked, _ = evaluation_size(study, trial, QUARTERS)
     if len(questions) < asked:
         raise ValueError(
-            f"{trial.name} is to be asked {asked} held-out questions, but its world has "
+            f"{trial.name} is to be asked {asked} held-out questions, but {name} has "
             f"{len(questions)}; ask fewer"
         )
     return questions
+
+
+def _shuffled(questions: Sequence[Question], name: str) -> list[Question]:
+    """The questions of a file in a random order, since files are often sorted; always the same one.
+
+    Raises:
+        ValueError: If a question names no gold documents.
+    """
+    for question in questions:
+        if not question.gold_ids:
+            raise ValueError(
+                f"question {question.id!r} of {name} has no gold_ids, by which the laboratory "
+                "counts what searches find; leave it out"
+            )
+    if name in WORLD_SETS:  # mixed by the seed of the world
+        return list(questions)
+    return random.Random(0).sample(list(questions), len(questions))
 
 
 def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
@@ -140,11 +164,11 @@ def look_at_start(study: Study, regime: str, seed: int) -> dict[str, float]:
     set_threads(config.run.threads)
     engine = make_training_engine(config, config.run.seed)
     policy = make_policy(
-        replace(config.policy, batch_size=EVAL_BATCH),
+        replace(config.policy, batch_size=_batch_size(config)),
         config.environment.protocol,
         temperature=config.policy.temperature,
     )
-    asked = engine.questions[: study.qualifying_groups]
+    asked = _shuffled(engine.questions, config.environment.questions)[: study.qualifying_groups]
     size = config.optimization.group_size
     repeated = [question for question in asked for _ in range(size)]
     episodes = play_questions(engine, policy, repeated, seed=seed)
@@ -169,7 +193,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Sampled figures on held-out questions, ``samples`` times each."""
     policy = trainer.policy.fresh(0)  # the weights as they are now, in larger batches
-    policy.batch_size = EVAL_BATCH
+    policy.batch_size = _batch_size(trainer.config)
     episodes: list[Episode] = []
     for number in range(samples):
         episodes += play_questions(trainer.engine, policy, questions, seed=EVAL_SEED + number)
@@ -193,12 +217,17 @@ def _evaluate(
         "em": means["em"],
         "em_by_hops": {str(hops): float(np.mean(ems)) for hops, ems in sorted(by_hops.items())},
         "pass_at": {str(k): float(right[:k].max(axis=0).mean()) for k in _powers(samples)},
-        "gold_documents": means["gold_documents"],
+        "gold_documents": means.get("gold_documents"),
         "hop_hits": [float(np.mean(by_hop[number])) for number in sorted(by_hop)],
         "gold_by_search": [float(np.mean(by_search[number])) for number in sorted(by_search)],
         "searches": means["searches"],
         "query_tokens": means.get("query_tokens", 0.0),
     }
+
+
+def _batch_size(config: TrainSettings) -> int:
+    """Rollouts at a time in an evaluation."""
+    return EVAL_BATCH if config.environment.questions in WORLD_SETS else config.policy.batch_size
 
 
 def _hop_hits(episode: Episode) -> list[bool]:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ from scripts.laboratory.study import (
     trial_settings,
 )
 from scripts.laboratory.trial import held_out, look_at_start, run_trial
-from trainers.config import make_credit_from
+from trainers.config import WorldSettings, make_credit_from
+from trainers.setup import make_world
 
 ENDLESS = """
 import multiprocessing, os, sys, time
@@ -456,6 +458,91 @@ def test_questions_of_several_hops_and_their_gold_documents_are_told_apart() -> 
         hits = [rate * share for rate, share in zip(found["hop_hits"], shares, strict=True)]
         assert hits == pytest.approx([round(hit) for hit in hits])
         assert 0 <= found["gold_documents"] <= 1
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def with_files(tmp_path: Path) -> Study:
+    """The study on files of questions and documents, sorted by hops as such files often are."""
+    world = make_world(WorldSettings(people=40, hops=(1, 2)))
+    documents = ({"id": d.id, "title": d.title, "text": d.text} for d in world.documents)
+    environment = {"retriever": str(write_rows(tmp_path / "corpus.jsonl", documents))}
+    for name, asked in (
+        ("questions", world.train_questions),
+        ("eval_questions", world.test_questions),
+    ):
+        rows = [
+            {
+                "id": q.id,
+                "question": q.text,
+                "golden_answers": list(q.golden_answers),
+                "supporting_ids": list(q.gold_ids),
+                "hops": q.hops,
+            }
+            for hops in (1, 2)
+            for q in [one for one in asked if one.hops == hops][:20]
+        ]
+        environment[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
+    study = shortened(load_study(STUDY))
+    settings = merged(study.regimes["no_second_try"].settings, {"environment": environment})
+    regime = replace(study.regimes["no_second_try"], settings=settings)
+    return replace(study, regimes={"no_second_try": regime}, interim_questions=8)
+
+
+def test_question_files_are_asked_in_a_random_order_that_stays(with_files: Study) -> None:
+    trial = Trial("compare", "no_second_try", "grpo", 0)
+    first, again = held_out(with_files, trial), held_out(with_files, replace(trial, seed=1))
+    assert [q.id for q in first] == [q.id for q in again]
+    hops = [q.hops for q in first]
+    assert sorted(hops) != hops
+    look = look_at_start(with_files, "no_second_try", 100)
+    assert all(0 <= value <= 1 for value in look.values())
+
+
+def test_a_kept_run_counts_only_for_the_files_that_it_read(
+    with_files: Study, tmp_path: Path
+) -> None:
+    trial = Trial("develop", "no_second_try", "grpo", 100)
+    run = json.loads(json.dumps(run_trial(with_files, trial)))
+    assert run["data"].keys() == {"questions", "eval_questions", "retriever"}
+    before = (rests_on(with_files), settings_hash(with_files, "no_second_try"))
+    assert is_result_of(run, with_files, trial)
+    for name in ("questions.jsonl", "eval_questions.jsonl", "corpus.jsonl"):
+        file = tmp_path / name
+        rows = file.read_text()
+        file.write_text(rows[: rows.rindex("\n", 0, -1) + 1])  # one row fewer
+        assert not is_result_of(run, with_files, trial)
+        assert rests_on(with_files) != before[0]
+        assert settings_hash(with_files, "no_second_try") != before[1]
+        file.unlink()
+        assert is_result_of(run, with_files, trial)  # a record can be read where its files are not
+        file.write_text(rows)
+    assert (rests_on(with_files), settings_hash(with_files, "no_second_try")) == before
+
+
+def test_questions_without_gold_documents_are_refused_before_anything_runs(
+    with_files: Study, tmp_path: Path
+) -> None:
+    file = tmp_path / "eval_questions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    del rows[3]["supporting_ids"]
+    write_rows(file, rows)
+    with pytest.raises(ValueError, match=f"{rows[3]['id']}.* has no gold_ids"):
+        held_out(with_files, Trial("develop", "no_second_try", "grpo", 100))
+
+
+def test_a_study_has_files_by_its_name(tmp_path: Path) -> None:
+    study = tmp_path / "mine.toml"
+    study.write_text(f'name = "mine"\n{STUDY.read_text()}')
+    call = ["report", "--study", study, "--out", tmp_path / "a", "--report", tmp_path]
+    with pytest.raises(ValueError, match="nothing to report"):
+        compare_credit.main([*map(str, call)])
+    assert (tmp_path / "mine_runs.jsonl").exists()
+    assert not (tmp_path / "credit_runs.jsonl").exists()
 
 
 def test_gold_documents_have_columns_where_they_were_kept() -> None:
