@@ -112,12 +112,18 @@ def plan(
         states = sum(one.numel() for one in trained) * _state_bytes(o.optimizer, trained[0].dtype)
         width_of_weight = model.dtype.itemsize
     layers, hidden = int(shape.num_hidden_layers), int(shape.hidden_size)
+    vocabulary, turns = int(shape.vocab_size), e.max_searches + 1
+    written = min(tokens, most * (written or turns * longest_turn(config.policy)))
+    at_once = max(vocabulary, min(o.logits_at_once, written * vocabulary))
+    # Logits, log-probabilities, and two temporaries of the entropy; of both sides with a teacher.
+    logits = 4 * (8 if teacher else 4) * at_once
     copies = weights // 2 if autocast else 0  # the weights in bfloat16, once per pass
     activations = kept = saved - copies
     if o.gradient_checkpointing:
-        # The input of each layer; and one layer at a time, with the gradients of what it keeps.
+        # The input of each layer; and, once the logits are gone, one layer at a time with the
+        # gradients of what it keeps.
         kept = width_of_weight * rows * width * hidden * layers
-        activations = kept + 2 * activations // layers
+        activations = kept + max(0, 2 * activations // layers - logits)
     # A single pass frees what it kept as it makes the gradients, the output embedding's first. With
     # several, the gradients of those before are there.
     added = max(largest, gradients - kept) if single_pass else gradients
@@ -125,12 +131,6 @@ def plan(
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     per_token = 2 * layers * int(heads) * int(head_dim) * (2 if autocast else width_of_weight)
     beside = min(config.policy.batch_size, episodes)
-    vocabulary = int(shape.vocab_size)
-    turns = config.environment.max_searches + 1
-    written = min(tokens, most * (written or turns * longest_turn(config.policy)))
-    at_once = max(vocabulary, min(o.logits_at_once, written * vocabulary))
-    # Logits, log-probabilities, and two temporaries of the entropy; of both sides with a teacher.
-    logit_copies = 8 if teacher else 4
     # A batch whose rows end one by one leaves buffers of all its rows, of half of them, and so on.
     running = (2 * beside - 1) * longest
     left = episodes * running // beside
@@ -157,7 +157,7 @@ def plan(
                 "gradients": added,
                 "rounded weights": copies,
                 "activations": activations,
-                "logits": 4 * logit_copies * at_once,
+                "logits": logits,
                 "temporaries": largest,
                 "overhead": overhead,
             },

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle, islice
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,7 +170,7 @@ def measure_update(
 
     The first has an episode only.
     """
-    from trainers.local.token_batch import episode_tokens
+    from trainers.local.token_batch import episode_tokens, micro_batches
     from trainers.local.update import Updater
     from trainers.memory import large_blocks_given_back
     from trainers.plan import plan
@@ -176,8 +178,9 @@ def measure_update(
     episodes = [sampled(episode) for episode in played]
     rows = [episode_tokens(episode, policy.tokenizer) for episode in episodes]
     lengths = [len(ids) for ids, _ in rows]
-    written = max(sum(mask) for _, mask in rows)
     o, temperature = config.optimization, config.policy.temperature
+    parts = micro_batches(lengths, sys.maxsize, o.micro_batch_size)
+    written = max(ceil(sum(sum(rows[i][1]) for i in part) / len(part)) for part in parts)
     # As many episodes as there are, each as long as the longest of them.
     small = replace(config, optimization=replace(o, questions_per_step=len(rows), group_size=1))
     planned = plan(small, longest=max(lengths), written=written).phases["update"]

@@ -142,8 +142,8 @@ def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
     regimes = arguments.regimes or list(study.regimes)
     seeds = study.development_seeds
     for regime in regimes:
-        for stage, seed in (("qualify", seeds[0]), ("compare", study.seeds[0])):
-            held_out(study, Trial(stage, regime, "grpo", seed))
+        held_out(study, Trial("qualify", regime, "grpo", seeds[0]))
+        held_out(study, Trial("compare", regime, "grpo", study.seeds[0]))
     arms = ("grpo", "oracle")
     trials = [Trial("develop", r, arm, seed) for r in regimes for seed in seeds for arm in arms]
     runs = store.run(study, trials, arguments.workers)

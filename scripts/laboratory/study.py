@@ -224,7 +224,7 @@ def rests_on(study: Study) -> dict[str, Any]:
     del parts["checkpoints"], parts["name"], parts["title"]
     for regime in parts["regimes"].values():
         regime["checkpoints"] = [hashes[path] for path in regime["checkpoints"]]
-    found = {name: _hash_of(part) for name, part in parts.items()}
+    found: dict[str, Any] = {name: _hash_of(part) for name, part in parts.items()}
     found["checkpoints"] = list(hashes.values())
     trials = [Trial("compare", name, "grpo", study.seeds[0]) for name in study.regimes]
     data = [data_hashes(trial_settings(study, trial)) for trial in trials]
