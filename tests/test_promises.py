@@ -269,6 +269,8 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
     "docs/guides/real-model.md": {
         "vocabulary times tokens never exists whole": (
             f"{TRAINERS}/test_update.py::"
+            "test_no_more_logits_are_computed_at_a_time_than_the_settings_say",
+            f"{TRAINERS}/test_update.py::"
             "test_cutting_by_tokens_or_recomputing_activations_or_logits_in_parts_changes_no_gradient",
         ),
     },
