@@ -27,12 +27,7 @@ from agents.lora import add_adapters
 from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.names import get_protocol, variant_of
-from trainers.config import (
-    LoraSettings,
-    PolicySettings,
-    TrainSettings,
-    make_credit_from,
-)
+from trainers.config import LoraSettings, PolicySettings, TrainSettings, make_credit_from
 
 GIB = 1 << 30
 DOCUMENT_TOKENS = 200

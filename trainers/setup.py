@@ -48,12 +48,16 @@ def make_world(config: WorldSettings) -> World:
     )
 
 
+WORLD_QUESTIONS = {"world-train": "train_questions", "world-test": "test_questions"}
+"""Names of the questions of a run's own world, and where the world has them."""
+
+
 def make_questions(name: str, world: WorldSettings) -> list[Question]:
     """Questions by name or file; those of the embedded world are of the world of the run."""
-    sets = {"world-train": "train_questions", "world-test": "test_questions"}
-    if name not in sets:
+    if name not in WORLD_QUESTIONS:
         return load_questions(name)
-    found = [q for q in getattr(make_world(world), sets[name]) if q.hops in world.hops]
+    of_world = getattr(make_world(world), WORLD_QUESTIONS[name])
+    found = [q for q in of_world if q.hops in world.hops]
     if not found:
         raise ValueError(f"the world has no questions of {world.hops} hops; it has 1, 2 and 3")
     return found
@@ -68,7 +72,7 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
     e = config.environment
     credit = make_credit_from(config.credit)
     # A bare name of the embedded world means the world of the run; all others say it themselves.
-    own_questions = e.questions in ("world-train", "world-test")
+    own_questions = e.questions in WORLD_QUESTIONS
     own_documents = e.retriever == "world" or (e.retriever == "bm25" and own_questions)
     questions = make_questions(e.questions, config.world)
     documents = make_world(config.world).documents if own_documents else None

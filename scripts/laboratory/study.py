@@ -105,7 +105,7 @@ class Study:
     arms: dict[str, Arm]
     regimes: dict[str, Regime]
     name: str = "credit"
-    title: str = "a study of one's own"
+    title: str = "a study of your own"
 
     def __post_init__(self) -> None:
         if common := set(self.seeds) & set(self.development_seeds):

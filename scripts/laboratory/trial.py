@@ -32,11 +32,10 @@ from scripts.laboratory.study import (
 )
 from trainers.config import TrainSettings
 from trainers.local.grpo import GRPOTrainer
-from trainers.setup import make_policy, make_questions, make_training_engine
+from trainers.setup import WORLD_QUESTIONS, make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
 EVAL_BATCH = 512  # in worlds, whose policies are tiny
-WORLD_SETS = ("world-train", "world-test")
 COLUMNS = (
     "em",
     "all_fail",
@@ -142,7 +141,7 @@ def _shuffled(questions: Sequence[Question], name: str) -> list[Question]:
                 f"question {question.id!r} of {name} has no gold_ids, by which the laboratory "
                 "counts what searches find; leave it out"
             )
-    if name in WORLD_SETS:  # mixed by the seed of the world
+    if name in WORLD_QUESTIONS:  # mixed by the seed of the world
         return list(questions)
     return random.Random(0).sample(list(questions), len(questions))
 
@@ -227,7 +226,9 @@ def _evaluate(
 
 def _batch_size(config: TrainSettings) -> int:
     """Rollouts at a time in an evaluation."""
-    return EVAL_BATCH if config.environment.questions in WORLD_SETS else config.policy.batch_size
+    return (
+        EVAL_BATCH if config.environment.questions in WORLD_QUESTIONS else config.policy.batch_size
+    )
 
 
 def _hop_hits(episode: Episode) -> list[bool]:

@@ -95,6 +95,26 @@ def test_each_setting_changes_its_own_component(config: TrainSettings) -> None:
     assert single["weights"] == before["weights"]
 
 
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(
+    config: TrainSettings, tmp_path: Path
+) -> None:
+    shape = SHAPES["smollm2"]
+    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+    config = replace(config, policy=replace(config.policy, path=str(tmp_path)))
+
+    def activations(**fields: object) -> int:
+        changed = replace(config, optimization=replace(config.optimization, **fields))
+        return plan(changed, 20).phases["update"]["activations"]
+
+    rows, width = config.optimization.micro_batch_size, longest_transcript(config, 20)
+    inputs = 4 * rows * width * 576 * 30
+    layer = 2 * activations() / 30  # with the gradients of what it keeps
+    few, many = 49_152, 1 << 40  # logits at a time; they are gone when a layer is run again
+    found = activations(gradient_checkpointing=True, logits_at_once=few)
+    assert found == pytest.approx(inputs + layer - 4 * 4 * few)
+    assert activations(gradient_checkpointing=True, logits_at_once=many) == inputs
+
+
 def test_a_single_pass_holds_gradients_or_what_it_keeps(config: TrainSettings) -> None:
     o = replace(config.optimization, questions_per_step=4, group_size=3)
 
@@ -243,28 +263,6 @@ SHAPES: dict[str, dict[str, object]] = {
     },  # SmolLM2-135M's
 }
 CONFIGS = Path("trainers/configs")
-
-
-def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(
-    config: TrainSettings, tmp_path: Path
-) -> None:
-    shape = SHAPES["smollm2"]
-    (tmp_path / "config.json").write_text(json.dumps(shape), encoding="utf-8")
-    config = replace(config, policy=replace(config.policy, path=str(tmp_path)))
-
-    def activations(**fields: object) -> int:
-        changed = replace(config, optimization=replace(config.optimization, **fields))
-        return plan(changed, 20).phases["update"]["activations"]
-
-    rows, width = config.optimization.micro_batch_size, longest_transcript(config, 20)
-    inputs = 4 * rows * width * 576 * 30
-    layer = 2 * activations() / 30  # with the gradients of what it keeps
-    few, many = 49_152, 1 << 40  # logits at a time; they are gone when a layer is run again
-    found = activations(gradient_checkpointing=True, logits_at_once=few)
-    assert found == pytest.approx(inputs + layer - 4 * 4 * few)
-    assert activations(gradient_checkpointing=True, logits_at_once=many) == inputs
-
-
 # Those of OpenRLHF hold its own flags, and memory is its own business.
 NAMES = sorted(p.stem for p in CONFIGS.glob("*.toml") if not p.stem.startswith("openrlhf"))
 SHAPE_OF = {"paper": "qwen2", "instruct": "qwen2", "smollm2": "smollm2", "demo": None}
