@@ -31,6 +31,10 @@ from trainers.optimizer import STOPPED, NotFiniteError, clip_gradients, make_opt
 
 logger = logging.getLogger(__name__)
 
+KEPT = 1 << 28
+"""Bytes of freed memory that may be kept from one micro-batch to the next, whose widths differ, so
+that its blocks do not fit the holes."""
+
 
 @dataclass
 class _Row:
@@ -233,7 +237,7 @@ class Updater:
         for indices in self._micro_batches([len(row.ids) for row in rows]):
             part = [rows[i] for i in indices]
             self._accumulate(part, total, sums, first=first)
-            give_back_freed_memory()  # the next one has other widths, which do not fit its holes
+            give_back_freed_memory(KEPT)
             if progress is not None:
                 progress(len(part))
         self._learn_from_teacher(taught, weight, sums)
@@ -265,7 +269,7 @@ class Updater:
             if not math.isfinite(value):
                 raise NotFiniteError(f"the divergence from the teacher is {value}; {STOPPED}")
             (weight * found / total).backward()
-            give_back_freed_memory()
+            give_back_freed_memory(KEPT)
             sums["divergence"] += value
         sums["taught_tokens"] += total
 
