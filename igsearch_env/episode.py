@@ -79,6 +79,8 @@ class Question:
         gold_titles: Titles of the gold documents, where known.
         silver_ids: Ids of documents that :func:`igsearch_env.data.silver.find_silver` takes for
             evidence without any annotation; None if nobody has looked, empty if there are none.
+        answer_distances: Pairs of a document's id and its distance to the answer, as
+            :func:`igsearch_env.data.silver.answer_distances` finds them; None if nobody has looked.
 
     Raises:
         ValueError: If the text or an answer is blank.
@@ -92,6 +94,7 @@ class Question:
     gold_ids: tuple[str, ...] = ()
     gold_titles: tuple[str, ...] = ()
     silver_ids: tuple[str, ...] | None = None
+    answer_distances: tuple[tuple[str, int], ...] | None = None
 
     def __post_init__(self) -> None:
         _clean(self, "id", "text", "dataset")

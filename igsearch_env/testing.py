@@ -46,13 +46,21 @@ STRANGE_TEXTS = (
 """Text that a policy may write or a corpus may hold."""
 
 QUESTIONS = (
-    Question("lima", "What is the capital of Peru?", ("Lima",), gold_ids=("d1",), silver_ids=()),
+    Question(
+        "lima",
+        "What is the capital of Peru?",
+        ("Lima",),
+        gold_ids=("d1",),
+        silver_ids=(),
+        answer_distances=(),
+    ),
     Question(
         "tokyo",
         "日本の首都はどこですか? 🙂",
         ("東京", "Tokyo"),
         gold_ids=("d2", "d3"),
         silver_ids=("d2",),
+        answer_distances=(("d2", 0), ("d1", 1)),
     ),
 )
 
@@ -437,7 +445,7 @@ def check_outcome(outcome: Outcome, bounds: Sequence[float] = ()) -> None:
     """
     search = "<search> capital of Peru </search>"
     answers = [f"<answer> {text} </answer>" for text in ("Lima", "Rome", *STRANGE_TEXTS)]
-    plain = replace(QUESTIONS[0], gold_ids=(), silver_ids=None)
+    plain = replace(QUESTIONS[0], gold_ids=(), silver_ids=None, answer_distances=None)
 
     def ended() -> list[Episode]:
         episodes = [e for e in _rollouts() if not e.unscored]

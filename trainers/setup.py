@@ -91,13 +91,11 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
 
 
 def _with_silver(questions: list[Question], retriever: Retriever) -> list[Question]:
-    """The questions with silver evidence; what a file of questions says of it already is kept."""
-    if all(question.silver_ids is not None for question in questions):
-        return questions
+    """The questions with silver evidence, which is looked for in the corpus that is searched."""
     if not isinstance(retriever, IndexedRetriever):
         raise ValueError(
             f"silver evidence is looked for in the corpus, and {type(retriever).__name__} does not "
-            "hold one; give an index or a corpus, or questions with silver_ids"
+            "hold one; give an index or a corpus"
         )
     return with_silver(questions, retriever.documents, retriever)
 

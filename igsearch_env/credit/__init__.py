@@ -19,6 +19,7 @@ from igsearch_env.credit.base import (
 )
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup, BeliefShift, DeltaBelief
 from igsearch_env.credit.enabling import Enabling
+from igsearch_env.credit.gdcr import GDCR
 from igsearch_env.credit.gigpo import GiGPO, GiGPOCode
 from igsearch_env.credit.groups import group_advantages
 from igsearch_env.credit.grpo import GRPO
@@ -38,6 +39,7 @@ from igsearch_env.credit.silver_rollouts import SilverRollouts
 
 __all__ = [
     "CREDIT",
+    "GDCR",
     "GRPO",
     "IGPO",
     "RLOO",

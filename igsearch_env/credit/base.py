@@ -46,8 +46,9 @@ class CreditAssignment(ABC):
         uses_enabling: Set it to True if the method reads ``step.enabling``, how much the documents
             of a search raised the probability of the next query. It needs counterfactuals, so
             ``uses_information_gain`` must be True.
-        uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
-            looks for silver evidence in the corpus before it starts.
+        uses_silver: Set it to True if the method reads ``question.silver_ids`` or
+            ``question.answer_distances``; a trainer then looks for silver evidence in the corpus
+            before it starts.
 
     Raises:
         TypeError: When a class is defined that misspells one of these names, or that has a public

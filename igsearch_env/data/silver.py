@@ -125,11 +125,7 @@ def find_silver(
     """
     if max_length < 1:
         raise ValueError(f"max_length must be at least 1, got {max_length}")
-    named = [
-        document
-        for title in dict.fromkeys(graph.titles_in(question.text))
-        for document in graph.titled(title)
-    ]
+    named = _named(question, graph)
     if _is_comparison(question):
         ids = tuple(sorted({document.id for document in named}))
         return SilverEvidence(ids, 1, "comparison") if ids else SilverEvidence()
@@ -140,6 +136,43 @@ def find_silver(
     return SilverEvidence()
 
 
+def answer_distances(
+    question: Question,
+    graph: TitleGraph,
+    max_length: int = 4,
+    also_from: Sequence[Document] = (),
+) -> dict[str, int]:
+    """How far each document near a question is from its answer, in mentions of titles.
+
+    A document that holds the gold answer is at 0, one that mentions its title at 1, and so on. Only
+    documents on some way from the question count: it starts at a title in the question and has at
+    most ``max_length`` documents. So every document of a silver chain of this length is in it, and
+    those of longer ways beside it.
+
+    Args:
+        question: As for :func:`find_silver`.
+        graph: The corpus.
+        max_length: Most documents on a way.
+        also_from: As for :func:`find_silver`: ways start here if none that starts in the question
+            reaches the answer.
+
+    Returns:
+        Distances by document id; empty if no way reaches the answer.
+
+    Raises:
+        ValueError: If ``max_length`` is below 1.
+    """
+    if max_length < 1:
+        raise ValueError(f"max_length must be at least 1, got {max_length}")
+    named = _named(question, graph)
+    if _is_comparison(question):
+        return {document.id: 0 for document in named}
+    limit = min(max_length, question.hops or max_length)
+    return _distances(question, graph, limit, named) or _distances(
+        question, graph, limit, also_from
+    )
+
+
 def with_silver(
     questions: Sequence[Question],
     documents: Iterable[Document],
@@ -148,7 +181,9 @@ def with_silver(
     max_length: int = 4,
     top_k: int = 3,
 ) -> list[Question]:
-    """The questions with their ``silver_ids`` filled in; see :func:`find_silver`.
+    """The questions with ``silver_ids`` and ``answer_distances`` filled in.
+
+    See :func:`find_silver` and :func:`answer_distances`, which get the same limits.
 
     Args:
         questions: The questions; what they say of silver evidence already is replaced.
@@ -160,15 +195,23 @@ def with_silver(
     """
     graph = TitleGraph(documents)
     found = [find_silver(question, graph, max_length) for question in questions]
+    starts: list[Sequence[Document]] = [()] * len(found)
     left = [number for number, evidence in enumerate(found) if not evidence.document_ids]
     if retriever is not None and left:
         texts = [questions[number].text for number in left]
-        starts = retriever.search(texts, min(top_k, len(graph)))
-        for number, start in zip(left, starts, strict=True):
+        searched = retriever.search(texts, min(top_k, len(graph)))
+        for number, start in zip(left, searched, strict=True):
+            starts[number] = start
             found[number] = find_silver(questions[number], graph, max_length, start)
     return [
-        replace(question, silver_ids=evidence.document_ids)
-        for question, evidence in zip(questions, found, strict=True)
+        replace(
+            question,
+            silver_ids=evidence.document_ids,
+            answer_distances=tuple(
+                sorted(answer_distances(question, graph, max_length, start).items())
+            ),
+        )
+        for question, evidence, start in zip(questions, found, starts, strict=True)
     ]
 
 
@@ -195,6 +238,47 @@ def _shortest_chains(
                         parents.setdefault(target.id, set()).add(id_)
         level = following
     return SilverEvidence()
+
+
+def _distances(
+    question: Question, graph: TitleGraph, limit: int, start: Sequence[Document]
+) -> dict[str, int]:
+    # Forwards: how many documents it takes at least to come to each one, and what leads there.
+    places = {document.id: 1 for document in start}
+    parents: dict[str, set[str]] = {id_: set() for id_ in places}
+    level = list({document.id: document for document in start}.values())
+    ends = [document.id for document in level if _holds_answer(document, question)]
+    for length in range(2, limit + 1):
+        following: list[Document] = []
+        for document in level:
+            for title in graph.mentioned_by(document):
+                for target in graph.titled(title):
+                    if target.id not in places:
+                        places[target.id] = length
+                        parents[target.id] = set()
+                        following.append(target)
+                    parents[target.id].add(document.id)
+        ends += [document.id for document in following if _holds_answer(document, question)]
+        level = following
+    # Backwards from the ends; a way counts if it is short enough with what leads to its beginning.
+    distances = dict.fromkeys(ends, 0)
+    nearest = ends
+    for distance in range(1, limit):
+        before = {parent for id_ in nearest for parent in parents[id_]}
+        nearest = [
+            id_ for id_ in before if id_ not in distances and places[id_] <= limit - distance
+        ]
+        distances.update(dict.fromkeys(nearest, distance))
+    return distances
+
+
+def _named(question: Question, graph: TitleGraph) -> list[Document]:
+    """The documents whose titles stand in the question."""
+    return [
+        document
+        for title in dict.fromkeys(graph.titles_in(question.text))
+        for document in graph.titled(title)
+    ]
 
 
 def _is_comparison(question: Question) -> bool:

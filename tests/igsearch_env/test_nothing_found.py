@@ -106,7 +106,8 @@ def batch(gamma: float) -> list[Episode]:
     ]
     episodes = settle_belief(episodes, FakeScorer(), engine.information_gain)
     known = tuple(sorted(document.id for document in episodes[0].searches[1].documents))
-    question = replace(PERU, gold_ids=known, silver_ids=known)
+    near = tuple((name, 0) for name in known)
+    question = replace(PERU, gold_ids=known, silver_ids=known, answer_distances=near)
     return [replace(episode, question=question) for episode in episodes]
 
 

@@ -36,7 +36,9 @@ def test_the_methods() -> None:
 @settings(deadline=None, max_examples=30)
 @given(rollouts.batches(), st.sampled_from(sorted(CREDIT)))
 def test_whatever_was_played_each_token_gets_a_number(batch: list[Episode], name: str) -> None:
-    question = Question("q", "Who?", ("Lima",), gold_ids=("a",), silver_ids=("a",))
+    question = Question(
+        "q", "Who?", ("Lima",), gold_ids=("a",), silver_ids=("a",), answer_distances=(("a", 0),)
+    )
     batch = [replace(episode, question=question) for episode in batch]
     arrays = make_credit(name)(batch)
     assert [array.shape for array in arrays] == [(e.policy_tokens,) for e in batch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igsearch_env import Document, Question, World
-from igsearch_env.data.silver import SilverEvidence, TitleGraph, find_silver, with_silver
+from igsearch_env.data.silver import (
+    SilverEvidence,
+    TitleGraph,
+    answer_distances,
+    find_silver,
+    with_silver,
+)
 
 DUNE = Document("dune", "Dune (film)", "Dune was directed by Denis Villeneuve.")
 DENIS = Document("denis", "Denis Villeneuve", "He was born in Gentilly, in New York County.")
@@ -94,12 +101,16 @@ def test_only_questions_without_a_chain_are_searched_for() -> None:
 
     found = with_silver([named, described], CORPUS, Desert())
     assert [question.silver_ids for question in found] == [("dune",), ("dune",)]
+    expected = (("denis", 0), ("dune", 0))  # the title holds the answer, too
+    assert [question.answer_distances for question in found] == [expected] * 2
     assert asked == ["Sandworms?"]
 
 
 def test_a_limit_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
         find_silver(ask("Dune?", "Lima"), TitleGraph(CORPUS), max_length=0)
+    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+        answer_distances(ask("Dune?", "Lima"), TitleGraph(CORPUS), max_length=0)
 
 
 def slow_silver(question: Question, documents: list[Document], limit: int) -> tuple[str, ...]:
@@ -122,6 +133,43 @@ def slow_silver(question: Question, documents: list[Document], limit: int) -> tu
     return ()
 
 
+def slow_distances(question: Question, documents: list[Document], limit: int) -> dict[str, int]:
+    """Every sequence of documents is tried; its nearest end on a way counts."""
+    found: dict[str, int] = {}
+    for length in range(1, limit + 1):
+        for way in product(documents, repeat=length):
+            if (
+                way[0].title in question.text.split()
+                and all(b.title in a.text.split() for a, b in pairwise(way))
+                and question.golden_answers[0] in way[-1].text.split()
+            ):
+                for place, document in enumerate(way):
+                    distance = length - 1 - place
+                    found[document.id] = min(found.get(document.id, limit), distance)
+    return found
+
+
+def test_distances_on_ways_of_any_length() -> None:
+    corpus = [
+        Document("a", "Alpha", "Alpha knows Beta and Delta and Zeta."),
+        Document("b", "Beta", "It leads to Lima."),
+        Document("d", "Delta", "It leads to Epsilon."),
+        Document("e", "Epsilon", "It leads to Lima by a longer way."),
+        Document("z", "Zeta", "It leads nowhere."),
+        Document("o", "Omega", "It leads to Lima, but nothing leads here."),
+    ]
+    question, graph = ask("Where does Alpha lead?", "Lima"), TitleGraph(corpus)
+    near = {"a": 1, "b": 0}
+    assert answer_distances(question, graph, 2) == near
+    assert answer_distances(question, graph, 3) == {**near, "d": 1, "e": 0}
+    assert answer_distances(replace(question, hops=2), graph, 3) == near
+    assert answer_distances(question, graph, 1) == {}
+    assert answer_distances(question, graph, 1, also_from=corpus) == {"b": 0, "e": 0, "o": 0}
+    both = ask("Which is older, Alpha or Zeta?", "Zeta")
+    assert answer_distances(both, graph) == {"a": 0, "z": 0}
+    assert answer_distances(ask("Is it so?", "yes"), graph) == {}
+
+
 NAMES = ["Ava", "Bo", "Cy", "Di", "Ed"]
 
 
@@ -140,6 +188,9 @@ def test_the_same_as_trying_every_chain(
     question = ask(" ".join(["where", *asked]), "Lima")
     found = find_silver(question, TitleGraph(documents), limit)
     assert found.document_ids == slow_silver(question, documents, limit)
+    distances = answer_distances(question, TitleGraph(documents), limit)
+    assert distances == slow_distances(question, documents, limit)
+    assert set(found.document_ids) <= set(distances)
 
 
 def test_chains_of_the_world_hold_its_facts() -> None:
