@@ -378,6 +378,14 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
             f"{NOTHING}::test_no_bonus_of_ones_own_reaches_its_query_not_even_a_penalty",
         ),
     },
+    "igsearch_env/credit/gdcr.py": {
+        "A question without a way gives no bonus.": (
+            f"{CREDIT}/test_gdcr.py::test_a_question_without_a_way_learns_as_with_grpo",
+        ),
+        "If distances were never looked for.": (
+            f"{CREDIT}/test_gdcr.py::test_distances_that_nobody_looked_for_are_refused",
+        ),
+    },
     "igsearch_env/credit/silver_rollouts.py": {
         "Nothing is scored, nothing is annotated and the corpus is not looked at; a group without "
         "a success gives no bonus.": (
