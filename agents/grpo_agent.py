@@ -44,7 +44,7 @@ class GRPOAgent:
         self.information_gain = information_gain
         self.credit = credit
         self.scorer = policy.scorer()
-        if credit.uses_information_gain or credit.uses_belief:
+        if credit.needs_scorer():
             policy.memory.finished_tokens = HELD_TOKENS
 
     def act(self, episodes: Sequence[Episode]) -> list[Completion]:

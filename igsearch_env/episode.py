@@ -215,6 +215,9 @@ class Step:
             unless a credit method asked for what the documents alone changed.
         enabling: How much the documents raised the log-prob of the next query, in nats per token;
             None until it is computed, and where no search follows.
+        hindsight_shift: How much more probable the turn is for the policy that has been told the
+            gold answer, in nats per token; None until it is computed, and for all but the last call
+            of a turn.
         reward: What the environment paid for this call.
         call: Number of the call in its turn, from 0.
         stub: What stands in place of the observation once its documents leave the context; None
@@ -248,6 +251,7 @@ class Step:
     best_log_prob: float | None = None
     before_log_prob: float | None = None
     enabling: float | None = None
+    hindsight_shift: float | None = None
     reward: float = 0.0
     call: int = 0
     stub: Segment | None = None

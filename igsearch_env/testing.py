@@ -285,7 +285,7 @@ def check_credit(credit: CreditAssignment) -> None:
             method(declared),
             1e-9,
             "advantages from declared values only (uses_information_gain, uses_belief, "
-            "uses_enabling, needs_gain)",
+            "uses_enabling, uses_hindsight_shift, needs_gain)",
         )
 
 
@@ -357,6 +357,7 @@ def _rollout(
         episode = rules.read(episode, _completion(text)).extend(episode, rules, found)
     values = iter(gains)
     steps = [_settled(s, next(values, None)) if s.action == "search" else s for s in episode.steps]
+    steps = [replace(s, hindsight_shift=0.3 - i / 4) for i, s in enumerate(steps)]
     ended = replace(steps[-1], reward=outcome)
     answered = ended.action == "answer"
     return replace(
@@ -424,6 +425,8 @@ def _as_declared(credit: CreditAssignment, episodes: Sequence[Episode]) -> list[
         ]
         if not credit.uses_enabling:
             steps = [replace(step, enabling=None) for step in steps]
+        if not credit.uses_hindsight_shift:
+            steps = [replace(step, hindsight_shift=None) for step in steps]
         prior = episode.prior_log_prob if credit.uses_belief else None
         result.append(replace(episode, steps=tuple(steps), prior_log_prob=prior))
     return result

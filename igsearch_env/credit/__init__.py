@@ -29,6 +29,7 @@ from igsearch_env.credit.igpo import IGPO, IGPOCode, IGPOPaper
 from igsearch_env.credit.igpo_ig_search import IGPOWithIGSearch
 from igsearch_env.credit.mr_search import MRSearch
 from igsearch_env.credit.oracle_bonus import OracleBonus
+from igsearch_env.credit.pbsd import PBSD
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.credit.reinforce import Reinforce
 from igsearch_env.credit.rloo import RLOO
@@ -42,6 +43,7 @@ __all__ = [
     "GDCR",
     "GRPO",
     "IGPO",
+    "PBSD",
     "RLOO",
     "TIPS",
     "AnswerStringBonus",

@@ -46,6 +46,8 @@ class CreditAssignment(ABC):
         uses_enabling: Set it to True if the method reads ``step.enabling``, how much the documents
             of a search raised the probability of the next query. It needs counterfactuals, so
             ``uses_information_gain`` must be True.
+        uses_hindsight_shift: Set it to True if the method reads ``step.hindsight_shift``, how much
+            more probable a turn is for the policy that has been told the gold answer.
         uses_silver: Set it to True if the method reads ``question.silver_ids`` or
             ``question.answer_distances``; a trainer then looks for silver evidence in the corpus
             before it starts.
@@ -73,6 +75,7 @@ class CreditAssignment(ABC):
     uses_information_gain: ClassVar[bool] = True
     uses_belief: ClassVar[bool] = False
     uses_enabling: ClassVar[bool] = False
+    uses_hindsight_shift: ClassVar[bool] = False
     uses_silver: ClassVar[bool] = False
 
     @abstractmethod
@@ -120,6 +123,10 @@ class CreditAssignment(ABC):
         """
         return None
 
+    def needs_scorer(self) -> bool:
+        """Whether the policy has to score something before the method is called."""
+        return self.uses_information_gain or self.uses_belief or self.uses_hindsight_shift
+
     @classmethod
     def has_teacher(cls) -> bool:
         """Whether the method writes :meth:`hindsight`."""
@@ -164,7 +171,13 @@ def assign_credit(
     return advantages
 
 
-FLAGS = ("uses_information_gain", "uses_belief", "uses_enabling", "uses_silver")
+FLAGS = (
+    "uses_information_gain",
+    "uses_belief",
+    "uses_enabling",
+    "uses_hindsight_shift",
+    "uses_silver",
+)
 CONTRACT = (*FLAGS, "needs_gain", "hindsight", "at")
 """What a credit method may set beside its options."""
 

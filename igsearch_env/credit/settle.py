@@ -8,6 +8,7 @@ from igsearch_env.credit.base import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
+from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.scorer import AnswerScorer
 
@@ -18,7 +19,7 @@ def settle_for(
     information_gain: InformationGain,
     scorer: AnswerScorer,
 ) -> list[Episode]:
-    """Compute what a credit method reads: gains, beliefs, enabling, or nothing.
+    """Compute what a credit method reads: gains, beliefs, shifts, or nothing.
 
     Call it with the weights that sampled, before they change: gain and belief are defined under
     the policy that acted.
@@ -41,4 +42,6 @@ def settle_for(
         settled = settle_belief(settled, scorer, information_gain)
     if credit.uses_enabling:
         settled = settle_enabling(settled, scorer, information_gain)
+    if credit.uses_hindsight_shift:
+        settled = settle_hindsight(settled, scorer, information_gain)
     return settled

@@ -43,6 +43,7 @@ from igsearch_env.episode import Document, Episode, Question, changed
 from igsearch_env.files import write_json
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
+from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.retrieval.base import IndexedRetriever
 from igsearch_env.rollout import collect
@@ -310,7 +311,8 @@ def settled(engine: SearchQAEngine, played: Sequence[Episode]) -> list[Episode]:
         last = changed(last, reward=episode.outcome)
         outcomes.append(changed(episode, steps=(*steps, last)))
     believed = settle_belief(outcomes, engine.scorer, engine.information_gain)
-    return settle_enabling(believed, engine.scorer, engine.information_gain)
+    enabled = settle_enabling(believed, engine.scorer, engine.information_gain)
+    return settle_hindsight(enabled, engine.scorer, engine.information_gain)
 
 
 def compare(scorer: str, form: str, questions: int) -> list[dict[str, Any]]:

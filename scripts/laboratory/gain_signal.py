@@ -47,6 +47,7 @@ from igsearch_env.answers import contains_answer
 from igsearch_env.cli.console import make_table, print_table
 from igsearch_env.completion import Completion
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
+from igsearch_env.credit.gdcr import GDCR
 from igsearch_env.credit.ig_search import IGSearch, found_anew
 from igsearch_env.credit.query_bonus import newly_found
 from igsearch_env.data.silver import with_silver
@@ -54,6 +55,7 @@ from igsearch_env.episode import Episode, Question, Step
 from igsearch_env.files import write_json
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
+from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.protocol.tags import TagProtocol
 from igsearch_env.render import is_gold
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
@@ -150,6 +152,7 @@ def rollouts(
             ("belief", partial(settle_belief, information_gain=engine.information_gain)),
             ("information gain", engine.information_gain.settle),
             ("enabling", partial(settle_enabling, information_gain=engine.information_gain)),
+            ("hindsight", partial(settle_hindsight, information_gain=engine.information_gain)),
         ):
             scorer = agent.policy.scorer()
             began = time.process_time()
@@ -229,12 +232,22 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
         "enabling": [[step.enabling for step in e.searches] for e in episodes],
         "belief shift": shifts,
         "less siblings": BeliefGroup().compared(episodes, shifts),
+        "hindsight": [
+            [e.steps[e.turn_of(t).stop - 1].hindsight_shift for t in places]
+            for e, places in zip(episodes, map(_places, episodes), strict=True)
+        ],
     }
     if all(episode.question.silver_ids is not None for episode in episodes):
         found["silver"] = [
             [*newly_found(episode, episode.question.silver_ids or ())] for episode in episodes
         ]
+        found["distance"] = [[*row] for row in GDCR().signals(episodes)]
     return found
+
+
+def _places(episode: Episode) -> list[int]:
+    """Which steps are searches."""
+    return [t for t, step in enumerate(episode.steps) if step.action == "search"]
 
 
 def kinds_of(episode: Episode) -> list[str]:
@@ -330,11 +343,18 @@ def auc(high: NDArray[np.float64], low: NDArray[np.float64]) -> float | None:
     return float(np.mean(below + equal / 2) / len(low))
 
 
-def _merged(believed: Episode, gained: Episode, enabled: Episode) -> Episode:
+def _merged(believed: Episode, gained: Episode, enabled: Episode, hindsight: Episode) -> Episode:
     """One episode with what each settling found."""
     steps = [
-        replace(g, log_prob=b.log_prob if g.log_prob is None else g.log_prob, enabling=e.enabling)
-        for b, g, e in zip(believed.steps, gained.steps, enabled.steps, strict=True)
+        replace(
+            g,
+            log_prob=b.log_prob if g.log_prob is None else g.log_prob,
+            enabling=e.enabling,
+            hindsight_shift=h.hindsight_shift,
+        )
+        for b, g, e, h in zip(
+            believed.steps, gained.steps, enabled.steps, hindsight.steps, strict=True
+        )
     ]
     return replace(gained, steps=tuple(steps), prior_log_prob=believed.prior_log_prob)
 
@@ -371,7 +391,7 @@ def _table_of_aucs(
     table = []
     for row in rows:
         name = row["signal"]
-        cost = free if name == "silver" else costs[paid.get(name, name)]
+        cost = free if name in ("silver", "distance") else costs[paid.get(name, name)]
         cells = [
             "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
         ]

@@ -15,7 +15,7 @@ from agents.scoring.one_by_one import OneByOneScorer
 from agents.tokenization import SegmentTokenizer
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.completion import Completion
-from igsearch_env.credit import GRPO, IGPO, IGPOWithIGSearch, IGSearch
+from igsearch_env.credit import GRPO, IGPO, PBSD, IGPOWithIGSearch, IGSearch
 from igsearch_env.episode import Document, Episode, Evidence, Question, Segment
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.shaping import Shaping
@@ -55,6 +55,28 @@ def test_it_acts_with_its_policy(policy: TransformersPolicy, bpe: PreTrainedToke
     episodes = [replace(episode_of(bpe, 0.0), steps=(), terminated=False)]
     again = TransformersPolicy(policy.model, bpe, PROTOCOL, max_new_tokens=6)
     assert agent.act(episodes) == again.act(episodes)
+
+
+def test_hindsight_is_that_of_whole_sequences_run_one_by_one(
+    policy: TransformersPolicy, bpe: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = SegmentTokenizer(bpe)
+    episode = episode_of(bpe, 1.0, "river", "book of sand")
+    (settled,) = GRPOAgent(policy, GAIN, PBSD()).settle([episode])
+    told = Segment("The answer to the question below is: Borges\n\n", "document")
+    for index, step in enumerate(settled.steps):
+        turn = tokenizer.encode_answer("", step.turn.text)[1]
+        means = []
+        for before in ((told,), ()):
+            context = tokenizer.encode_context((*before, *episode.context_before(index)))
+            with torch.no_grad():
+                logits = policy.model(torch.tensor([[*context, *turn]])).logits[0]
+            rows = logits[len(context) - 1 : -1].log_softmax(-1)
+            means.append(
+                float(np.mean([float(row[id_]) for row, id_ in zip(rows, turn, strict=True)]))
+            )
+        assert step.hindsight_shift == pytest.approx(means[0] - means[1], abs=1e-4)
+        assert abs(means[0] - means[1]) > 1e-3
 
 
 def test_gains_are_those_of_its_present_weights(

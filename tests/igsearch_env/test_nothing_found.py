@@ -23,6 +23,7 @@ from igsearch_env import (
 from igsearch_env.credit import CREDIT
 from igsearch_env.credit.query_bonus import QueryBonus
 from igsearch_env.engine import SearchQAEngine
+from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.gain.shaping import Shaping
 from igsearch_env.settings import make_engine
 from tests.igsearch_env.fakes import PERU, QUESTIONS, FakeRetriever, FakeScorer
@@ -105,6 +106,7 @@ def batch(gamma: float) -> list[Episode]:
         play(engine, [NOTHING, FOUND, answer], "g") for answer in (ANSWER, "<answer>x</answer>")
     ]
     episodes = settle_belief(episodes, FakeScorer(), engine.information_gain)
+    episodes = settle_hindsight(episodes, FakeScorer(), engine.information_gain)
     known = tuple(sorted(document.id for document in episodes[0].searches[1].documents))
     near = tuple((name, 0) for name in known)
     question = replace(PERU, gold_ids=known, silver_ids=known, answer_distances=near)

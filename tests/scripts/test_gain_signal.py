@@ -30,6 +30,7 @@ ASKED = Question(
     ("coast",),
     gold_ids=("bridge", "last"),
     silver_ids=("last",),
+    answer_distances=(("last", 0), ("bridge", 1)),
 )
 TEXTS = {
     "bridge": "Lima is the capital of Peru.",
@@ -92,6 +93,8 @@ def test_signals_by_kind() -> None:
     first = next(row for row in rows if row["found"] == "bridge")
     assert first["less siblings"] == [1.5, 0.0]
     assert first["silver"] == [0.0, 0.0]  # only the last document is silver
+    assert first["distance"] == [0.5, 0.0]
+    assert first["hindsight"] is None
 
 
 def test_separation_of_one_question_has_no_spread() -> None:
@@ -99,6 +102,7 @@ def test_separation_of_one_question_has_no_spread() -> None:
     assert rows["information gain"]["bridge/miss"] == [1.0, 1.0, 1.0]
     assert rows["silver"]["bridge/miss"] == [0.5, 0.5, 0.5]  # both 0
     assert rows["silver"]["last/miss"] == [1.0, 1.0, 1.0]
+    assert rows["distance"]["bridge/miss"] == [1.0, 1.0, 1.0]
 
 
 @given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4), min_size=1))
@@ -177,10 +181,13 @@ def test_real_rollouts(
         "enabling",
         "belief shift",
         "less siblings",
+        "hindsight",
         "silver",
+        "distance",
     ]
     assert [row["signal"] for row in results["separation"]] == names
     costs = results["costs"]
+    assert 0 < costs["hindsight"]["tokens"]
     assert 0 < costs["belief"]["tokens"] < costs["information gain"]["tokens"]
     if constructed:
         assert {row["found"] for row in results["kinds"]} & {"bridge", "last"}

@@ -79,8 +79,7 @@ class GainExperienceMaker(RemoteExperienceMaker):  # type: ignore[misc]
         self._count_lost(failed_share(episodes))
         credit = self.credit.at(self.progress)
         started = time.perf_counter()
-        scored = credit.uses_information_gain or credit.uses_belief
-        if scored and self.args.ig.rollout.scorer == "policy":
+        if credit.needs_scorer() and self.args.ig.rollout.scorer == "policy":
             episodes = self.settle(episodes, credit)
         self.seconds = time.perf_counter() - started
         advantages = assign_credit(credit, episodes)

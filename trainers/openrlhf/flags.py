@@ -101,10 +101,11 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     credit = {k: v for k, v in settings.items() if k not in ROLLOUT and k != "credit"}
     credit["method"] = settings.get("credit", METHOD)
     method = make_credit_from(credit)
-    if method.uses_belief and rollout.scorer == "vllm":
+    if rollout.scorer == "vllm" and (method.uses_belief or method.uses_hindsight_shift):
+        read = "belief in the gold answer" if method.uses_belief else "turns told the gold answer"
         raise ValueError(
-            f"the credit method {credit['method']!r} needs the policy's belief in the gold answer, "
-            "which the rollout engine does not compute; set ig.scorer to policy"
+            f"the credit method {credit['method']!r} needs the policy's {read}, which the rollout "
+            "engine does not score; set ig.scorer to policy"
         )
     if method.has_teacher():
         raise ValueError(

@@ -28,6 +28,7 @@ from igsearch_env.credit import CreditAssignment
 from igsearch_env.episode import Episode
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
+from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.prompt_scorer import Pair, checked
 from igsearch_env.record import episode_record
@@ -218,6 +219,8 @@ def _settle(
         episodes = settle_belief(episodes, scorer, gain)
     if credit.uses_enabling:
         episodes = settle_enabling(episodes, scorer, gain)
+    if credit.uses_hindsight_shift:
+        episodes = settle_hindsight(episodes, scorer, gain)
     return episodes[0]
 
 

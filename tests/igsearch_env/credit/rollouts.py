@@ -56,7 +56,7 @@ def rollout(
         text = f"seen {number}" if observations is None else observations[number]
         step = policy_step(ACTIONS[kind], at, size, (0, min(1, size)) if kind == "s" else None)
         more["observation"] = None if kind == "a" else Segment(text, "document")
-        steps.append(replace(step, attempt=attempt, **more))
+        steps.append(replace(step, attempt=attempt, hindsight_shift=number / 4 - 0.3, **more))
         at += size
         number += 1
     answered = kinds.endswith("a")

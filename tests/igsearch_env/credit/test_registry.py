@@ -141,12 +141,16 @@ def test_the_defaults_hold_for_every_method() -> None:
     assert credit.uses_information_gain
     assert not credit.uses_belief
     assert not credit.uses_enabling
+    assert not credit.uses_hindsight_shift
     assert not credit.uses_silver
     assert credit.needs_gain([finished(1.0, steps), finished(0.0)]) == [[True], []]
     assert credit.at(0.5) is credit
 
 
-KNOWN = "uses_information_gain, uses_belief, uses_enabling, uses_silver, needs_gain, hindsight, at"
+KNOWN = (
+    "uses_information_gain, uses_belief, uses_enabling, uses_hindsight_shift, uses_silver, "
+    "needs_gain, hindsight, at"
+)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ class OnlySome(CreditAssignment):
         (make_credit("igpo"), [2 * 3], 0, 2),
         (make_credit("enabling"), [2 * (1 + N)], 2, 0),  # no search follows another one
         (make_credit("belief_group"), [2 * 3], 0, 2),
+        (make_credit("pbsd"), [2 * 2 * 2], 0, 0),  # a search and an answer each, told and not
         (make_credit("igpo_ig_search"), [2 * (1 + N), 2 * 2], 2, 2),  # after: once for both
     ],
 )
