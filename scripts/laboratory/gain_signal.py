@@ -7,8 +7,9 @@ python -m scripts.laboratory.gain_signal --config trainers/configs/smollm2.toml 
 Plays rollouts as training would, computes information gain and belief, and sorts the searches by
 what they found: the last document (gold, with the answer in it), a bridge (gold, without it), the
 answer in a document that is not gold, a miss, nothing new, or nothing. A signal that does not put
-bridges above misses cannot teach them. --constructed searches for titles instead: that of a bridge,
-that of a last document, and that of a gold document of another question.
+bridges above misses cannot teach them. What a signal costs stands beside it: scored tokens and CPU
+seconds per search, and the share of a training step with it. --constructed searches for titles
+instead: that of a bridge, that of a last document, and that of a gold document of another question.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,9 @@ from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.rollout import collect
 from igsearch_env.threads import set_threads
 from trainers.config import TrainSettings, load_config
+
+if TYPE_CHECKING:
+    from agents.transformers_policy import TransformersPolicy
 
 KINDS = ("last", "bridge", "answer", "miss", "known", "nothing")
 """What a search may have found."""
@@ -115,8 +119,10 @@ def rollouts(
         constructed: Whether titles are searched for, three rollouts of each question.
 
     Returns:
-        The episodes with gains and beliefs; and of each of the two, CPU seconds and scored tokens
-        per search, each computed for itself.
+        The episodes with all that signals read; and of each thing that is scored, CPU seconds and
+        scored tokens per search, each computed for itself. Unless titles are searched for,
+        ``"rollouts"`` and ``"update"`` are there too: the other seconds of a training step per
+        search, the update's those of the last batch.
 
     Raises:
         ValueError: If there are fewer questions, or searches have no gains.
@@ -146,7 +152,9 @@ def rollouts(
     for step, start in enumerate(range(0, len(asked), o.questions_per_step)):
         batch = asked[start : start + o.questions_per_step]
         groups = group_ids(batch, step, size)
+        began = time.process_time()
         played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
+        spent["rollouts"]["seconds"] += time.process_time() - began
         settled = []
         for name, settle in (
             ("belief", partial(settle_belief, information_gain=engine.information_gain)),
@@ -167,9 +175,28 @@ def rollouts(
             "credit.method to one that needs gains, such as ig_search"
         )
     searches = sum(len(episode.searches) for episode in episodes)
-    return episodes, {
+    costs = {
         name: {of: value / searches for of, value in sums.items()} for name, sums in spent.items()
     }
+    if constructed:
+        del costs["rollouts"]
+    else:
+        costs["update"] = {"seconds": _update_seconds(config, agent.policy, played), "tokens": 0.0}
+    return episodes, costs
+
+
+def _update_seconds(
+    config: TrainSettings, policy: TransformersPolicy, episodes: Sequence[Episode]
+) -> float:
+    """CPU seconds per search of an update in which every token has an advantage."""
+    from trainers.local.update import Updater  # loads torch
+
+    o, temperature = config.optimization, config.policy.temperature
+    updater = Updater(policy.model, policy.tokenizer, o, temperature, autocast=policy.autocast)
+    advantages = [np.ones(episode.policy_tokens) for episode in episodes]
+    began = time.process_time()
+    updater.step(episodes, advantages, np.random.default_rng(0))
+    return (time.process_time() - began) / sum(len(episode.searches) for episode in episodes)
 
 
 class TitleAgent:
@@ -396,8 +423,12 @@ def _table_of_aucs(
             "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
         ]
         table.append([name, *cells, f"{cost['tokens']:.0f}", f"{cost['seconds']:.3f}"])
+        if "update" in costs:
+            rest = costs["rollouts"]["seconds"] + costs["update"]["seconds"]
+            table[-1].append(f"{cost['seconds'] / (cost['seconds'] + rest):.1%}")
     title = "AUC with 95 % interval, and cost per search"
-    return make_table(title, ["signal", *headings, "scored tokens", "CPU s"], table)
+    share = ["of a step"] if "update" in costs else []
+    return make_table(title, ["signal", *headings, "scored tokens", "CPU s", *share], table)
 
 
 if __name__ == "__main__":
