@@ -83,7 +83,7 @@ class Question:
             :func:`igsearch_env.data.silver.answer_distances` finds them; None if nobody has looked.
 
     Raises:
-        ValueError: If the text or an answer is blank.
+        ValueError: If the text or an answer is blank, or a distance is none.
     """
 
     id: str
@@ -108,6 +108,8 @@ class Question:
             if value is not None:
                 cleaned = (clean_text(v) if isinstance(v, str) else v for v in value)
                 object.__setattr__(self, name, tuple(cleaned))
+        if self.answer_distances is not None:
+            object.__setattr__(self, "answer_distances", _distances(self))
         if not self.text.strip():
             raise ValueError(f"question {self.id!r}: text must not be blank, got {self.text!r}")
         for answer in self.golden_answers:
@@ -120,6 +122,20 @@ class Question:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Itself: Gymnasium copies an environment's arguments, of which a set may hold 100,000."""
         return self
+
+
+def _distances(question: Question) -> tuple[tuple[str, int], ...]:
+    """Its ``answer_distances`` as pairs, whatever sequences they came in."""
+    pairs: list[tuple[str, int]] = []
+    for pair in question.answer_distances or ():
+        id_, distance = pair if isinstance(pair, list | tuple) and len(pair) == 2 else ("", -1)
+        if not (isinstance(id_, str) and type(distance) is int and distance >= 0):
+            raise ValueError(
+                f"question {question.id!r}: answer_distances must be pairs of a document's id and "
+                f"a whole number of at least 0, got {pair!r}"
+            )
+        pairs.append((clean_text(id_), distance))
+    return tuple(pairs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def check_credit(credit: CreditAssignment, settings: RolloutSettings, trainer: s
         raise ValueError(
             f"{method} has a teacher, whose loss {trainer} does not have; train with scripts.train"
         )
-    if credit.uses_silver:
+    if credit.reads_corpus():
         raise ValueError(
             f"{method} reads silver evidence, which only scripts.train looks for; train with it"
         )

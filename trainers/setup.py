@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,10 +16,10 @@ from agents.lora import add_adapters
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.budgets import TokenCounter
 from igsearch_env.data.questions import load_questions
-from igsearch_env.data.silver import with_silver
+from igsearch_env.data.silver import with_answer_distances, with_silver
 from igsearch_env.data.world import World
 from igsearch_env.engine import SearchQAEngine
-from igsearch_env.episode import Question
+from igsearch_env.episode import Document, Question
 from igsearch_env.gain.pool import EvidencePool
 from igsearch_env.protocol.names import get_protocol, variant_of
 from igsearch_env.protocol.tags import TagProtocol
@@ -77,8 +77,10 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
     questions = make_questions(e.questions, config.world)
     documents = make_world(config.world).documents if own_documents else None
     retriever = BM25Retriever.build(documents) if documents else open_retriever(e.searched)
-    if credit.uses_silver:
-        questions = _with_silver(questions, retriever)
+    if credit.uses_silver and any(question.silver_ids is None for question in questions):
+        questions = with_silver(questions, _corpus(retriever), retriever)
+    if credit.uses_answer_distances and any(q.answer_distances is None for q in questions):
+        questions = with_answer_distances(questions, _corpus(retriever), retriever)
     return make_engine(
         questions,
         retriever,
@@ -90,14 +92,14 @@ def make_training_engine(config: TrainSettings, seed: int) -> SearchQAEngine:
     )
 
 
-def _with_silver(questions: list[Question], retriever: Retriever) -> list[Question]:
-    """The questions with silver evidence, which is looked for in the corpus that is searched."""
+def _corpus(retriever: Retriever) -> Iterable[Document]:
+    """The documents that silver evidence is looked for in."""
     if not isinstance(retriever, IndexedRetriever):
         raise ValueError(
             f"silver evidence is looked for in the corpus, and {type(retriever).__name__} does not "
-            "hold one; give an index or a corpus"
+            "hold one; give an index or a corpus, or questions that come with it"
         )
-    return with_silver(questions, retriever.documents, retriever)
+    return retriever.documents
 
 
 def make_policy(

@@ -48,9 +48,10 @@ class CreditAssignment(ABC):
             ``uses_information_gain`` must be True.
         uses_hindsight_shift: Set it to True if the method reads ``step.hindsight_shift``, how much
             more probable a turn is for the policy that has been told the gold answer.
-        uses_silver: Set it to True if the method reads ``question.silver_ids`` or
-            ``question.answer_distances``; a trainer then looks for silver evidence in the corpus
-            before it starts.
+        uses_silver: Set it to True if the method reads ``question.silver_ids``; a trainer then
+            looks for silver evidence in the corpus before it starts.
+        uses_answer_distances: Set it to True if the method reads ``question.answer_distances``; a
+            trainer then looks for them in the corpus before it starts.
 
     Raises:
         TypeError: When a class is defined that misspells one of these names, or that has a public
@@ -77,6 +78,7 @@ class CreditAssignment(ABC):
     uses_enabling: ClassVar[bool] = False
     uses_hindsight_shift: ClassVar[bool] = False
     uses_silver: ClassVar[bool] = False
+    uses_answer_distances: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode]) -> list[NDArray[np.float64]]:
@@ -126,6 +128,10 @@ class CreditAssignment(ABC):
     def needs_scorer(self) -> bool:
         """Whether the policy has to score something before the method is called."""
         return self.uses_information_gain or self.uses_belief or self.uses_hindsight_shift
+
+    def reads_corpus(self) -> bool:
+        """Whether something has to be looked for in the corpus before training."""
+        return self.uses_silver or self.uses_answer_distances
 
     @classmethod
     def has_teacher(cls) -> bool:
@@ -177,6 +183,7 @@ FLAGS = (
     "uses_enabling",
     "uses_hindsight_shift",
     "uses_silver",
+    "uses_answer_distances",
 )
 CONTRACT = (*FLAGS, "needs_gain", "hindsight", "at")
 """What a credit method may set beside its options."""

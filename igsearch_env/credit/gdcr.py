@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,17 +35,17 @@ class GDCR(QueryBonus):
     """
 
     uses_information_gain = False
-    uses_silver = True
+    uses_answer_distances = True
 
     decay: float = 0.5
     cited: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay <= 1:
+        if not (isinstance(self.decay, int | float) and 0 < self.decay <= 1):
             raise ValueError(f"decay must lie above 0 and not above 1, got {self.decay!r}")
-        if not self.cited >= 0:
-            raise ValueError(f"cited must be at least 0, got {self.cited!r}")
+        if not (isinstance(self.cited, int | float) and 0 <= self.cited < math.inf):
+            raise ValueError(f"cited must be a finite number of at least 0, got {self.cited!r}")
 
     def signals(self, episodes: Sequence[Episode]) -> Signals:
         """A number of at least 0 per search.
@@ -59,26 +60,31 @@ class GDCR(QueryBonus):
         if distances is None:
             raise ValueError(
                 f"question {episode.question.id!r} has no answer_distances; fill them in with "
-                "igsearch_env.data.silver.with_silver(questions, documents)"
+                "igsearch_env.data.silver.with_answer_distances(questions, documents)"
             )
         worth = {name: self.decay**distance for name, distance in distances}
         leading = {name: worth[name] for name, distance in distances if distance}
-        graph = TitleGraph(document for step in episode.searches for document in step.documents)
-        named = set(graph.titles_in(episode.question.text))
-        found: set[object] = set()
+        graph, found = TitleGraph(()), list[Document]()
+        known, queries = set[object](), [episode.question.text]
         result = []
-        for step in episode.searches:
-            names = set(graph.titles_in(step.query))
-            cited = [
+        for index, step in enumerate(episode.steps):
+            if index == episode.turn_of(index).start:
+                graph = TitleGraph(found)  # all that the policy had seen when it wrote the turn
+            if step.action != "search":
+                continue
+            named = {title for query in queries for title in graph.titles_in(query)}
+            names = set(graph.titles_in(step.query)) - named
+            cited = [document for title in names for document in graph.titled(title)]
+            new = [
                 document
-                for title in names - named
-                for document in graph.titled(title)
-                if document.id in found
+                for document in step.documents
+                if document.id in worth and known.isdisjoint(document.known_by)
             ]
-            new = [document for document in step.documents if found.isdisjoint(document.known_by)]
             result.append(_best(new, worth) + self.cited * _best(cited, leading))
-            named |= names
-            found.update(name for document in new for name in document.known_by)
+            found += new
+            known.update(name for document in new for name in document.known_by)
+            if step.documents:  # a search that found nothing earns nothing, so it uses up nothing
+                queries.append(step.query)
         return result
 
 

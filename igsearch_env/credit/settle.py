@@ -18,6 +18,8 @@ def settle_for(
     episodes: Sequence[Episode],
     information_gain: InformationGain,
     scorer: AnswerScorer,
+    *,
+    whole_groups: bool = True,
 ) -> list[Episode]:
     """Compute what a credit method reads: gains, beliefs, shifts, or nothing.
 
@@ -29,6 +31,8 @@ def settle_for(
         episodes: Finished episodes.
         information_gain: How gain and belief are computed.
         scorer: Scores answers with the policy's weights.
+        whole_groups: Whether all rollouts of each group are among the episodes. If not, every
+            search is scored, since which ones a method needs may depend on the others.
 
     Returns:
         The episodes in the same order. Searches that the method does not need stay as they are.
@@ -37,7 +41,8 @@ def settle_for(
     # The gain comes first: it leaves the log-prob under the real context behind, which is the
     # belief after that search, so that no context is scored twice.
     if credit.uses_information_gain:
-        settled = information_gain.settle(settled, scorer, credit.needs_gain(settled))
+        needed = credit.needs_gain(settled) if whole_groups else None
+        settled = information_gain.settle(settled, scorer, needed)
     if credit.uses_belief:
         settled = settle_belief(settled, scorer, information_gain)
     if credit.uses_enabling:

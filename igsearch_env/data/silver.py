@@ -136,6 +136,35 @@ def find_silver(
     return SilverEvidence()
 
 
+def with_silver(
+    questions: Sequence[Question],
+    documents: Iterable[Document],
+    retriever: Retriever | None = None,
+    *,
+    max_length: int = 4,
+    top_k: int = 3,
+) -> list[Question]:
+    """The questions with their ``silver_ids`` filled in; see :func:`find_silver`.
+
+    Args:
+        questions: The questions; what they say of silver evidence already is replaced.
+        documents: The corpus.
+        retriever: Searches the corpus for each question in which no chain starts, so that one may
+            start at the best documents; None to do without.
+        max_length: Most documents in a chain.
+        top_k: How many documents that search gives.
+    """
+    graph = TitleGraph(documents)
+    found = [find_silver(question, graph, max_length) for question in questions]
+    left = [number for number, evidence in enumerate(found) if not evidence.document_ids]
+    for number, start in _searched(questions, left, retriever, min(top_k, len(graph))):
+        found[number] = find_silver(questions[number], graph, max_length, start)
+    return [
+        replace(question, silver_ids=evidence.document_ids)
+        for question, evidence in zip(questions, found, strict=True)
+    ]
+
+
 def answer_distances(
     question: Question,
     graph: TitleGraph,
@@ -145,16 +174,15 @@ def answer_distances(
     """How far each document near a question is from its answer, in mentions of titles.
 
     A document that holds the gold answer is at 0, one that mentions its title at 1, and so on. Only
-    documents on some way from the question count: it starts at a title in the question and has at
-    most ``max_length`` documents. So every document of a silver chain of this length is in it, and
-    those of longer ways beside it.
+    documents on a way from the question to the answer count. A way starts at a title in the
+    question and has at most one document more than the shortest one; so all silver evidence is on
+    one.
 
     Args:
         question: As for :func:`find_silver`.
         graph: The corpus.
         max_length: Most documents on a way.
-        also_from: As for :func:`find_silver`: ways start here if none that starts in the question
-            reaches the answer.
+        also_from: As for :func:`find_silver`.
 
     Returns:
         Distances by document id; empty if no way reaches the answer.
@@ -168,12 +196,14 @@ def answer_distances(
     if _is_comparison(question):
         return {document.id: 0 for document in named}
     limit = min(max_length, question.hops or max_length)
-    return _distances(question, graph, limit, named) or _distances(
-        question, graph, limit, also_from
-    )
+    for start in (named, also_from):
+        found = _distances(question, graph, limit, start)
+        if found:
+            return found
+    return {}
 
 
-def with_silver(
+def with_answer_distances(
     questions: Sequence[Question],
     documents: Iterable[Document],
     retriever: Retriever | None = None,
@@ -181,38 +211,33 @@ def with_silver(
     max_length: int = 4,
     top_k: int = 3,
 ) -> list[Question]:
-    """The questions with ``silver_ids`` and ``answer_distances`` filled in.
-
-    See :func:`find_silver` and :func:`answer_distances`, which get the same limits.
+    """The questions with their ``answer_distances`` filled in; see :func:`answer_distances`.
 
     Args:
-        questions: The questions; what they say of silver evidence already is replaced.
+        questions: The questions; what they say of distances already is replaced.
         documents: The corpus.
-        retriever: Searches the corpus for each question in which no chain starts, so that one may
-            start at the best documents; None to do without.
-        max_length: Most documents in a chain.
+        retriever: As for :func:`with_silver`.
+        max_length: Most documents on a way.
         top_k: How many documents that search gives.
     """
     graph = TitleGraph(documents)
-    found = [find_silver(question, graph, max_length) for question in questions]
-    starts: list[Sequence[Document]] = [()] * len(found)
-    left = [number for number, evidence in enumerate(found) if not evidence.document_ids]
+    found = [answer_distances(question, graph, max_length) for question in questions]
+    left = [number for number, distances in enumerate(found) if not distances]
+    for number, start in _searched(questions, left, retriever, min(top_k, len(graph))):
+        found[number] = answer_distances(questions[number], graph, max_length, start)
+    return [
+        replace(question, answer_distances=tuple(sorted(distances.items())))
+        for question, distances in zip(questions, found, strict=True)
+    ]
+
+
+def _searched(
+    questions: Sequence[Question], left: Sequence[int], retriever: Retriever | None, top_k: int
+) -> Iterator[tuple[int, Sequence[Document]]]:
+    """The numbers of these questions, each with what the retriever finds for it."""
     if retriever is not None and left:
         texts = [questions[number].text for number in left]
-        searched = retriever.search(texts, min(top_k, len(graph)))
-        for number, start in zip(left, searched, strict=True):
-            starts[number] = start
-            found[number] = find_silver(questions[number], graph, max_length, start)
-    return [
-        replace(
-            question,
-            silver_ids=evidence.document_ids,
-            answer_distances=tuple(
-                sorted(answer_distances(question, graph, max_length, start).items())
-            ),
-        )
-        for question, evidence, start in zip(questions, found, starts, strict=True)
-    ]
+        yield from zip(left, retriever.search(texts, top_k), strict=True)
 
 
 def _shortest_chains(
@@ -248,7 +273,10 @@ def _distances(
     parents: dict[str, set[str]] = {id_: set() for id_ in places}
     level = list({document.id: document for document in start}.values())
     ends = [document.id for document in level if _holds_answer(document, question)]
-    for length in range(2, limit + 1):
+    longest = min(2, limit) if ends else limit  # one more than the shortest, once that is known
+    length = 1
+    while length < longest:
+        length += 1
         following: list[Document] = []
         for document in level:
             for title in graph.mentioned_by(document):
@@ -258,15 +286,18 @@ def _distances(
                         parents[target.id] = set()
                         following.append(target)
                     parents[target.id].add(document.id)
-        ends += [document.id for document in following if _holds_answer(document, question)]
+        found = [document.id for document in following if _holds_answer(document, question)]
+        if found and not ends:
+            longest = min(length + 1, limit)
+        ends += found
         level = following
     # Backwards from the ends; a way counts if it is short enough with what leads to its beginning.
     distances = dict.fromkeys(ends, 0)
     nearest = ends
-    for distance in range(1, limit):
+    for distance in range(1, longest):
         before = {parent for id_ in nearest for parent in parents[id_]}
         nearest = [
-            id_ for id_ in before if id_ not in distances and places[id_] <= limit - distance
+            id_ for id_ in before if id_ not in distances and places[id_] <= longest - distance
         ]
         distances.update(dict.fromkeys(nearest, distance))
     return distances

@@ -36,8 +36,9 @@ from agents.transformers_policy import TransformersPolicy
 from igsearch_env.cli.console import console
 from igsearch_env.completion import Completion
 from igsearch_env.credit import CREDIT, CreditAssignment, make_credit
+from igsearch_env.credit.pbsd import PBSD
 from igsearch_env.credit.query_bonus import QueryBonus
-from igsearch_env.data.silver import with_silver
+from igsearch_env.data.silver import with_answer_distances, with_silver
 from igsearch_env.engine import SearchQAEngine
 from igsearch_env.episode import Document, Episode, Question, changed
 from igsearch_env.files import write_json
@@ -224,7 +225,9 @@ def make_cases(engine: SearchQAEngine, count: int) -> dict[str, Case]:
             question, (first, second), tuple(others[start : start + 8]), engine.rules.protocol
         )
     asked = [case.question for case in cases.values()]
-    silver = with_silver(asked, engine.retriever.documents, engine.retriever)
+    corpus = engine.retriever
+    silver = with_silver(asked, corpus.documents, corpus)
+    silver = with_answer_distances(silver, corpus.documents, corpus)
     return {q.id: replace(cases[q.id], question=q) for q in silver}
 
 
@@ -263,6 +266,8 @@ def credited(credit: CreditAssignment, group: Sequence[Episode]) -> list[float]:
     """
     if isinstance(credit, QueryBonus):
         credit = replace(credit, normalizer="query", gamma=0.0)
+    if isinstance(credit, PBSD):
+        credit = replace(credit, limit=0.0)  # its weights only spread what a rollout earns
     earned = []
     for episode, advantages in zip(group, credit(group), strict=True):
         total = 0.0

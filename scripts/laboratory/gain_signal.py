@@ -51,7 +51,7 @@ from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
 from igsearch_env.credit.gdcr import GDCR
 from igsearch_env.credit.ig_search import IGSearch, found_anew
 from igsearch_env.credit.query_bonus import newly_found
-from igsearch_env.data.silver import with_silver
+from igsearch_env.data.silver import with_answer_distances, with_silver
 from igsearch_env.episode import Episode, Question, Step
 from igsearch_env.files import write_json
 from igsearch_env.gain.belief import settle_belief
@@ -181,14 +181,16 @@ def rollouts(
     if constructed:
         del costs["rollouts"]
     else:
-        costs["update"] = {"seconds": _update_seconds(config, agent.policy, played), "tokens": 0.0}
+        share = len(episodes) / len(played) / searches  # of an update of all batches, per search
+        seconds = _update_seconds(config, agent.policy, played) * share
+        costs["update"] = {"seconds": seconds, "tokens": 0.0}
     return episodes, costs
 
 
 def _update_seconds(
     config: TrainSettings, policy: TransformersPolicy, episodes: Sequence[Episode]
 ) -> float:
-    """CPU seconds per search of an update in which every token has an advantage."""
+    """CPU seconds of an update in which every token has an advantage."""
     from trainers.local.update import Updater  # loads torch
 
     o, temperature = config.optimization, config.policy.temperature
@@ -196,7 +198,7 @@ def _update_seconds(
     advantages = [np.ones(episode.policy_tokens) for episode in episodes]
     began = time.process_time()
     updater.step(episodes, advantages, np.random.default_rng(0))
-    return (time.process_time() - began) / sum(len(episode.searches) for episode in episodes)
+    return time.process_time() - began
 
 
 class TitleAgent:
@@ -268,6 +270,7 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
         found["silver"] = [
             [*newly_found(episode, episode.question.silver_ids or ())] for episode in episodes
         ]
+    if all(episode.question.answer_distances is not None for episode in episodes):
         found["distance"] = [[*row] for row in GDCR().signals(episodes)]
     return found
 
@@ -389,7 +392,8 @@ def _merged(believed: Episode, gained: Episode, enabled: Episode, hindsight: Epi
 def _with_silver(questions: Sequence[Question], retriever: Retriever) -> list[Question]:
     if not isinstance(retriever, IndexedRetriever):  # a server does not hand out its corpus
         return list(questions)
-    return with_silver(questions, retriever.documents, retriever)
+    found = with_silver(questions, retriever.documents, retriever)
+    return with_answer_distances(found, retriever.documents, retriever)
 
 
 def _texts(retriever: Retriever) -> dict[str, str]:

@@ -162,6 +162,24 @@ def test_a_record_names_everything_that_an_episode_holds() -> None:
     assert step["information_gain"] == pytest.approx(expected)
 
 
+def test_what_was_looked_for_in_the_corpus_reads_back() -> None:
+    question = Question(
+        "q", "?", ("a",), silver_ids=("d",), answer_distances=(("d", 0), ("e\u2028", 2))
+    )
+    episode = Episode(question, Segment("?", "system"))
+    again = episode_from_record(through_json(episode_record(episode)))
+    assert again == episode
+    assert hash(again.question) == hash(question)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["d", ["d"], [["d"]], [["d", -1]], [["d", 0.5]], [[0, 0]], {"d": 0}]
+)
+def test_distances_that_are_none_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"question 'q': answer_distances must be pairs of a doc"):
+        Question("q", "?", ("a",), answer_distances=wrong)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -32,8 +32,8 @@ from trainers.optimizer import STOPPED, NotFiniteError, clip_gradients, make_opt
 logger = logging.getLogger(__name__)
 
 KEPT = 1 << 28
-"""Bytes of freed memory that may be kept from one micro-batch to the next, whose widths differ, so
-that its blocks do not fit the holes."""
+"""Bytes of freed memory that may be kept between micro-batches. They differ in width, so blocks
+that one has freed seldom fit the next."""
 
 
 @dataclass

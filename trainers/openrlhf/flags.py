@@ -102,10 +102,19 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
     credit["method"] = settings.get("credit", METHOD)
     method = make_credit_from(credit)
     if rollout.scorer == "vllm" and (method.uses_belief or method.uses_hindsight_shift):
-        read = "belief in the gold answer" if method.uses_belief else "turns told the gold answer"
+        scored = (
+            "belief in the gold answer"
+            if method.uses_belief
+            else "turns with the gold answer before them"
+        )
         raise ValueError(
-            f"the credit method {credit['method']!r} needs the policy's {read}, which the rollout "
-            "engine does not score; set ig.scorer to policy"
+            f"the credit method {credit['method']!r} needs the policy to score its {scored}, which "
+            "the rollout engine does not; set ig.scorer to policy"
+        )
+    if method.reads_corpus():
+        raise ValueError(
+            f"the credit method {credit['method']!r} reads silver evidence, which only "
+            "scripts.train looks for; train with it"
         )
     if method.has_teacher():
         raise ValueError(

@@ -24,12 +24,8 @@ from verl.experimental.agent_loop.agent_loop import (
 )
 
 from agents.tokenization import SegmentTokenizer
-from igsearch_env.credit import CreditAssignment
+from igsearch_env.credit import CreditAssignment, settle_for
 from igsearch_env.episode import Episode
-from igsearch_env.gain.belief import settle_belief
-from igsearch_env.gain.enabling import settle_enabling
-from igsearch_env.gain.hindsight import settle_hindsight
-from igsearch_env.gain.information_gain import InformationGain
 from igsearch_env.gain.prompt_scorer import Pair, checked
 from igsearch_env.record import episode_record
 from trainers.config import make_credit_from
@@ -141,7 +137,10 @@ class SearchAgentLoop(AgentLoopBase):  # type: ignore[misc]  # verl has no types
             loop = asyncio.get_running_loop()
             scorer = ClientScorer(self.server_manager, tokenizer, loop, max_length)
             gain = table.engine.information_gain
-            episode = await asyncio.to_thread(_settle, self.credit, episode, gain, scorer)
+            # The rest of the group is played elsewhere.
+            (episode,) = await asyncio.to_thread(
+                settle_for, self.credit, [episode], gain, scorer, whole_groups=False
+            )
         one = OneCompletion.of(episode, tokenizer)
         mask = [int(mine) for mine in one.written]
         if episode.left_out and any(mask):
@@ -203,25 +202,6 @@ class ClientScorer(ServerScorer):
         if len(known) != len(ids) or any(named[at][0] != ids[at + 1] for at in places):
             return None
         return checked([known[at][0] for at in places])
-
-
-def _settle(
-    credit: CreditAssignment, episode: Episode, gain: InformationGain, scorer: ClientScorer
-) -> Episode:
-    """Compute what the credit method may read of an episode.
-
-    Which searches it needs depends on the rest of the group, so all are scored.
-    """
-    episodes = [episode]
-    if credit.uses_information_gain:
-        episodes = gain.settle(episodes, scorer)
-    if credit.uses_belief:
-        episodes = settle_belief(episodes, scorer, gain)
-    if credit.uses_enabling:
-        episodes = settle_enabling(episodes, scorer, gain)
-    if credit.uses_hindsight_shift:
-        episodes = settle_hindsight(episodes, scorer, gain)
-    return episodes[0]
 
 
 def _logged(episode: Episode) -> dict[str, float]:

@@ -70,7 +70,7 @@ def test_what_was_found_before_is_worth_nothing_again() -> None:
 def test_a_bridge_is_paid_once_for_being_named_by_a_later_query() -> None:
     batch = [
         # Brackets of a title do not count; a second time is not paid.
-        searching(("a", "dune"), ("director of dune", "x"), ("who made Dune", "")),
+        searching(("a", "dune"), ("director of dune", "x"), ("who made Dune", "x")),
         # Not found at all; and named before it was found.
         searching(("a", "x"), ("director of Dune", "x")),
         searching(("Dune", "dune"), ("director of Dune", "x")),
@@ -86,6 +86,34 @@ def test_a_bridge_is_paid_once_for_being_named_by_a_later_query() -> None:
         [1.0, 0.0, 0.0],
         pytest.approx([0.5, 0.4 * 0.25, 0.4 * 0.5]),
     ]
+
+
+def test_a_copy_with_a_distance_of_its_own_is_not_paid_again() -> None:
+    question = replace(WAY, answer_distances=(("dune", 1), ("DUNE", 1), ("denis", 0)))
+    batch = [
+        searching(("a", "dune"), ("b", "DUNE"), question=question),
+        searching(("a", "DENIS"), ("b", "denis"), question=question),  # a copy beside the way
+    ]
+    assert bonuses(plain(), batch) == [[0.5, 0.0], [0.0, 1.0]]
+
+
+def test_a_query_of_the_turn_that_found_a_bridge_is_not_paid_for_naming_it() -> None:
+    episode = searching(("a", "dune"), ("director of Dune", "x"), ("who made Dune", "x"))
+    first, second, *rest = episode.steps
+    same_turn = replace(episode, steps=(first, replace(second, call=1), *rest))
+    assert bonuses(plain(cited=0.4), [same_turn]) == [[0.5, 0.0, 0.0]]
+
+
+def test_a_search_that_finds_nothing_uses_no_name_up() -> None:
+    batch = [searching(("a", "dune"), ("director of Dune", ""), ("who made Dune", "x"))]
+    assert bonuses(plain(cited=0.4), batch) == [pytest.approx([0.5, 0.0, 0.2])]
+
+
+def test_later_searches_do_not_change_what_earlier_ones_got() -> None:
+    searches = [("a", "dune"), ("director of Dune Messiah", "x"), ("b", "novel")]
+    (whole,) = bonuses(plain(cited=0.4), [searching(*searches)])
+    (part,) = bonuses(plain(cited=0.4), [searching(*searches[:2])])
+    assert whole[:2] == part
 
 
 def test_what_the_question_names_is_no_step_ahead() -> None:
@@ -111,8 +139,10 @@ def test_distances_that_nobody_looked_for_are_refused() -> None:
     [
         ({"decay": 0.0}, "decay must lie above 0 and not above 1, got 0.0"),
         ({"decay": 1.5}, "decay must lie above 0"),
-        ({"cited": -0.1}, "cited must be at least 0"),
-        ({"cited": float("nan")}, "cited must be at least 0"),
+        ({"decay": "1"}, "decay must lie above 0"),
+        ({"cited": -0.1}, "cited must be a finite number of at least 0"),
+        ({"cited": float("nan")}, "cited must be a finite number of at least 0"),
+        ({"cited": float("inf")}, "cited must be a finite number of at least 0"),
         ({"alpha": -1.0}, "alpha must be a number of at least 0"),
     ],
 )

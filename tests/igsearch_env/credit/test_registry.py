@@ -143,13 +143,14 @@ def test_the_defaults_hold_for_every_method() -> None:
     assert not credit.uses_enabling
     assert not credit.uses_hindsight_shift
     assert not credit.uses_silver
+    assert not credit.uses_answer_distances
     assert credit.needs_gain([finished(1.0, steps), finished(0.0)]) == [[True], []]
     assert credit.at(0.5) is credit
 
 
 KNOWN = (
     "uses_information_gain, uses_belief, uses_enabling, uses_hindsight_shift, uses_silver, "
-    "needs_gain, hindsight, at"
+    "uses_answer_distances, needs_gain, hindsight, at"
 )
 
 

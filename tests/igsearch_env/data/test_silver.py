@@ -16,6 +16,7 @@ from igsearch_env.data.silver import (
     TitleGraph,
     answer_distances,
     find_silver,
+    with_answer_distances,
     with_silver,
 )
 
@@ -101,8 +102,6 @@ def test_only_questions_without_a_chain_are_searched_for() -> None:
 
     found = with_silver([named, described], CORPUS, Desert())
     assert [question.silver_ids for question in found] == [("dune",), ("dune",)]
-    expected = (("denis", 0), ("dune", 0))  # the title holds the answer, too
-    assert [question.answer_distances for question in found] == [expected] * 2
     assert asked == ["Sandworms?"]
 
 
@@ -133,23 +132,45 @@ def slow_silver(question: Question, documents: list[Document], limit: int) -> tu
     return ()
 
 
+def test_ways_may_start_where_a_search_for_the_question_leads() -> None:
+    named, described = ask("Who directed Dune?", "Villeneuve"), ask("Sandworms?", "Villeneuve")
+    asked: list[str] = []
+
+    class Desert:
+        def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+            asked.extend(queries)
+            return [[DUNE]] * len(queries)
+
+    found = with_answer_distances([named, described], CORPUS, Desert())
+    expected = (("denis", 0), ("dune", 0))  # the title holds the answer, too
+    assert [question.answer_distances for question in found] == [expected] * 2
+    assert asked == ["Sandworms?"]
+    assert [question.silver_ids for question in found] == [None, None]
+    short = with_answer_distances([ask("Province of Dune?", "Quebec")], CORPUS, max_length=2)
+    assert short[0].answer_distances == ()
+
+
 def slow_distances(question: Question, documents: list[Document], limit: int) -> dict[str, int]:
     """Every sequence of documents is tried; its nearest end on a way counts."""
     found: dict[str, int] = {}
+    shortest = limit
     for length in range(1, limit + 1):
+        if length > shortest + 1:
+            break
         for way in product(documents, repeat=length):
             if (
                 way[0].title in question.text.split()
                 and all(b.title in a.text.split() for a, b in pairwise(way))
                 and question.golden_answers[0] in way[-1].text.split()
             ):
+                shortest = min(shortest, length)
                 for place, document in enumerate(way):
                     distance = length - 1 - place
                     found[document.id] = min(found.get(document.id, limit), distance)
     return found
 
 
-def test_distances_on_ways_of_any_length() -> None:
+def test_distances_on_ways_of_one_document_more_than_the_shortest() -> None:
     corpus = [
         Document("a", "Alpha", "Alpha knows Beta and Delta and Zeta."),
         Document("b", "Beta", "It leads to Lima."),
@@ -162,6 +183,8 @@ def test_distances_on_ways_of_any_length() -> None:
     near = {"a": 1, "b": 0}
     assert answer_distances(question, graph, 2) == near
     assert answer_distances(question, graph, 3) == {**near, "d": 1, "e": 0}
+    longer = [*corpus, Document("e", "Epsilon", "It leads to Eta."), Document("h", "Eta", "Lima.")]
+    assert answer_distances(question, TitleGraph([*longer[:3], *longer[4:]]), 4) == near
     assert answer_distances(replace(question, hops=2), graph, 3) == near
     assert answer_distances(question, graph, 1) == {}
     assert answer_distances(question, graph, 1, also_from=corpus) == {"b": 0, "e": 0, "o": 0}

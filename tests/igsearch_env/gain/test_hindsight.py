@@ -47,6 +47,28 @@ def test_each_turn_is_scored_with_the_answer_told_and_without() -> None:
         assert step.hindsight_shift == pytest.approx(expected)
 
 
+def test_the_calls_of_a_turn_are_scored_as_the_turn_that_they_are() -> None:
+    first, second, third = (one := play(TURNS[:3])).steps
+    several = replace(one, steps=(first, replace(second, call=1), third))
+    scorer = FakeScorer()
+    (settled,) = settle_hindsight([several], scorer, GAIN)
+    assert [step.hindsight_shift is None for step in settled.steps] == [True, False, False]
+    texts = [text for _, text in scorer.asked]
+    assert texts == [TURNS[0] + TURNS[1]] * 2 + [TURNS[2]] * 2
+    assert scorer.asked[1][0] == PROMPT
+
+
+def test_a_turn_is_scored_in_the_context_that_its_policy_saw() -> None:
+    """Documents that have left the context are not in it."""
+    scorer = FakeScorer()
+    episode = play(TURNS[:4], keep_documents=1)
+    settle_hindsight([episode], scorer, GAIN)
+    seen = [context for context, _ in scorer.asked[1::2]]
+    assert seen == ["".join(s.text for s in episode.context_before(t)) for t in range(4)]
+    assert PERU_DOCUMENTS in seen[1]
+    assert PERU_DOCUMENTS not in seen[3]
+
+
 def test_what_is_told_stands_before_a_document_and_is_no_system_text() -> None:
     scorer = FakeScorer()
     settle_hindsight([play(TURNS[:1])], scorer, GAIN)
