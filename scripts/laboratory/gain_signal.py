@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from igsearch_env.answers import contains_answer
-from igsearch_env.cli.console import make_table, print_table
+from igsearch_env.cli.console import make_table, print_table, progress_bar
 from igsearch_env.completion import Completion
 from igsearch_env.credit.belief_shift import TIPS, BeliefGroup
 from igsearch_env.credit.gdcr import GDCR
@@ -149,26 +149,29 @@ def rollouts(
     size = 3 if constructed else o.group_size
     episodes: list[Episode] = []
     spent: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "tokens": 0.0})
-    for step, start in enumerate(range(0, len(asked), o.questions_per_step)):
-        batch = asked[start : start + o.questions_per_step]
-        groups = group_ids(batch, step, size)
-        began = time.process_time()
-        played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
-        spent["rollouts"]["seconds"] += time.process_time() - began
-        settled = []
-        for name, settle in (
-            ("belief", partial(settle_belief, information_gain=engine.information_gain)),
-            ("information gain", engine.information_gain.settle),
-            ("enabling", partial(settle_enabling, information_gain=engine.information_gain)),
-            ("hindsight", partial(settle_hindsight, information_gain=engine.information_gain)),
-        ):
-            scorer = agent.policy.scorer()
+    with progress_bar() as bar:
+        task = bar.add_task("questions", total=len(asked))
+        for step, start in enumerate(range(0, len(asked), o.questions_per_step)):
+            batch = asked[start : start + o.questions_per_step]
+            groups = group_ids(batch, step, size)
             began = time.process_time()
-            settled.append(settle(played, scorer=scorer))
-            spent[name]["seconds"] += time.process_time() - began
-            spent[name]["tokens"] += scorer.tokens_processed
-        episodes += [_merged(*one) for one in zip(*settled, strict=True)]
-        agent.policy.memory.clear()
+            played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
+            spent["rollouts"]["seconds"] += time.process_time() - began
+            settled = []
+            for name, settle in (
+                ("belief", partial(settle_belief, information_gain=engine.information_gain)),
+                ("information gain", engine.information_gain.settle),
+                ("enabling", partial(settle_enabling, information_gain=engine.information_gain)),
+                ("hindsight", partial(settle_hindsight, information_gain=engine.information_gain)),
+            ):
+                scorer = agent.policy.scorer()
+                began = time.process_time()
+                settled.append(settle(played, scorer=scorer))
+                spent[name]["seconds"] += time.process_time() - began
+                spent[name]["tokens"] += scorer.tokens_processed
+            episodes += [_merged(*one) for one in zip(*settled, strict=True)]
+            agent.policy.memory.clear()
+            bar.advance(task, len(batch))
     if all(gain is None for episode in episodes for gain in episode.information_gains):
         raise ValueError(
             "no search has a gain; set environment.num_counterfactuals to at least 1, and "

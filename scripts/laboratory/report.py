@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from igsearch_env.cli.console import make_table
-from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+from scripts.laboratory.statistics import holm, share_interval, sign_flip_test, t_interval
 from scripts.laboratory.study import Study
 
 matplotlib.use("Agg")
@@ -140,6 +140,14 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
             "sign_flip_p": sign_flip_test(deltas),
             "deltas": [round(delta, 4) for delta in deltas],
         }
+        best = by_arm.get("oracle", {})
+        compared = [seed for seed in paired if seed in best]
+        if arm != "oracle" and len(compared) > 1:
+            leads = [
+                [endpoint(one[seed]) - endpoint(baseline[seed]) for seed in compared]
+                for one in (runs, best)
+            ]
+            row["share_of_oracle"] = [round(value, 4) for value in share_interval(*leads)]
         pairs = [(found[seed], gold_documents(baseline[seed])) for seed in paired]
         more = [rate - other for rate, other in pairs if rate is not None and other is not None]
         if len(more) == len(pairs):
@@ -215,10 +223,12 @@ def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
 
 NOTE = (
     "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
-    "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone."
+    "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone. The "
+    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three."
 )
 HEADINGS = (
-    *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "hops found", "CPU s", "collapses"),
+    *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "of the oracle's lead"),
+    *("hops found", "CPU s", "collapses"),
     *("gold documents", "Δ gold documents"),
 )
 
@@ -263,6 +273,7 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _interval(row["em"]),
             _interval(row.get("delta_em"), signed=True),
             _interval(row.get("delta_em_equal_cpu"), signed=True),
+            _interval(row.get("share_of_oracle")),
             " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
             f"{row['cpu_seconds']:.0f}",
             str(row["collapses"]),
@@ -277,7 +288,7 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
-    if values is None:
+    if values is None or np.isnan(values[0]):
         return ""
     mean, low, high = values
     form = "{:+.3f}" if signed else "{:.3f}"

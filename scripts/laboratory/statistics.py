@@ -27,6 +27,32 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean, mean - half, mean + half
 
 
+def share_interval(
+    parts: Sequence[float], wholes: Sequence[float], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Sum of the parts over that of the wholes, with a paired bootstrap interval.
+
+    Pairs are drawn again 10,000 times, always the same ones; a draw whose wholes do not add up to
+    more than 0 bounds nothing. The bounds are NaN for fewer than two pairs, and all three numbers
+    where the wholes themselves do not.
+
+    >>> [round(value, 2) for value in share_interval([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])]
+    [0.5, 0.5, 0.5]
+    """
+    part, whole = (np.asarray(values, dtype=np.float64) for values in (parts, wholes))
+    nan = float("nan")
+    if not whole.sum() > 0:
+        return nan, nan, nan
+    share = float(part.sum() / whole.sum())
+    if part.size < 2:
+        return share, nan, nan
+    drawn = np.random.default_rng(0).integers(0, part.size, (10_000, part.size))
+    sums = whole[drawn].sum(axis=1)
+    shares = part[drawn].sum(axis=1)[sums > 0] / sums[sums > 0]
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return share, float(low), float(high)
+
+
 def sign_flip_test(differences: Sequence[float]) -> float:
     """Exact two-sided p-value of a mean of paired differences under random signs.
 

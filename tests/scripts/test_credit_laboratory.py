@@ -23,7 +23,7 @@ from igsearch_env.credit import IGSearch
 from scripts.laboratory import compare_credit
 from scripts.laboratory.compare_credit import STUDY, verdict_of
 from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
-from scripts.laboratory.statistics import holm, sign_flip_test, t_interval
+from scripts.laboratory.statistics import holm, share_interval, sign_flip_test, t_interval
 from scripts.laboratory.store import ResultStore
 from scripts.laboratory.study import (
     Span,
@@ -115,6 +115,22 @@ def test_t_interval_by_hand() -> None:
     assert np.isnan(t_interval([0.5])[1])
 
 
+def test_the_share_of_a_lead_is_that_of_the_sums() -> None:
+    parts, wholes = [0.1, 0.3, 0.0, 0.2], [0.2, 0.2, 0.1, 0.3]
+    share, low, high = share_interval(parts, wholes)
+    assert share == pytest.approx(0.6 / 0.8)
+    # Every way to draw four pairs is as likely as any other: the interval is that of all 256.
+    every = sorted(
+        sum(parts[i] for i in draw) / sum(wholes[i] for i in draw)
+        for draw in itertools.product(range(4), repeat=4)
+    )
+    assert every[2] <= low <= every[10]
+    assert every[245] <= high <= every[253]
+    assert share_interval([0.1], [0.2])[0] == 0.5
+    assert np.isnan(share_interval([0.1], [0.2])[1:]).all()
+    assert np.isnan(share_interval([0.1, 0.1], [0.2, -0.3])).all()
+
+
 @given(st.lists(FLOATS, min_size=1, max_size=7))
 def test_sign_flips_are_all_counted(values: list[float]) -> None:
     observed = abs(sum(values) / len(values))
@@ -193,12 +209,17 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
     assert ig["sign_flip_p_holm"] == ig["sign_flip_p"] == 0.25
     assert regime["verdict"]["win"] is True
     assert "sign_flip_p_holm" not in oracle
+    assert "share_of_oracle" not in ig  # one seed says nothing
+    runs.append(a_run("oracle", 1, [0.0] + [0.3] * 4))
+    again = summarise(study, runs, verdicts)["regimes"]["no_second_try"]["arms"]
+    assert again[primary]["share_of_oracle"][0] == pytest.approx(0.13 / 0.9, abs=1e-4)
+    assert "share_of_oracle" not in again["oracle"]
     assert len(tables(summary)) == 1
     page = markdown(summary).splitlines()
     assert f"## no_second_try: {summary['endpoint']}" in page
     (told,) = (line for line in page if line.startswith(f"| {primary} *"))
     assert f"| {ig['delta_em'][0]:+.3f} [" in told
-    assert {line.count("|") for line in page if line.startswith("|")} == {9}
+    assert {line.count("|") for line in page if line.startswith("|")} == {10}
     assert summary["regimes"].keys() == {"no_second_try"}
 
 
@@ -557,7 +578,7 @@ def test_gold_documents_have_columns_where_they_were_kept() -> None:
     assert arms["oracle"]["gold_documents"][0] == 0.5
     assert arms["oracle"]["delta_gold_documents"][0] == 0.25
     assert "| 0.500 | +0.250 |" in markdown(summary)
-    assert len(tables(summary)[0].columns) == 10
+    assert len(tables(summary)[0].columns) == 11
 
 
 def test_the_study_of_real_questions_can_be_read() -> None:
