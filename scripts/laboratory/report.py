@@ -143,11 +143,11 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         best = by_arm.get("oracle", {})
         compared = [seed for seed in paired if seed in best]
         if arm != "oracle" and len(compared) > 1:
-            leads = [
+            lead, whole = (
                 [endpoint(one[seed]) - endpoint(baseline[seed]) for seed in compared]
                 for one in (runs, best)
-            ]
-            row["share_of_oracle"] = [round(value, 4) for value in share_interval(*leads)]
+            )
+            row["share_of_oracle"] = [round(value, 4) for value in share_interval(lead, whole)]
         pairs = [(found[seed], gold_documents(baseline[seed])) for seed in paired]
         more = [rate - other for rate, other in pairs if rate is not None and other is not None]
         if len(more) == len(pairs):
