@@ -4,12 +4,12 @@ python -m scripts.laboratory.gain_signal --config trainers/configs/demo.toml --o
 python -m scripts.laboratory.gain_signal --config trainers/configs/smollm2.toml \
     --questions 40 --constructed --out runs/gain_signal
 
-Plays rollouts as training would, computes information gain and belief, and sorts the searches by
-what they found: the last document (gold, with the answer in it), a bridge (gold, without it), the
-answer in a document that is not gold, a miss, nothing new, or nothing. A signal that does not put
-bridges above misses cannot teach them. What a signal costs stands beside it: scored tokens and CPU
-seconds per search, and the share of a training step with it. --constructed searches for titles
-instead: that of a bridge, that of a last document, and that of a gold document of another question.
+Plays rollouts as training would, computes every signal, and sorts the searches by what they found:
+the last document (gold, with the answer in it), a bridge (gold, without it), the answer in a
+document that is not gold, a miss, nothing new, or nothing. A signal that does not put bridges above
+misses cannot teach them. What a signal costs stands beside it: scored tokens and CPU seconds per
+search, and its share of a training step. --constructed searches for titles instead (that of a
+bridge, that of a last document, and that of a gold document of another question), without a share.
 """
 
 from __future__ import annotations
