@@ -247,7 +247,8 @@ class TestWhatCannotBeHad:
     @pytest.mark.parametrize("method", sorted(CREDIT))
     def test_teaches_nothing_and_changes_nobody(self, method: str) -> None:
         turns = [sampled("<search> Peru </search>"), sampled(LONG)]
-        question = replace(PERU_AND_ITALY, silver_ids=("d-Peru",))
+        near = (("d-Peru", 0),)
+        question = replace(PERU_AND_ITALY, silver_ids=("d-Peru",), answer_distances=near)
         good, bad, masked = (
             replace(played(said, question, outcome=outcome), prior_log_prob=-4.0)
             for said, outcome in (
@@ -255,6 +256,10 @@ class TestWhatCannotBeHad:
                 (turns, "em"),
                 (turns, self.outcome(0.5)),
             )
+        )
+        good, bad, masked = (
+            replace(e, steps=tuple(replace(s, hindsight_shift=0.1) for s in e.steps))
+            for e in (good, bad, masked)
         )
         credit = make_credit(method)
         alone = credit([good, bad])
