@@ -21,7 +21,7 @@ def settle_for(
     *,
     whole_groups: bool = True,
 ) -> list[Episode]:
-    """Compute what a credit method reads: gains, beliefs, shifts, or nothing.
+    """Compute what a credit method reads: gains, beliefs, hindsight shifts, or nothing.
 
     Call it with the weights that sampled, before they change: gain and belief are defined under
     the policy that acted.

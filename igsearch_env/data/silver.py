@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from igsearch_env.answers import contains_answer, normalize_answer
 from igsearch_env.episode import Document, Question
@@ -27,6 +27,7 @@ _BRACKETS = re.compile(r"\s*\([^()]*\)\s*$")
 _CLOSED = frozenset({"yes", "no"})
 
 SilverKind = Literal["chain", "comparison", "none"]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,12 @@ def with_silver(
         top_k: How many documents that search gives.
     """
     graph = TitleGraph(documents)
-    found = [find_silver(question, graph, max_length) for question in questions]
-    left = [number for number, evidence in enumerate(found) if not evidence.document_ids]
-    for number, start in _searched(questions, left, retriever, min(top_k, len(graph))):
-        found[number] = find_silver(questions[number], graph, max_length, start)
-    return [
-        replace(question, silver_ids=evidence.document_ids)
-        for question, evidence in zip(questions, found, strict=True)
-    ]
+
+    def find(question: Question, start: Sequence[Document]) -> tuple[str, ...]:
+        return find_silver(question, graph, max_length, start).document_ids
+
+    found = _found(questions, find, retriever, min(top_k, len(graph)))
+    return [replace(q, silver_ids=ids) for q, ids in zip(questions, found, strict=True)]
 
 
 def answer_distances(
@@ -221,23 +220,28 @@ def with_answer_distances(
         top_k: How many documents that search gives.
     """
     graph = TitleGraph(documents)
-    found = [answer_distances(question, graph, max_length) for question in questions]
-    left = [number for number, distances in enumerate(found) if not distances]
-    for number, start in _searched(questions, left, retriever, min(top_k, len(graph))):
-        found[number] = answer_distances(questions[number], graph, max_length, start)
-    return [
-        replace(question, answer_distances=tuple(sorted(distances.items())))
-        for question, distances in zip(questions, found, strict=True)
-    ]
+
+    def find(question: Question, start: Sequence[Document]) -> tuple[tuple[str, int], ...]:
+        return tuple(sorted(answer_distances(question, graph, max_length, start).items()))
+
+    found = _found(questions, find, retriever, min(top_k, len(graph)))
+    return [replace(q, answer_distances=pairs) for q, pairs in zip(questions, found, strict=True)]
 
 
-def _searched(
-    questions: Sequence[Question], left: Sequence[int], retriever: Retriever | None, top_k: int
-) -> Iterator[tuple[int, Sequence[Document]]]:
-    """The numbers of these questions, each with what the retriever finds for it."""
+def _found(
+    questions: Sequence[Question],
+    find: Callable[[Question, Sequence[Document]], tuple[Found, ...]],
+    retriever: Retriever | None,
+    top_k: int,
+) -> list[tuple[Found, ...]]:
+    """What is found for each question; for nothing, from what the retriever finds for it."""
+    found = [find(question, ()) for question in questions]
+    left = [number for number, one in enumerate(found) if not one]
     if retriever is not None and left:
         texts = [questions[number].text for number in left]
-        yield from zip(left, retriever.search(texts, top_k), strict=True)
+        for number, start in zip(left, retriever.search(texts, top_k), strict=True):
+            found[number] = find(questions[number], start)
+    return found
 
 
 def _shortest_chains(

@@ -265,8 +265,12 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
         "belief shift": shifts,
         "less siblings": BeliefGroup().compared(episodes, shifts),
         "hindsight": [
-            [e.steps[e.turn_of(t).stop - 1].hindsight_shift for t in places]
-            for e, places in zip(episodes, map(_places, episodes), strict=True)
+            [
+                e.steps[e.turn_of(t).stop - 1].hindsight_shift  # the last call has that of the turn
+                for t, step in enumerate(e.steps)
+                if step.action == "search"
+            ]
+            for e in episodes
         ],
     }
     if all(episode.question.silver_ids is not None for episode in episodes):
@@ -276,11 +280,6 @@ def signals(episodes: Sequence[Episode]) -> dict[str, Values]:
     if all(episode.question.answer_distances is not None for episode in episodes):
         found["distance"] = [[*row] for row in GDCR().signals(episodes)]
     return found
-
-
-def _places(episode: Episode) -> list[int]:
-    """Which steps are searches."""
-    return [t for t, step in enumerate(episode.steps) if step.action == "search"]
 
 
 def kinds_of(episode: Episode) -> list[str]:

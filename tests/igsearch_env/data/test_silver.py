@@ -88,21 +88,26 @@ def test_a_chain_may_start_where_a_search_for_the_question_leads() -> None:
     assert find_silver(ask("Is it so?", "yes"), graph, also_from=[DUNE]) == SilverEvidence()
 
 
+class Desert:
+    """Finds one document for everything, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
+        self.asked.extend(queries)
+        return [[DUNE]] * len(queries)
+
+
 def test_only_questions_without_a_chain_are_searched_for() -> None:
     named, described = (
         ask("Who directed Dune?", "Denis Villeneuve"),
         ask("Sandworms?", "Villeneuve"),
     )
-    asked: list[str] = []
-
-    class Desert:
-        def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-            asked.extend(queries)
-            return [[DUNE]] * len(queries)
-
-    found = with_silver([named, described], CORPUS, Desert())
+    retriever = Desert()
+    found = with_silver([named, described], CORPUS, retriever)
     assert [question.silver_ids for question in found] == [("dune",), ("dune",)]
-    assert asked == ["Sandworms?"]
+    assert retriever.asked == ["Sandworms?"]
 
 
 def test_a_limit_below_one_is_refused() -> None:
@@ -134,17 +139,11 @@ def slow_silver(question: Question, documents: list[Document], limit: int) -> tu
 
 def test_ways_may_start_where_a_search_for_the_question_leads() -> None:
     named, described = ask("Who directed Dune?", "Villeneuve"), ask("Sandworms?", "Villeneuve")
-    asked: list[str] = []
-
-    class Desert:
-        def search(self, queries: Sequence[str], k: int) -> list[list[Document]]:
-            asked.extend(queries)
-            return [[DUNE]] * len(queries)
-
-    found = with_answer_distances([named, described], CORPUS, Desert())
+    retriever = Desert()
+    found = with_answer_distances([named, described], CORPUS, retriever)
     expected = (("denis", 0), ("dune", 0))  # the title holds the answer, too
     assert [question.answer_distances for question in found] == [expected] * 2
-    assert asked == ["Sandworms?"]
+    assert retriever.asked == ["Sandworms?"]
     assert [question.silver_ids for question in found] == [None, None]
     short = with_answer_distances([ask("Province of Dune?", "Quebec")], CORPUS, max_length=2)
     assert short[0].answer_distances == ()
