@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-import tempfile
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,8 +18,9 @@ from igsearch_env.answers import contains_answer
 from igsearch_env.episode import Episode, Question
 from igsearch_env.evaluation.metrics import batch_metrics, gold_document_rate
 from igsearch_env.evaluation.play import play_questions
-from igsearch_env.files import write_json
+from igsearch_env.files import alone_in, write_json
 from igsearch_env.render import is_gold
+from igsearch_env.text import without_logins
 from igsearch_env.threads import set_threads
 from scripts.laboratory.study import (
     QUARTERS,
@@ -55,37 +57,65 @@ COLUMNS = (
 
 
 def run_and_keep(study: Study, trial: Trial, path: Path) -> None:
-    """Write what :func:`run_trial` returns, so that it is kept even if other runs are cut short."""
-    write_json(path, run_trial(study, trial))
+    """Write what :func:`run_trial` returns, so that it is kept even if other runs are cut short.
+
+    A run that was cut short itself goes on from its last evaluation.
+    """
+    folder = path.with_name(f"{trial.name}.unfinished")
+    with alone_in(folder):
+        write_json(path, run_trial(study, trial, folder))
+    shutil.rmtree(folder)
 
 
-def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
+def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
     """Train and evaluate; development makes do with the smaller evaluation at the end, too.
+
+    Args:
+        study: The study.
+        trial: The run.
+        folder: Where its checkpoints are kept, one an evaluation. If it holds some of this run,
+            training goes on from the newest; those of other settings or files are removed.
 
     Returns:
         JSON-ready: ``evaluations`` (at 0, 25, 50, 75 and 100 % of the budget; ``cpu_seconds`` is
         what training had cost by then, evaluations apart), ``training`` (means by quarter) and
-        ``seconds`` of CPU by part.
+        ``wall_seconds`` by part.
     """
     config = trial_settings(study, trial)
     questions = held_out(study, trial)
     sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = GRPOTrainer(config, folder)
-        steps = config.optimization.steps
-        due = {round(steps * quarter / QUARTERS): quarter for quarter in range(1, QUARTERS + 1)}
-        cpu, log = 0.0, []
+    rests = {
+        "config": settings_record(config),
+        "checkpoint": checkpoint_hash(config.policy.path),
+        "data": data_hashes(config),
+    }
+    _forget_other_runs(folder, {**rests, "sizes": sizes})
+    trainer = GRPOTrainer(config, folder, resume=True)
+    steps = config.optimization.steps
+    due = {round(steps * quarter / QUARTERS): quarter for quarter in range(1, QUARTERS + 1)}
+    cpu: float = 0.0
+    log: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
+    if trainer.step:
+        kept = json.loads(_progress_file(folder, trainer.step).read_text(encoding="utf-8"))
+        cpu, log, evaluations = kept["cpu"], kept["log"], kept["evaluations"]
+    else:
         asked, samples = sizes[0]
         evaluations = [_evaluate(trainer, questions[:asked], samples, 0, 0.0)]
-        for _ in range(steps):
-            started = time.process_time()
-            log.append(trainer.train_step())
-            cpu += time.process_time() - started
-            quarter = due.get(trainer.step)
-            if quarter is not None:
-                asked, samples = sizes[quarter]
-                found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
-                evaluations.append(found)
+    while trainer.step < steps:
+        started = time.process_time()
+        log.append(trainer.train_step())
+        cpu += time.process_time() - started
+        quarter = due.get(trainer.step)
+        if quarter is not None:
+            asked, samples = sizes[quarter]
+            found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
+            evaluations.append(found)
+            if quarter < QUARTERS:
+                # Before the checkpoint: a kill between the two leaves no checkpoint without it.
+                kept = {"cpu": cpu, "log": log, "evaluations": evaluations}
+                write_json(_progress_file(folder, trainer.step), kept)
+                trainer.save()
     parts = {part for row in log for part in row["seconds"]}
     return {
         "trial": {
@@ -95,9 +125,7 @@ def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
             "seed": trial.seed,
         },
         "changes": list(trial.changes),
-        "config": settings_record(config),
-        "checkpoint": checkpoint_hash(config.policy.path),
-        "data": data_hashes(config),
+        **rests,
         "evaluations": evaluations,
         "training": [
             _means(log[steps * quarter // QUARTERS : steps * (quarter + 1) // QUARTERS])
@@ -108,6 +136,23 @@ def run_trial(study: Study, trial: Trial) -> dict[str, Any]:
             for part in sorted(parts)
         },
     }
+
+
+def _forget_other_runs(folder: Path, rests: dict[str, Any]) -> None:
+    """Empty a folder whose run began with other settings, weights, files or evaluations."""
+    file = folder / "rests_on.json"
+    now = json.loads(json.dumps(without_logins(rests)))  # as it is read again
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == now:
+        return
+    for old in folder.glob("progress-*.json"):
+        old.unlink()
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    write_json(file, now)
+
+
+def _progress_file(folder: Path, step: int) -> Path:
+    """What a run had found by a checkpoint; an older one is needed where the newest is damaged."""
+    return folder / f"progress-{step}.json"
 
 
 def held_out(study: Study, trial: Trial) -> list[Question]:

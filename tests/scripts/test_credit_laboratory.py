@@ -42,6 +42,7 @@ from scripts.laboratory.study import (
 )
 from scripts.laboratory.trial import held_out, look_at_start, run_trial
 from trainers.config import WorldSettings, make_credit_from
+from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_world
 
 ENDLESS = """
@@ -453,24 +454,26 @@ def test_settings_that_would_not_reach_training_are_refused(
         replace(study, regimes={"no_second_try": regime})
 
 
-def test_a_world_must_have_the_questions_that_are_to_be_asked() -> None:
+def test_a_world_must_have_the_questions_that_are_to_be_asked(tmp_path: Path) -> None:
     study = load_study(STUDY)
     for regime, seed in itertools.product(study.regimes, study.seeds[::24]):  # compare asks all
         asked = held_out(study, Trial("compare", regime, "grpo", seed))
         assert len(asked) >= study.questions == 1000
     greedy = replace(study, questions=100_000)
     with pytest.raises(ValueError, match="is to be asked 100000 held-out questions"):
-        run_trial(greedy, Trial("compare", "no_second_try", "grpo", 0))
+        run_trial(greedy, Trial("compare", "no_second_try", "grpo", 0), tmp_path)
 
 
-def test_questions_of_several_hops_and_their_gold_documents_are_told_apart() -> None:
+def test_questions_of_several_hops_and_their_gold_documents_are_told_apart(
+    tmp_path: Path,
+) -> None:
     study = shortened(load_study(STUDY))
     settings = merged(study.regimes["three_hops"].settings, {"world": {"hops": [1, 2, 3]}})
     regime = replace(study.regimes["three_hops"], settings=settings)
     study = replace(study, interim_questions=30, regimes={"three_hops": regime})
     look = look_at_start(study, "three_hops", 100)
     assert all(0 <= value <= 1 for value in look.values())
-    run = run_trial(study, Trial("develop", "three_hops", "grpo", 100))
+    run = run_trial(study, Trial("develop", "three_hops", "grpo", 100), tmp_path)
     asked = held_out(study, Trial("develop", "three_hops", "grpo", 100))[:30]
     for found in run["evaluations"]:
         assert set(found["em_by_hops"]) == {"1", "2", "3"}
@@ -528,7 +531,7 @@ def test_a_kept_run_counts_only_for_the_files_that_it_read(
     with_files: Study, tmp_path: Path
 ) -> None:
     trial = Trial("develop", "no_second_try", "grpo", 100)
-    run = json.loads(json.dumps(run_trial(with_files, trial)))
+    run = json.loads(json.dumps(run_trial(with_files, trial, tmp_path / "run")))
     assert run["data"].keys() == {"questions", "eval_questions", "retriever"}
     before = (rests_on(with_files), settings_hash(with_files, "no_second_try"))
     assert is_result_of(run, with_files, trial)
@@ -543,6 +546,38 @@ def test_a_kept_run_counts_only_for_the_files_that_it_read(
         assert is_result_of(run, with_files, trial)  # a record can be read where its files are not
         file.write_text(rows)
     assert (rests_on(with_files), settings_hash(with_files, "no_second_try")) == before
+
+
+def test_a_run_that_was_cut_short_goes_on_from_its_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = shortened(load_study(STUDY))
+    trial = Trial("develop", "no_second_try", "ig", 100)
+
+    def what_stays(run: dict[str, Any]) -> dict[str, Any]:
+        for found in run["evaluations"]:
+            del found["cpu_seconds"]
+        return {key: value for key, value in run.items() if key != "wall_seconds"}
+
+    whole = what_stays(run_trial(study, trial, tmp_path / "whole"))
+    assert len(whole["evaluations"]) == 5
+    steps: list[int] = []
+    real = GRPOTrainer.train_step
+
+    def step(trainer: GRPOTrainer) -> dict[str, Any]:
+        steps.append(trainer.step)
+        if steps == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return real(trainer)
+
+    monkeypatch.setattr(GRPOTrainer, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(study, trial, tmp_path / "cut")
+    assert what_stays(run_trial(study, trial, tmp_path / "cut")) == whole
+    assert steps == [0, 1, 2, 2, 3]
+    other = replace(trial, changes=("optimization.learning_rate=0.001",))  # a run of its own
+    assert what_stays(run_trial(study, other, tmp_path / "cut")) != whole
+    assert steps[5:] == [0, 1, 2, 3]
 
 
 def test_questions_without_gold_documents_are_refused_before_anything_runs(

@@ -161,12 +161,12 @@ class GRPOTrainer:
                 while self.step < self.config.optimization.steps:
                     row = self._step_and_log(log)
                     if self._due(self.config.run.checkpoint_every):
-                        self._save()
+                        self.save()
                     if report is not None:
                         report(row)
                     self._check_health(row)
         except (KeyboardInterrupt, RetrieverLostError):
-            self._save()
+            self.save()
             raise
         finally:
             log.close()
@@ -188,7 +188,7 @@ class GRPOTrainer:
         try:
             self._health.check(row)
         except TrainingStoppedError as stop:
-            self._save()
+            self.save()
             folder = self.out / "checkpoints"
             best = self._health.best([step_of(one) for one in checkpoints(folder)])
             if best is None:
@@ -378,7 +378,7 @@ class GRPOTrainer:
             "torch": torch.get_rng_state(),
         }
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the last step that was done, whatever was begun after it."""
         if self.step:
             keep = self.config.run.keep_checkpoints
