@@ -47,6 +47,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 MEASURES = {"em": "exact match", "gold_documents": "gold documents"}
+HABITS = ("searches", "query_tokens", "invalid_turns", "cut_turns")
+"""What else is kept of each step; without a search, it has no query tokens."""
 COLUMNS = {
     "run": ("run", "s"),
     "questions": ("questions", "s"),
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
     steps = [
-        [{key: row[key] for key in ("step", *MEASURES, "invalid_turns", "seconds")} for row in log]
+        [{key: row.get(key) for key in ("step", *MEASURES, *HABITS, "seconds")} for row in log]
         for log in logs
     ]
     write_json(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -46,9 +47,13 @@ class ResultStore:
         paths = {
             trial: self.folder / "runs" / trial.stage / f"{trial.name}.json" for trial in trials
         }
-        from scripts.laboratory.trial import run_and_keep  # loads torch
+        from scripts.laboratory.trial import UNFINISHED, run_and_keep  # loads torch
 
         missing = [trial for trial, path in paths.items() if not self._has(study, trial, path)]
+        ended = set(paths.values()) - {paths[trial] for trial in missing}
+        for rest in self.folder.glob(f"runs/*/*{UNFINISHED}"):  # of a kill just before its removal
+            if rest.with_name(rest.name.removesuffix(UNFINISHED) + ".json") in ended:
+                shutil.rmtree(rest, ignore_errors=True)  # another process may be removing it
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.laboratory.trial"])
         with (

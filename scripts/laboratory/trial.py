@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -20,7 +21,6 @@ from igsearch_env.evaluation.metrics import batch_metrics, gold_document_rate
 from igsearch_env.evaluation.play import play_questions
 from igsearch_env.files import alone_in, write_json
 from igsearch_env.render import is_gold
-from igsearch_env.text import without_logins
 from igsearch_env.threads import set_threads
 from scripts.laboratory.study import (
     QUARTERS,
@@ -29,6 +29,7 @@ from scripts.laboratory.study import (
     checkpoint_hash,
     data_hashes,
     evaluation_size,
+    is_result_of,
     settings_record,
     trial_settings,
 )
@@ -37,6 +38,7 @@ from trainers.local.grpo import GRPOTrainer
 from trainers.setup import WORLD_QUESTIONS, make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
+UNFINISHED = ".unfinished"  # how the folder of a run under way ends
 EVAL_BATCH = 512  # in worlds, whose policies are tiny
 COLUMNS = (
     "em",
@@ -59,12 +61,15 @@ COLUMNS = (
 def run_and_keep(study: Study, trial: Trial, path: Path) -> None:
     """Write what :func:`run_trial` returns, so that it is kept even if other runs are cut short.
 
-    A run that was cut short itself goes on from its last evaluation.
+    A run that was cut short itself goes on where it was last saved: at 25, 50, 75 or 100 % of its
+    training. One that another process has finished meanwhile is left as it is.
     """
-    folder = path.with_name(f"{trial.name}.unfinished")
+    folder = path.with_name(f"{trial.name}{UNFINISHED}")
     with alone_in(folder):
-        write_json(path, run_trial(study, trial, folder))
-    shutil.rmtree(folder)
+        done = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if done is None or not is_result_of(done, study, trial):
+            write_json(path, run_trial(study, trial, folder))
+        shutil.rmtree(folder)
 
 
 def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
@@ -73,8 +78,8 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
     Args:
         study: The study.
         trial: The run.
-        folder: Where its checkpoints are kept, one an evaluation. If it holds some of this run,
-            training goes on from the newest; those of other settings or files are removed.
+        folder: Where its checkpoints are kept, one a quarter. If there are some of this run, with
+            the same settings, weights, files and evaluations, training goes on from the newest.
 
     Returns:
         JSON-ready: ``evaluations`` (at 0, 25, 50, 75 and 100 % of the budget; ``cpu_seconds`` is
@@ -89,33 +94,27 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
         "checkpoint": checkpoint_hash(config.policy.path),
         "data": data_hashes(config),
     }
-    _forget_other_runs(folder, {**rests, "sizes": sizes})
-    trainer = GRPOTrainer(config, folder, resume=True)
+    name = hashlib.sha256(json.dumps([rests, sizes], sort_keys=True).encode()).hexdigest()
+    trainer = GRPOTrainer(config, folder / name, resume=True)
     steps = config.optimization.steps
-    due = {round(steps * quarter / QUARTERS): quarter for quarter in range(1, QUARTERS + 1)}
-    cpu: float = 0.0
-    log: list[dict[str, Any]] = []
-    evaluations: list[dict[str, Any]] = []
-    if trainer.step:
-        kept = json.loads(_progress_file(folder, trainer.step).read_text(encoding="utf-8"))
-        cpu, log, evaluations = kept["cpu"], kept["log"], kept["evaluations"]
-    else:
-        asked, samples = sizes[0]
-        evaluations = [_evaluate(trainer, questions[:asked], samples, 0, 0.0)]
-    while trainer.step < steps:
-        started = time.process_time()
-        log.append(trainer.train_step())
-        cpu += time.process_time() - started
+    due = {round(steps * quarter / QUARTERS): quarter for quarter in range(QUARTERS + 1)}
+    so_far = trainer.notes or {"cpu": 0.0, "log": [], "evaluations": []}
+    cpu, log, evaluations = so_far["cpu"], so_far["log"], so_far["evaluations"]
+    while True:
         quarter = due.get(trainer.step)
         if quarter is not None:
+            if trainer.step:
+                notes = {"cpu": cpu, "log": log, "evaluations": evaluations}
+                trainer.notes = json.loads(json.dumps(notes))  # checkpoints hold plain numbers
+                trainer.save()
             asked, samples = sizes[quarter]
             found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
             evaluations.append(found)
-            if quarter < QUARTERS:
-                # Before the checkpoint: a kill between the two leaves no checkpoint without it.
-                kept = {"cpu": cpu, "log": log, "evaluations": evaluations}
-                write_json(_progress_file(folder, trainer.step), kept)
-                trainer.save()
+        if trainer.step == steps:
+            break
+        started = time.process_time()
+        log.append(trainer.train_step())
+        cpu += time.process_time() - started
     parts = {part for row in log for part in row["seconds"]}
     return {
         "trial": {
@@ -136,23 +135,6 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
             for part in sorted(parts)
         },
     }
-
-
-def _forget_other_runs(folder: Path, rests: dict[str, Any]) -> None:
-    """Empty a folder whose run began with other settings, weights, files or evaluations."""
-    file = folder / "rests_on.json"
-    now = json.loads(json.dumps(without_logins(rests)))  # as it is read again
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == now:
-        return
-    for old in folder.glob("progress-*.json"):
-        old.unlink()
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    write_json(file, now)
-
-
-def _progress_file(folder: Path, step: int) -> Path:
-    """What a run had found by a checkpoint; an older one is needed where the newest is damaged."""
-    return folder / f"progress-{step}.json"
 
 
 def held_out(study: Study, trial: Trial) -> list[Question]:

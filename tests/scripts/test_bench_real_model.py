@@ -11,7 +11,7 @@ from tests.igsearch_env.cli.test_compare import played, write
 def write_run(folder, values):
     folder.mkdir()
     rows = [
-        {"step": step, "em": em, "gold_documents": 0.5, "invalid_turns": 0.0}
+        {"step": step, "em": em, "gold_documents": 0.5, "searches": 1.5, "invalid_turns": 0.0}
         | {"seconds": {"rollout": 2.0 * step, "update": 3.0}}
         for step, em in enumerate(values, start=1)
     ]
@@ -35,6 +35,7 @@ def test_runs_are_averaged_question_by_question(tmp_path):
     assert [rows[run, "all"]["after"] for run in ("0", "1")] == [1.0, 0.5]
     assert found["seconds_of_a_step"] == [{"rollout": 3.0, "update": 3.0}] * 2
     assert [step["em"] for step in found["steps"][1]] == [0.25, 1.5]
+    assert [step["searches"] for step in found["steps"][1]] == [1.5, 1.5]
     assert (tmp_path / "out/curves.png").stat().st_size > 10_000
 
 

@@ -40,7 +40,7 @@ from scripts.laboratory.study import (
     shortened,
     trial_settings,
 )
-from scripts.laboratory.trial import held_out, look_at_start, run_trial
+from scripts.laboratory.trial import held_out, look_at_start, run_and_keep, run_trial
 from trainers.config import WorldSettings, make_credit_from
 from trainers.local.grpo import GRPOTrainer
 from trainers.setup import make_world
@@ -575,9 +575,24 @@ def test_a_run_that_was_cut_short_goes_on_from_its_last_evaluation(
         run_trial(study, trial, tmp_path / "cut")
     assert what_stays(run_trial(study, trial, tmp_path / "cut")) == whole
     assert steps == [0, 1, 2, 2, 3]
-    other = replace(trial, changes=("optimization.learning_rate=0.001",))  # a run of its own
-    assert what_stays(run_trial(study, other, tmp_path / "cut")) != whole
+    other = replace(study, interim_questions=3)  # another run
+    assert what_stays(run_trial(other, trial, tmp_path / "cut")) != whole
     assert steps[5:] == [0, 1, 2, 3]
+
+
+def test_a_run_that_has_ended_leaves_its_result_alone(tmp_path: Path) -> None:
+    study = shortened(load_study(STUDY))
+    trial = Trial("develop", "no_second_try", "grpo", 100)
+    store = ResultStore(tmp_path, tmp_path / "record.jsonl")
+    (first,) = store.run(study, [trial], 1)
+    folder = tmp_path / "runs" / "develop"
+    kept = folder / f"{trial.name}.json"
+    assert [one.name for one in folder.iterdir()] == [kept.name]
+    run_and_keep(study, trial, kept)  # as by a process that was told to before it had ended
+    assert json.loads(kept.read_text()) == first  # the seconds, too
+    (folder / f"{trial.name}.unfinished" / "checkpoints").mkdir(parents=True)
+    assert store.run(study, [trial], 1) == [first]
+    assert [one.name for one in folder.iterdir()] == [kept.name]
 
 
 def test_questions_without_gold_documents_are_refused_before_anything_runs(

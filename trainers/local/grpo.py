@@ -84,6 +84,9 @@ class GRPOTrainer:
             adapters were trained).
         resume: Go on from the newest checkpoint in ``out`` that can be read.
 
+    Attributes:
+        notes: JSON-ready data of who calls :meth:`save`, kept in the checkpoint.
+
     Raises:
         ValueError: If ``out`` holds a run and ``resume`` is not set, or one with other settings
             than those of :data:`trainers.config.RESUMABLE`; or if the retriever does not answer.
@@ -114,6 +117,7 @@ class GRPOTrainer:
             self.policy.autocast,
         )
         self.step, self._logged = 0, ""
+        self.notes: dict[str, Any] = {}
         self._log: RunLog | None = None
         self._health = Health(config.run, [])
         self._watch: Watch = _nobody
@@ -384,7 +388,8 @@ class GRPOTrainer:
             keep = self.config.run.keep_checkpoints
             folder = self.out / "checkpoints"
             best = self._health.best
-            state = self._state | {"log": self._log.sha256 if self._log else ""}
+            log = self._log.sha256 if self._log else ""
+            state = self._state | {"log": log, "notes": self.notes}
             save_checkpoint(folder, self.policy, state, self.step, keep, best)
 
     def _restore(self, found: Sequence[Path]) -> None:
@@ -412,6 +417,7 @@ class GRPOTrainer:
         self.engine.pool.load_state_dict(state["pool"])
         torch.set_rng_state(state["torch"])
         self.step, self._logged = state["step"], state.get("log", "")
+        self.notes = state.get("notes", {})
 
 
 def _as_json(config: TrainSettings) -> dict[str, Any]:
