@@ -99,8 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for log in logs
     ]
     arguments.out.mkdir(parents=True, exist_ok=True)
+    kept = ("step", *MEASURES, "seconds")
     steps = [
-        [{key: row.get(key) for key in ("step", *MEASURES, *HABITS, "seconds")} for row in log]
+        [{key: row[key] for key in kept} | {key: row.get(key) for key in HABITS} for row in log]
         for log in logs
     ]
     write_json(

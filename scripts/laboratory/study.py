@@ -224,7 +224,7 @@ def rests_on(study: Study) -> dict[str, Any]:
     del parts["checkpoints"], parts["name"], parts["title"]
     for regime in parts["regimes"].values():
         regime["checkpoints"] = [hashes[path] for path in regime["checkpoints"]]
-    found: dict[str, Any] = {name: _hash_of(part) for name, part in parts.items()}
+    found: dict[str, Any] = {name: hash_of(part) for name, part in parts.items()}
     found["checkpoints"] = list(hashes.values())
     trials = [Trial("compare", name, "grpo", study.seeds[0]) for name in study.regimes]
     data = [data_hashes(trial_settings(study, trial)) for trial in trials]
@@ -250,7 +250,8 @@ def data_hashes(config: TrainSettings) -> dict[str, str]:
     return found
 
 
-def _hash_of(data: Any) -> str:
+def hash_of(data: Any) -> str:
+    """Hash of JSON-ready data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -300,7 +301,7 @@ def settings_hash(study: Study, regime: str) -> str:
         data = _settings_of(study, trial)  # as written: a setting added later changes no hash
         rests += [checkpoint_hash(data["policy"].pop("path")), data]
     data = data_hashes(trial_settings(study, trials[0]))
-    return _hash_of([*rests, data] if data else rests)
+    return hash_of([*rests, data] if data else rests)
 
 
 def shortened(study: Study) -> Study:

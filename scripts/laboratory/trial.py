@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
@@ -29,6 +28,7 @@ from scripts.laboratory.study import (
     checkpoint_hash,
     data_hashes,
     evaluation_size,
+    hash_of,
     is_result_of,
     settings_record,
     trial_settings,
@@ -38,8 +38,9 @@ from trainers.local.grpo import GRPOTrainer
 from trainers.setup import WORLD_QUESTIONS, make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
-UNFINISHED = ".unfinished"  # how the folder of a run under way ends
 EVAL_BATCH = 512  # in worlds, whose policies are tiny
+UNFINISHED = ".unfinished"
+"""How the name of the folder ends that holds the checkpoints of a run under way."""
 COLUMNS = (
     "em",
     "all_fail",
@@ -62,7 +63,7 @@ def run_and_keep(study: Study, trial: Trial, path: Path) -> None:
     """Write what :func:`run_trial` returns, so that it is kept even if other runs are cut short.
 
     A run that was cut short itself goes on where it was last saved: at 25, 50, 75 or 100 % of its
-    training. One that another process has finished meanwhile is left as it is.
+    training. A result that another process has written meanwhile stays as it is.
     """
     folder = path.with_name(f"{trial.name}{UNFINISHED}")
     with alone_in(folder):
@@ -94,8 +95,7 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
         "checkpoint": checkpoint_hash(config.policy.path),
         "data": data_hashes(config),
     }
-    name = hashlib.sha256(json.dumps([rests, sizes], sort_keys=True).encode()).hexdigest()
-    trainer = GRPOTrainer(config, folder / name, resume=True)
+    trainer = GRPOTrainer(config, folder / hash_of([rests, sizes]), resume=True)
     steps = config.optimization.steps
     due = {round(steps * quarter / QUARTERS): quarter for quarter in range(QUARTERS + 1)}
     so_far = trainer.notes or {"cpu": 0.0, "log": [], "evaluations": []}

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from agents.loading import CHECKOUT
 from igsearch_env.credit import IGSearch
+from igsearch_env.episode import Episode
 from scripts.laboratory import compare_credit
+from scripts.laboratory import trial as trial_module
 from scripts.laboratory.compare_credit import STUDY, verdict_of
 from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
 from scripts.laboratory.statistics import holm, share_interval, sign_flip_test, t_interval
@@ -548,7 +550,7 @@ def test_a_kept_run_counts_only_for_the_files_that_it_read(
     assert (rests_on(with_files), settings_hash(with_files, "no_second_try")) == before
 
 
-def test_a_run_that_was_cut_short_goes_on_from_its_last_evaluation(
+def test_a_run_that_was_cut_short_goes_on_from_its_last_quarter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = shortened(load_study(STUDY))
@@ -578,6 +580,26 @@ def test_a_run_that_was_cut_short_goes_on_from_its_last_evaluation(
     other = replace(study, interim_questions=3)  # another run
     assert what_stays(run_trial(other, trial, tmp_path / "cut")) != whole
     assert steps[5:] == [0, 1, 2, 3]
+
+
+def test_a_run_that_was_cut_short_in_an_evaluation_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = shortened(load_study(STUDY))
+    real, cut = trial_module.play_questions, iter([False] * 4 + [True])
+
+    def play(*arguments: Any, **options: Any) -> list[Episode]:
+        if next(cut, False):
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(trial_module, "play_questions", play)
+    trial = Trial("develop", "no_second_try", "grpo", 100)
+    with pytest.raises(KeyboardInterrupt):  # in the evaluation after the last step
+        run_trial(study, trial, tmp_path)
+    monkeypatch.setattr(GRPOTrainer, "train_step", None)  # no step is missing
+    run = run_trial(study, trial, tmp_path)
+    assert [found["step"] for found in run["evaluations"]] == [0, 1, 2, 3, 4]
 
 
 def test_a_run_that_has_ended_leaves_its_result_alone(tmp_path: Path) -> None:

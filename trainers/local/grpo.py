@@ -85,7 +85,7 @@ class GRPOTrainer:
         resume: Go on from the newest checkpoint in ``out`` that can be read.
 
     Attributes:
-        notes: JSON-ready data of who calls :meth:`save`, kept in the checkpoint.
+        notes: JSON-ready data that :meth:`save` keeps for its caller; a resumed run has it again.
 
     Raises:
         ValueError: If ``out`` holds a run and ``resume`` is not set, or one with other settings
