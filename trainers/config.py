@@ -380,7 +380,8 @@ def make_credit_from(settings: dict[str, Any]) -> CreditAssignment:
     if unknown := set(options) - known:
         raise ValueError(
             f"the credit method {name!r} does not take {', '.join(sorted(unknown))}; "
-            f"its options are {', '.join(sorted(known)) or 'none'}"
+            f"its options are {', '.join(sorted(known)) or 'none'}. To drop what a file "
+            f"of settings has for another method, set the section whole: credit={{method='{name}'}}"
         )
     if chosen := shaping & set(options):
         options["shaping"] = {key: options.pop(key) for key in chosen}

@@ -206,7 +206,7 @@ def test_none_can_be_said_in_toml() -> None:
             "alpha_until, baseline, center, clip, dead_zone, gamma, groups, measure, "
             "negative_scale, new_only, normalizer, scale, skip_last",
         ),
-        ({"method": "outcome", "alpha": 1}, "'outcome' does not take alpha; .* are none"),
+        ({"method": "outcome", "alpha": 1}, "'outcome' does not take alpha; .* are none. To drop"),
         ({"method": "outcome", "dead_zone": 1}, "'outcome' does not take dead_zone"),
         ({"method": "ig_search", "alpha": "x"}, "credit.alpha must be a valid number, got 'x'"),
         ({"method": "ig_search", "dead_zone": "x"}, "dead_zone must be a valid number, got 'x'"),
