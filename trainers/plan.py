@@ -37,7 +37,7 @@ CHARACTERS_PER_TOKEN = 4  # of English text
 OVERHEAD = 5 * GIB // 8
 """Bytes that an update on a CPU takes beside all that is counted: workspaces, and what the
 allocator cannot reuse. It was chosen so that the plan is near the peaks that
-``scripts.benchmarks.precision`` measured on SmolLM2-135M (docs/guides/real-model.md)."""
+``scripts.benchmarks.precision`` measured on SmolLM2-135M (docs/results/real_model.md)."""
 
 
 @dataclass(frozen=True)

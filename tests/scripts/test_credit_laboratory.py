@@ -657,8 +657,9 @@ def test_the_study_of_real_questions_can_be_read() -> None:
     study = load_study(STUDY.with_name("study_real.toml"))
     for arm in study.arms:
         config = trial_settings(study, Trial("compare", "recipe", arm, 0))
-        make_credit_from(config.credit)
-        assert config.environment.added_only
+        credit = make_credit_from(config.credit)
+        assert getattr(credit, "new_only", True)
+        assert not config.environment.added_only
         assert config.policy.path == "runs/smollm2-warm/policy"
 
 
