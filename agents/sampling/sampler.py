@@ -16,6 +16,8 @@ from agents.inference import attends_alone, decoder_config
 
 READ_AT_ONCE = 1 << 23
 """Numbers of the widest activation of a layer, on a CPU; bounds the memory of reading contexts."""
+PADDING = 128
+"""Columns of padding among rows that are read together, at most; more would cost a pass."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ def sample(
         ended: Whether a row stops after these sampled ids.
     """
     samples = [Sample() for _ in requests]
+    rows = _reading_order(model, requests)  # the sample of each row of the batch
     batch = GrowingBatch(
         model,
-        [request.context for request in requests],
-        [request.prefix for request in requests],
+        [requests[row].context for row in rows],
+        [requests[row].prefix for row in rows],
         room=max(request.limit for request in requests),
     )
-    rows = list(range(len(requests)))  # the sample of each row of the batch
     done = [False] * len(rows)
     while True:
         tokens, log_probs = choose(batch.logits())
@@ -119,6 +121,16 @@ def sample(
             batch.keep(active)
             rows = [rows[row] for row in active]
             done = [False] * len(rows)
+
+
+def _reading_order(model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[int]:
+    """The requests as they come; where they are read in parts, those with least to read first."""
+    new = [len(context) - len(prefix or ()) for context, prefix, _ in requests]
+    limit = _tokens_at_once(model)
+    order = list(range(len(requests)))
+    if limit is not None and len(new) * max(new) > limit:
+        order.sort(key=new.__getitem__)
+    return order
 
 
 class GrowingBatch:
@@ -146,7 +158,7 @@ class GrowingBatch:
         room: int,
     ) -> None:
         self.model = model
-        held = [0 if prefix is None else len(prefix) for prefix in prefixes]
+        held = [len(prefix or ()) for prefix in prefixes]
         past = max(held)
         width = max(len(ids) - skip for ids, skip in zip(contexts, held, strict=True))
         self.end = past + width
@@ -165,19 +177,17 @@ class GrowingBatch:
         self.mask = mask.to(model.device)  # (B, P + N + room)
         config = decoder_config(model)
         self.own_cache = None if attends_alone(model) else DynamicCache(config=config)
-        # A state of its own, as hybrids have, is not read in parts.
-        self.at_once = width if self.own_cache else _columns_at_once(model, len(contexts), width)
         # transformers' own cache grows by concatenation, which copies all keys for every token.
         count = 0 if self.own_cache else int(config.num_hidden_layers)
-        self.layers = [_GrowingLayer(self.end + room) for _ in range(count)]
+        self.layers = [_GrowingLayer(len(contexts), self.end, room) for _ in range(count)]
         for row, prefix in enumerate(prefixes):
             if prefix is not None:
-                self._load(row, prefix, len(contexts), past)
+                self._load(row, prefix, past)
 
-    def _load(self, row: int, prefix: Prefix, rows: int, past: int) -> None:
+    def _load(self, row: int, prefix: Prefix, past: int) -> None:
         for layer, (keys, values) in zip(self.layers, prefix.layers, strict=True):
             if not layer.is_initialized:
-                layer.allocate(rows, keys, values, past)
+                layer.allocate(keys, values)
             assert layer.keys is not None
             assert layer.values is not None
             taken = slice(past - len(prefix), past)
@@ -187,21 +197,50 @@ class GrowingBatch:
     def logits(self) -> Tensor:
         """Run the tokens that were not run yet; logits after the last of them, shape (B, V)."""
         count = self.ids.shape[1]
-        # Autocast rounds each weight where it is first used, and keeps it. Beside large temporaries
-        # the rounded weights would cut up the room that the next layer needs, so that the process
-        # held twice as much: of several parts, the first is one column.
-        stops = range(1, count, self.at_once) if count > self.at_once else ()
-        for start, stop in pairwise((0, *stops, count)):
+        passes = self._passes()
+        found: list[Tensor] = []
+        for rows, start, stop in passes:
+            # Columns that are padding for all rows of a part are left out.
+            first = int(self.mask[rows].byte().argmax(dim=1).min()) if len(passes) > 1 else 0
+            done = self.end - count + start
+            for layer in self.layers:
+                layer.show(rows, first, done)
             output = self.model(
-                input_ids=self.ids[:, start:stop],
-                attention_mask=self.mask[:, : self.end - count + stop],
-                position_ids=self.positions[:, start:stop],
+                input_ids=self.ids[rows, start:stop],
+                attention_mask=self.mask[rows, first : done + stop - start],
+                position_ids=self.positions[rows, start:stop],
                 past_key_values=self.own_cache or Cache(layers=list(self.layers)),
                 use_cache=True,
                 logits_to_keep=1,
             )
-        logits: Tensor = output.logits[:, -1].float()
-        return logits
+            if stop == count:
+                found.append(output.logits[:, -1].float())
+        return torch.cat(found)
+
+    def _passes(self) -> list[tuple[slice, int, int]]:
+        """Rows, and the first and last column (of those that were not run yet) of each pass.
+
+        One pass, or several if so many tokens are not read together: then neighbouring rows that
+        have about as much to read go together, since padding costs as much as a token.
+        """
+        rows, count = self.ids.shape
+        limit = _tokens_at_once(self.model)
+        if limit is None or rows * count <= limit:
+            return [(slice(0, rows), 0, count)]
+        passes: list[tuple[slice, int, int]] = []
+        new = self.mask[:, self.end - count : self.end].sum(dim=1).tolist()
+        for group in _alike(new, limit):
+            start = count - max(new[group])
+            size = max(1, limit // (group.stop - group.start))
+            # Autocast rounds each weight where it is first used, and keeps it. Beside large
+            # temporaries the rounded weights would cut up the room that the next layer needs, so
+            # that the process held twice as much: the first pass is one column.
+            if not passes and count - start > 1:
+                passes.append((group, start, start + 1))
+                start += 1
+            stops = range(start + size, count, size)
+            passes += [(group, *pair) for pair in pairwise((start, *stops, count))]
+        return passes
 
     def append(self, tokens: Tensor) -> None:
         """Add one token to each row, shape (B,)."""
@@ -233,16 +272,30 @@ class GrowingBatch:
         return Prefix(stored, row, columns)
 
 
-def _columns_at_once(model: PreTrainedModel, rows: int, width: int) -> int:
-    """How many columns of new tokens are run together; all of them where nothing is gained."""
+def _tokens_at_once(model: PreTrainedModel) -> int | None:
+    """How many new tokens are run together, padding included; None where all are."""
     config = decoder_config(model)
     widest = getattr(config, "intermediate_size", None)
     if isinstance(widest, list | tuple):  # of each layer
         widest = max(widest, default=None)
-    # A GPU's allocator leaves no such gaps, and large batches are what it is good at.
-    if model.device.type != "cpu" or not widest or _rotates_by_length(config):
-        return width
-    return max(1, READ_AT_ONCE // int(widest) // rows)
+    # A GPU's allocator leaves no gaps, and large batches are what it is good at. A state of its
+    # own, as hybrids have, is not read in parts.
+    if model.device.type != "cpu" or not widest or not attends_alone(model):
+        return None
+    return None if _rotates_by_length(config) else max(1, READ_AT_ONCE // int(widest))
+
+
+def _alike(new: Sequence[int], limit: int) -> list[slice]:
+    """Neighbouring rows to read together, by the number of tokens that each has to read."""
+    groups: list[slice] = []
+    first = 0
+    for row in range(1, len(new)):
+        group = new[first : row + 1]
+        columns = max(group) * len(group)
+        if columns > limit or columns - sum(group) > PADDING:
+            groups.append(slice(first, row))
+            first = row
+    return [*groups, slice(first, len(new))]
 
 
 def _rotates_by_length(config: Any) -> bool:
@@ -258,25 +311,30 @@ def _rotates_by_length(config: Any) -> bool:
 class _GrowingLayer(DynamicLayer):
     """Keys and values in a buffer with room for all columns, written in place."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, rows: int, filled: int, room: int) -> None:
         super().__init__()
-        self.columns = columns
-        self.length = 0
+        self.shape = rows, filled + room
+        self.filled = filled
+        self.rows = slice(None)
+        self.first = self.length = 0
+
+    def show(self, rows: slice, first: int, length: int) -> None:
+        """Let the next pass see these rows, from a column on, up to where its own begin."""
+        self.rows, self.first, self.length = rows, first, length
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.length - self.first
 
-    def allocate(self, rows: int, keys: Tensor, values: Tensor, past: int) -> None:
-        """Make room for a batch like these; the first ``past`` columns are taken and zero."""
+    def allocate(self, keys: Tensor, values: Tensor) -> None:
+        """Make room for keys and values like these; the columns of contexts are zero."""
+        rows, columns = self.shape
         # Latent attention (DeepSeek) has values that are narrower than its keys.
         self.keys, self.values = (
-            like.new_empty((rows, like.shape[1], self.columns, like.shape[3]))
-            for like in (keys, values)
+            like.new_empty((rows, like.shape[1], columns, like.shape[3])) for like in (keys, values)
         )
-        # Columns that no prefix fills are masked, but 0 * NaN is NaN: they must hold numbers.
-        self.keys[:, :, :past].zero_()
-        self.values[:, :, :past].zero_()
-        self.length = past
+        # What no token fills is masked, but 0 * NaN is NaN: it must hold numbers.
+        self.keys[:, :, : self.filled].zero_()
+        self.values[:, :, : self.filled].zero_()
         self.is_initialized = True
 
     def update(
@@ -286,10 +344,11 @@ class _GrowingLayer(DynamicLayer):
         # each token; they are kept as attention reads them, in the type of the values.
         key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
-            self.allocate(len(key_states), key_states, value_states, 0)
+            self.allocate(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
         start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        self.keys[self.rows, :, start : self.length] = key_states
+        self.values[self.rows, :, start : self.length] = value_states
+        seen = self.rows, slice(None), slice(self.first, self.length)
+        return self.keys[seen], self.values[seen]

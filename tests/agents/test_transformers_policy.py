@@ -185,29 +185,32 @@ def test_neither_the_batch_nor_the_memory_changes_greedy_turns(
     assert played == [alone, alone, alone]
 
 
+@pytest.mark.parametrize("padding", [0, 3, 1000])
 @pytest.mark.parametrize("family", ["qwen3", "llama", "mistral"])
 def test_long_contexts_are_read_in_parts(
     make_model: MakeModel,
     bpe: PreTrainedTokenizerFast,
     family: str,
+    padding: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = make_model(family, len(bpe))
 
     def played() -> tuple[list[list[Completion]], int]:
         policy = TransformersPolicy(model, bpe, PROTOCOL, max_new_tokens=5, greedy=True)
-        widths: list[int] = []
+        sizes: list[int] = []
         handle = model.get_input_embeddings().register_forward_hook(
-            lambda module, inputs, output: widths.append(output.shape[1])
+            lambda module, inputs, output: sizes.append(output.shape[:2].numel())
         )
         turns = play(policy, 3)
         handle.remove()
-        return turns, max(widths)
+        return turns, max(sizes)
 
-    whole, widest = played()
-    monkeypatch.setattr(sampler, "READ_AT_ONCE", 2 * 5 * model.config.intermediate_size)
-    parts, widest_part = played()
-    assert (widest > 10, widest_part) == (True, 2), "two columns of five rows at a time"
+    whole, largest = played()
+    monkeypatch.setattr(sampler, "READ_AT_ONCE", 10 * model.config.intermediate_size)
+    monkeypatch.setattr(sampler, "PADDING", padding)
+    parts, largest_part = played()
+    assert (largest > 50, largest_part) == (True, 10)
     assert parts == whole
     for one, other in zip(parts, whole, strict=True):
         for few, many in zip(one, other, strict=True):
@@ -247,16 +250,38 @@ def test_angles_that_depend_on_the_length_are_not_read_in_parts(
     assert turn.log_probs == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("new", "limit", "padding", "groups"),
+    [
+        ([5], 1, 0, [1]),
+        ([5, 5, 5], 100, 0, [3]),
+        ([1, 2, 9, 10], 100, 2, [2, 2]),
+        ([1, 2, 9, 10], 100, 0, [1, 1, 1, 1]),
+        ([1, 2, 9, 10], 100, 18, [4]),
+        ([1, 2, 9, 10], 100, 17, [3, 1]),
+        ([4, 4, 4, 4], 8, 100, [2, 2]),
+        ([9, 1, 2], 100, 7, [1, 2]),
+    ],
+)
+def test_rows_with_about_as_much_to_read_go_together(
+    monkeypatch: pytest.MonkeyPatch, new: list[int], limit: int, padding: int, groups: list[int]
+) -> None:
+    monkeypatch.setattr(sampler, "PADDING", padding)
+    found = sampler._alike(new, limit)
+    assert [group.stop - group.start for group in found] == groups
+    assert [row for group in found for row in range(group.start, group.stop)] == [*range(len(new))]
+
+
 def test_layers_may_differ_in_width() -> None:
     config = SimpleNamespace(get_text_config=lambda decoder: decoded)
     decoded = SimpleNamespace(intermediate_size=[1 << 18, 1 << 20, 1 << 19])
     model: Any = SimpleNamespace(config=config, device=torch.device("cpu"))
-    assert sampler._columns_at_once(model, rows=4, width=100) == 2
+    assert sampler._tokens_at_once(model) == 8
     decoded.intermediate_size = None
-    assert sampler._columns_at_once(model, rows=4, width=100) == 100, "nothing is known"
+    assert sampler._tokens_at_once(model) is None, "nothing is known"
     model.device = torch.device("cuda")
     decoded.intermediate_size = 1 << 20
-    assert sampler._columns_at_once(model, rows=4, width=100) == 100
+    assert sampler._tokens_at_once(model) is None
 
 
 def test_the_memory_keeps_no_more_than_it_is_allowed_and_changes_nothing(
