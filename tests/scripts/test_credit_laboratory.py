@@ -293,9 +293,11 @@ def test_a_regime_must_pass_every_limit() -> None:
     assert verdict["figures"]["oracle_minus_grpo"] == pytest.approx(0.1)
     assert verdict["figures"]["grpo_first_hop_at_half"] == 0.5
     for name, value in (("all_fail", 0.4), ("all_fail_supported", 0.2), ("reads", 0.4)):
-        failed = verdict_of([{**look, name: value}], runs)
-        assert failed["qualified"] is False
-        assert [key for key, passed in failed["passes"].items() if not passed] == [name]
+        for trained in (runs, []):
+            failed = verdict_of([{**look, name: value}], trained)
+            assert failed["qualified"] is False
+            assert [key for key, passed in failed["passes"].items() if not passed] == [name]
+    assert verdict_of([look])["figures"] == look
     assert verdict_of([look], [runs[0], a_run("oracle", 0, [0.1] * 5)])["qualified"] is False
 
 
