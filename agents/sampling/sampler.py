@@ -17,7 +17,7 @@ from agents.inference import attends_alone, decoder_config
 READ_AT_ONCE = 1 << 23
 """Numbers of the widest activation of a layer, on a CPU; bounds the memory of reading contexts."""
 PADDING = 128
-"""Columns of padding among rows that are read together, at most; more would cost a pass."""
+"""Columns of padding among rows that are read together, at most: beyond it, a pass is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def sample(
     Args:
         model: A causal language model in evaluation mode, gradients off.
         requests: What to continue.
-        choose: Maps float32 logits (B, V) to sampled ids and their log-probabilities, (B,) each.
+        choose: Maps float32 logits (B, V) to sampled ids and their log-probabilities, (B,) each;
+            rows are in the order of the requests.
         ended: Whether a row stops after these sampled ids.
     """
     samples = [Sample() for _ in requests]
@@ -101,9 +102,13 @@ def sample(
     )
     done = [False] * len(rows)
     while True:
-        tokens, log_probs = choose(batch.logits())
-        drawn = zip(tokens.tolist(), log_probs.tolist(), strict=True)
-        for row, (token, log_prob) in enumerate(drawn):
+        logits = batch.logits()
+        # The generator serves one row after another: in the order of the requests, a seed draws the
+        # same however contexts are read.
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        drawn, log_probs = choose(logits[order])
+        tokens = drawn[sorted(range(len(rows)), key=order.__getitem__)]
+        for row, token, log_prob in zip(order, drawn.tolist(), log_probs.tolist(), strict=True):
             if done[row]:
                 continue
             current = samples[rows[row]]
@@ -278,8 +283,8 @@ def _tokens_at_once(model: PreTrainedModel) -> int | None:
     widest = getattr(config, "intermediate_size", None)
     if isinstance(widest, list | tuple):  # of each layer
         widest = max(widest, default=None)
-    # A GPU's allocator leaves no gaps, and large batches are what it is good at. A state of its
-    # own, as hybrids have, is not read in parts.
+    # A GPU's allocator copes with large temporaries, and large batches are what it is good at. A
+    # state of its own, as hybrids have, is not read in parts.
     if model.device.type != "cpu" or not widest or not attends_alone(model):
         return None
     return None if _rotates_by_length(config) else max(1, READ_AT_ONCE // int(widest))
@@ -319,7 +324,7 @@ class _GrowingLayer(DynamicLayer):
         self.first = self.length = 0
 
     def show(self, rows: slice, first: int, length: int) -> None:
-        """Let the next pass see these rows, from a column on, up to where its own begin."""
+        """Let the next pass see these rows, from the first column to where its own tokens begin."""
         self.rows, self.first, self.length = rows, first, length
 
     def get_seq_length(self) -> int:

@@ -145,10 +145,13 @@ def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
         held_out(study, Trial("qualify", regime, "grpo", seeds[0]))
         held_out(study, Trial("compare", regime, "grpo", study.seeds[0]))
     looks = {r: [look_at_start(study, r, seed) for seed in seeds] for r in regimes}
-    # Training takes hours, and cannot change a verdict that has fallen before it.
-    worth = [r for r in regimes if arguments.smoke or verdict_of(looks[r])["qualified"]]
-    arms = ("grpo", "oracle")
-    trials = [Trial("develop", r, arm, seed) for r in worth for seed in seeds for arm in arms]
+    trials: list[Trial] = []
+    for regime in regimes:
+        pair = [Trial("develop", regime, arm, seed) for seed in seeds for arm in ("grpo", "oracle")]
+        # Training takes hours, and cannot change a verdict that has fallen before it.
+        passes = verdict_of(looks[regime])["qualified"]
+        if passes or arguments.smoke or all(store.has(study, trial) for trial in pair):
+            trials += pair
     runs = store.run(study, trials, arguments.workers)
     path = _verdicts(arguments)
     verdicts = _read_if_there(path)

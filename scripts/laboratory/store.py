@@ -44,12 +44,10 @@ class ResultStore:
         Raises:
             ValueError: If a run on a fresh seed was made with other settings.
         """
-        paths = {
-            trial: self.folder / "runs" / trial.stage / f"{trial.name}.json" for trial in trials
-        }
+        paths = {trial: self._path(trial) for trial in trials}
         from scripts.laboratory.trial import UNFINISHED, run_and_keep  # loads torch
 
-        missing = [trial for trial, path in paths.items() if not self._has(study, trial, path)]
+        missing = [trial for trial in trials if not self.has(study, trial)]
         ended = set(paths.values()) - {paths[trial] for trial in missing}
         for rest in self.folder.glob(f"runs/*/*{UNFINISHED}"):  # of a kill just before its removal
             if rest.with_name(rest.name.removesuffix(UNFINISHED) + ".json") in ended:
@@ -82,8 +80,16 @@ class ResultStore:
         write_whole(self._record, "".join(line + "\n" for line in lines))
         return [json.loads(line) for line in lines]
 
-    def _has(self, study: Study, trial: Trial, path: Path) -> bool:
-        """Whether the trial has been run; a development run with other settings does not count."""
+    def _path(self, trial: Trial) -> Path:
+        return self.folder / "runs" / trial.stage / f"{trial.name}.json"
+
+    def has(self, study: Study, trial: Trial) -> bool:
+        """Whether a trial has been run; a development run with other settings does not count.
+
+        Raises:
+            ValueError: If a run on a fresh seed was made with other settings.
+        """
+        path = self._path(trial)
         if path.is_file():
             if is_result_of(_read(path), study, trial):
                 return True

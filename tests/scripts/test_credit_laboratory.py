@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -701,6 +702,29 @@ def test_there_is_no_report_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing to report: .* run `compare` first"):
         compare_credit.main(["report", "--out", str(tmp_path / "a"), "--report", str(tmp_path)])
     assert not (tmp_path / "credit.json").exists()
+
+
+def test_a_regime_that_fails_before_training_is_not_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = {"all_fail": 0.4, "all_fail_supported": 0.5, "reads": 0.6}
+    monkeypatch.setattr(trial_module, "look_at_start", lambda *_: look)
+    shipped = CHECKOUT / "docs/results"
+
+    def verdict(out: Path, report: Path) -> dict[str, Any]:
+        call = ["qualify", "--regimes", "single_hop", "--out", str(out), "--report", str(report)]
+        compare_credit.main(call)
+        found: dict[str, Any] = json.loads((out / "qualified.json").read_text())["single_hop"]
+        return found
+
+    alone = verdict(tmp_path / "alone", tmp_path / "alone")
+    assert (alone["qualified"], alone["figures"]) == (False, look)
+    assert not (tmp_path / "alone/runs").exists()
+    (tmp_path / "report").mkdir()
+    shutil.copy(shipped / "credit_runs.jsonl", tmp_path / "report")
+    kept = verdict(tmp_path / "other", tmp_path / "report")
+    known = json.loads((shipped / "credit.json").read_text())["verdicts"]["single_hop"]["figures"]
+    assert kept["figures"] == known | look, "runs that are known cost nothing"
 
 
 def laboratory(*arguments: str | Path) -> None:
