@@ -35,6 +35,7 @@ from scripts.laboratory.study import (
 )
 from trainers.config import TrainSettings
 from trainers.local.grpo import GRPOTrainer
+from trainers.memory import give_back_freed_memory
 from trainers.setup import WORLD_QUESTIONS, make_policy, make_questions, make_training_engine
 
 EVAL_SEED = 55_555
@@ -110,6 +111,7 @@ def run_trial(study: Study, trial: Trial, folder: Path) -> dict[str, Any]:
             asked, samples = sizes[quarter]
             found = _evaluate(trainer, questions[:asked], samples, trainer.step, cpu)
             evaluations.append(found)
+            give_back_freed_memory()  # an evaluation's batches are larger than those of training
         if trainer.step == steps:
             break
         started = time.process_time()
