@@ -149,8 +149,8 @@ def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
     for regime in regimes:
         pair = [Trial("develop", regime, arm, seed) for seed in seeds for arm in ("grpo", "oracle")]
         # Training takes hours, and cannot change a verdict that has fallen before it.
-        passes = verdict_of(looks[regime])["qualified"]
-        if passes or arguments.smoke or all(store.has(study, trial) for trial in pair):
+        worth = verdict_of(looks[regime])["qualified"]
+        if worth or arguments.smoke or all(store.has(study, trial) for trial in pair):
             trials += pair
     runs = store.run(study, trials, arguments.workers)
     path = _verdicts(arguments)
