@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ READ_AT_ONCE = 1 << 23
 """Numbers of the widest activation of a layer, on a CPU; bounds the memory of reading contexts."""
 PADDING = 128
 """Columns of padding among rows that are read together, at most: beyond it, a pass is cheaper."""
+
+Rows: TypeAlias = slice | list[int]
+"""All rows of a batch, as a slice, or some of them."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +91,22 @@ def sample(
     Args:
         model: A causal language model in evaluation mode, gradients off.
         requests: What to continue.
-        choose: Maps float32 logits (B, V) to sampled ids and their log-probabilities, (B,) each;
-            rows are in the order of the requests.
+        choose: Maps float32 logits (B, V) to sampled ids and their log-probabilities, (B,) each.
         ended: Whether a row stops after these sampled ids.
     """
     samples = [Sample() for _ in requests]
-    rows = _reading_order(model, requests)  # the sample of each row of the batch
     batch = GrowingBatch(
         model,
-        [requests[row].context for row in rows],
-        [requests[row].prefix for row in rows],
+        [request.context for request in requests],
+        [request.prefix for request in requests],
         room=max(request.limit for request in requests),
     )
+    rows = list(range(len(requests)))  # the sample of each row of the batch
     done = [False] * len(rows)
     while True:
-        logits = batch.logits()
-        # The generator serves one row after another: in the order of the requests, a seed draws the
-        # same however contexts are read.
-        order = sorted(range(len(rows)), key=rows.__getitem__)
-        drawn, log_probs = choose(logits[order])
-        tokens = drawn[sorted(range(len(rows)), key=order.__getitem__)]
-        for row, token, log_prob in zip(order, drawn.tolist(), log_probs.tolist(), strict=True):
+        tokens, log_probs = choose(batch.logits())
+        drawn = zip(tokens.tolist(), log_probs.tolist(), strict=True)
+        for row, (token, log_prob) in enumerate(drawn):
             if done[row]:
                 continue
             current = samples[rows[row]]
@@ -126,16 +124,6 @@ def sample(
             batch.keep(active)
             rows = [rows[row] for row in active]
             done = [False] * len(rows)
-
-
-def _reading_order(model: PreTrainedModel, requests: Sequence[SampleRequest]) -> list[int]:
-    """The requests as they come; where they are read in parts, those with least to read first."""
-    new = [len(context) - len(prefix or ()) for context, prefix, _ in requests]
-    limit = _tokens_at_once(model)
-    order = list(range(len(requests)))
-    if limit is not None and len(new) * max(new) > limit:
-        order.sort(key=new.__getitem__)
-    return order
 
 
 class GrowingBatch:
@@ -203,7 +191,7 @@ class GrowingBatch:
         """Run the tokens that were not run yet; logits after the last of them, shape (B, V)."""
         count = self.ids.shape[1]
         passes = self._passes()
-        found: list[Tensor] = []
+        parts: list[tuple[Rows, Tensor]] = []
         for rows, start, stop in passes:
             # Columns that are padding for all rows of a part are left out.
             first = int(self.mask[rows].byte().argmax(dim=1).min()) if len(passes) > 1 else 0
@@ -219,24 +207,29 @@ class GrowingBatch:
                 logits_to_keep=1,
             )
             if stop == count:
-                found.append(output.logits[:, -1].float())
-        return torch.cat(found)
+                parts.append((rows, output.logits[:, -1].float()))
+        if len(parts) == 1:
+            return parts[0][1]
+        logits = parts[0][1].new_empty((len(self.ids), parts[0][1].shape[1]))
+        for rows, part in parts:
+            logits[rows] = part
+        return logits
 
-    def _passes(self) -> list[tuple[slice, int, int]]:
+    def _passes(self) -> list[tuple[Rows, int, int]]:
         """Rows, and the first and last column (of those that were not run yet) of each pass.
 
-        One pass, or several if so many tokens are not read together: then neighbouring rows that
-        have about as much to read go together, since padding costs as much as a token.
+        One pass, or several if so many tokens are not read together: then rows that have about as
+        much to read go together, since padding costs as much as a token.
         """
         rows, count = self.ids.shape
         limit = _tokens_at_once(self.model)
         if limit is None or rows * count <= limit:
-            return [(slice(0, rows), 0, count)]
-        passes: list[tuple[slice, int, int]] = []
+            return [(slice(None), 0, count)]
+        passes: list[tuple[Rows, int, int]] = []
         new = self.mask[:, self.end - count : self.end].sum(dim=1).tolist()
         for group in _alike(new, limit):
-            start = count - max(new[group])
-            size = max(1, limit // (group.stop - group.start))
+            start = count - max(new[row] for row in group)
+            size = max(1, limit // len(group))
             # Autocast rounds each weight where it is first used, and keeps it. Beside large
             # temporaries the rounded weights would cut up the room that the next layer needs, so
             # that the process held twice as much: the first pass is one column.
@@ -290,17 +283,17 @@ def _tokens_at_once(model: PreTrainedModel) -> int | None:
     return None if _rotates_by_length(config) else max(1, READ_AT_ONCE // int(widest))
 
 
-def _alike(new: Sequence[int], limit: int) -> list[slice]:
-    """Neighbouring rows to read together, by the number of tokens that each has to read."""
-    groups: list[slice] = []
-    first = 0
-    for row in range(1, len(new)):
-        group = new[first : row + 1]
-        columns = max(group) * len(group)
-        if columns > limit or columns - sum(group) > PADDING:
-            groups.append(slice(first, row))
-            first = row
-    return [*groups, slice(first, len(new))]
+def _alike(new: Sequence[int], limit: int) -> list[list[int]]:
+    """Rows to read together, by the number of tokens that each has to read; least first."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(new)), key=new.__getitem__):
+        group = [*groups[-1], row] if groups else []
+        columns = new[row] * len(group)
+        if group and columns <= limit and columns - sum(new[one] for one in group) <= PADDING:
+            groups[-1] = group
+        else:
+            groups.append([row])
+    return groups
 
 
 def _rotates_by_length(config: Any) -> bool:
@@ -320,10 +313,10 @@ class _GrowingLayer(DynamicLayer):
         super().__init__()
         self.shape = rows, filled + room
         self.filled = filled
-        self.rows = slice(None)
+        self.rows: Rows = slice(None)
         self.first = self.length = 0
 
-    def show(self, rows: slice, first: int, length: int) -> None:
+    def show(self, rows: Rows, first: int, length: int) -> None:
         """Let the next pass see these rows, from the first column to where its own tokens begin."""
         self.rows, self.first, self.length = rows, first, length
 
