@@ -1,4 +1,4 @@
-"""What each signal tells apart, at the policy that a training starts from, and what it costs.
+"""What each signal tells apart in the searches of a policy, and what it costs.
 
 python -m scripts.laboratory.gain_signal --config trainers/configs/demo.toml --out runs/gain_signal
 python -m scripts.laboratory.gain_signal --config trainers/configs/smollm2.toml \
@@ -125,7 +125,7 @@ def rollouts(
         search, the update's those of the last batch.
 
     Raises:
-        ValueError: If there are fewer questions, or searches have no gains.
+        ValueError: If there are fewer questions, no rollout searches, or searches have no gains.
     """
     from trainers.setup import (  # loads torch
         group_ids,
@@ -172,12 +172,18 @@ def rollouts(
             episodes += [_merged(*one) for one in zip(*settled, strict=True)]
             agent.policy.memory.clear()
             bar.advance(task, len(batch))
+    searches = sum(len(episode.searches) for episode in episodes)
+    if not searches:
+        raise ValueError(
+            f"none of {len(episodes)} rollouts made a search: the policy does not write the turns "
+            f"of the protocol {agent.policy.protocol.name!r}; train it to (scripts.warm_start), or "
+            "show it examples (environment.protocol=scripts/laboratory/three_examples.toml)"
+        )
     if all(gain is None for episode in episodes for gain in episode.information_gains):
         raise ValueError(
             "no search has a gain; set environment.num_counterfactuals to at least 1, and "
             "credit.method to one that needs gains, such as ig_search"
         )
-    searches = sum(len(episode.searches) for episode in episodes)
     costs = {
         name: {of: value / searches for of, value in sums.items()} for name, sums in spent.items()
     }

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igsearch_env import Document, Episode, Question
-from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.protocol.names import get_protocol
+from igsearch_env.protocol.tags import PROTOCOLS, Answer, Search
 from scripts.laboratory import gain_signal
 from scripts.laboratory.gain_signal import (
     TitleAgent,
@@ -155,6 +156,10 @@ def play(out: Path, *flags: str) -> None:
             "no search has a gain; set environment.",
         ),
         (("--questions", "100000"), "--questions asks for 100000, but there are "),
+        (  # turns of two tokens are cut before they are searches
+            ("--questions", "2", "--set", "policy.max_new_tokens=2"),
+            r"none of 4 rollouts made a search: .* 'refine-bare'; train it to",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -194,6 +199,20 @@ def test_real_rollouts(
     assert 0 < costs["belief"]["tokens"] < costs["information gain"]["tokens"]
     if constructed:
         assert {row["found"] for row in results["kinds"]} & {"bridge", "last"}
+
+
+def test_worked_examples_let_an_untaught_policy_search() -> None:
+    """Each example is made of turns that the protocol reads, with documents, and an answer."""
+    protocol = get_protocol("scripts/laboratory/three_examples.toml")
+    *examples, asked = protocol.prompt.strip().split("\n\n")
+    assert asked == "question : {question}"
+    assert len(examples) == 3
+    for example in examples:
+        turns = [protocol.parse(line) for line in example.split("\n") if line.startswith("<s")]
+        assert turns
+        assert all(isinstance(turn, Search) for turn in turns)
+        assert example.count("<documents>") == example.count("</documents>") == len(turns)
+        assert isinstance(protocol.parse(example.split("\n")[-1]), Answer)
 
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:
