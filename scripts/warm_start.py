@@ -19,14 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from igsearch_env.cli.program import Parser, on_interrupt, parse_early, quiet_transformers, run
+from igsearch_env.cli.program import (
+    Parser,
+    folder,
+    on_interrupt,
+    parse_early,
+    quiet_transformers,
+    run,
+)
 from igsearch_env.evaluation.settings import Precision
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(None, __doc__)
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for policy and results.json"
+        "--out", type=folder, required=True, help="folder for policy and results.json"
     )
     parser.add_argument("--steps", type=int, help="updates")
     parser.add_argument("--seed", type=int, default=0)

@@ -173,10 +173,17 @@ def positive(text: str) -> int:
 
 
 def folder(text: str) -> Path:
-    """The path of a folder, for argparse; an address is none."""
+    """The path of a folder, for argparse; an address is none, and neither is a file.
+
+    It need not exist, but it must be one that can be made: no part of it is a file.
+    """
     if "://" in text:
         raise argparse.ArgumentTypeError(f"expected a folder, got the address {text}")
-    return Path(text)
+    path = Path(text)
+    for part in (path, *path.parents):
+        if part.is_file():
+            raise argparse.ArgumentTypeError(f"expected a folder, got {text}: {part} is a file")
+    return path
 
 
 def run_parser(description: str | None) -> argparse.ArgumentParser:

@@ -52,15 +52,16 @@ from igsearch_env.credit.gdcr import GDCR
 from igsearch_env.credit.ig_search import IGSearch, found_anew
 from igsearch_env.credit.query_bonus import newly_found
 from igsearch_env.data.silver import with_answer_distances, with_silver
-from igsearch_env.episode import Episode, Question, Step
+from igsearch_env.episode import Document, Episode, Question, Step
 from igsearch_env.files import write_json
 from igsearch_env.gain.belief import settle_belief
 from igsearch_env.gain.enabling import settle_enabling
 from igsearch_env.gain.hindsight import settle_hindsight
 from igsearch_env.protocol.tags import TagProtocol
-from igsearch_env.render import is_gold
+from igsearch_env.render import CUT, is_gold
 from igsearch_env.retrieval.base import IndexedRetriever, Retriever
 from igsearch_env.rollout import collect
+from igsearch_env.text import without_logins
 from igsearch_env.threads import set_threads
 from trainers.config import TrainSettings, load_config
 
@@ -72,6 +73,7 @@ KINDS = ("last", "bridge", "answer", "miss", "known", "nothing")
 
 PAIRS = (("bridge", "miss"), ("last", "miss"))
 RESAMPLES = 1000
+MIN_QUESTIONS = 5
 Values = list[list[float | None]]
 """A signal of each search of each episode, None where it has none."""
 Sample = tuple[list[float], list[float]]
@@ -88,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = arguments.out / "results.json"
     if results.exists():
         raise ValueError(f"{results} exists already; choose another folder or remove it")
+    arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told now
     config = load_config(arguments.config, arguments.set)
     episodes, costs = rollouts(config, arguments.questions, constructed=arguments.constructed)
     found = signals(episodes)
@@ -125,7 +128,8 @@ def rollouts(
         search, the update's those of the last batch.
 
     Raises:
-        ValueError: If there are fewer questions, no rollout searches, or searches have no gains.
+        ValueError: If there are fewer questions, or some without gold documents; the credit needs
+            no gains; no rollout searches; all first searches fail; or no search has a gain.
     """
     from trainers.setup import (  # loads torch
         group_ids,
@@ -137,15 +141,25 @@ def rollouts(
     set_threads(config.run.threads)
     o, engine = config.optimization, make_training_engine(config, config.run.seed)
     agent = make_agent(config, engine)
+    if not engine.num_counterfactuals:
+        raise ValueError(
+            f"credit.method={config.credit['method']} needs no information gain, so none would be "
+            "there to show; set credit.method to one that does, such as ig_search"
+        )
     engine = with_protocol(engine, agent.policy.protocol, agent.policy.tokenizer)
     if len(engine.questions) < questions:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"
         )
-    asked = _with_silver(engine.questions[:questions], engine.retriever)
-    player = (
-        TitleAgent(asked, _texts(engine.retriever), agent.policy.protocol) if constructed else agent
-    )
+    asked = engine.questions[:questions]
+    for question in asked:
+        if not (question.gold_ids or question.gold_titles):
+            raise ValueError(
+                f"question {question.id!r} has neither gold_ids nor gold_titles, by which its "
+                "searches are sorted; leave it out"
+            )
+    asked = _with_silver(asked, engine.retriever)
+    player = _title_agent(asked, engine.retriever, agent.policy.protocol) if constructed else agent
     size = 3 if constructed else o.group_size
     episodes: list[Episode] = []
     spent: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "tokens": 0.0})
@@ -157,6 +171,8 @@ def rollouts(
             began = time.process_time()
             played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
             spent["rollouts"]["seconds"] += time.process_time() - began
+            if not episodes:  # a server that is not there is told after the first batch
+                _require_answers(played, config.environment.searched)
             settled = []
             for name, settle in (
                 ("belief", partial(settle_belief, information_gain=engine.information_gain)),
@@ -173,17 +189,7 @@ def rollouts(
             agent.policy.memory.clear()
             bar.advance(task, len(batch))
     searches = sum(len(episode.searches) for episode in episodes)
-    if not searches:
-        raise ValueError(
-            f"none of {len(episodes)} rollouts made a search: the policy does not write the turns "
-            f"of the protocol {agent.policy.protocol.name!r}; train it to (scripts.warm_start), or "
-            "show it examples (environment.protocol=scripts/laboratory/three_examples.toml)"
-        )
-    if all(gain is None for episode in episodes for gain in episode.information_gains):
-        raise ValueError(
-            "no search has a gain; set environment.num_counterfactuals to at least 1, and "
-            "credit.method to one that needs gains, such as ig_search"
-        )
+    _require_gains(episodes)
     costs = {
         name: {of: value / searches for of, value in sums.items()} for name, sums in spent.items()
     }
@@ -194,6 +200,41 @@ def rollouts(
         seconds = _update_seconds(config, agent.policy, played) * share
         costs["update"] = {"seconds": seconds, "tokens": 0.0}
     return episodes, costs
+
+
+def _require_answers(episodes: Sequence[Episode], searched: str) -> None:
+    """Refuse to go on with a search engine that answers nothing."""
+    steps = [step for episode in episodes for step in episode.searches]
+    if steps and all(step.retrieval_failed for step in steps):
+        raise ValueError(
+            f"all {len(steps)} searches of the first questions failed, so nothing was measured; "
+            f"see to the search engine, {without_logins(searched)}"
+        )
+
+
+def _require_gains(episodes: Sequence[Episode]) -> None:
+    """Refuse episodes in which there is nothing to show, and say what they did."""
+    steps = [step for episode in episodes for step in episode.steps]
+    searches = [step for step in steps if step.action == "search"]
+    if not searches:
+        answers = sum(step.action == "answer" for step in steps)
+        spent = sum(episode.ended_by == "tokens" for episode in episodes)
+        cut = sum(step.action == "invalid" and step.stop_reason in CUT for step in steps)
+        raise ValueError(
+            f"none of {len(episodes)} rollouts made a search: of their {len(steps)} turns "
+            f"{answers} were answers, {cut} were cut before they were complete, and "
+            f"{len(steps) - answers - cut} were neither a search nor an answer; {spent} rollouts "
+            "ran out of environment.episode_tokens. If turns were cut, raise policy.max_new_tokens;"
+            " a policy that was never taught to search needs training (scripts.warm_start) or "
+            "examples in its prompt (environment.protocol=scripts/laboratory/three_examples.toml)"
+        )
+    if all(step.information_gain is None for step in searches):
+        full = sum(bool(step.documents) for step in searches)
+        raise ValueError(
+            f"none of {len(searches)} searches has a gain, and {full} of them found documents: a "
+            "search has one where it finds documents and others are there to take their place; "
+            "see to environment.retriever, which searched"
+        )
 
 
 def _update_seconds(
@@ -217,30 +258,24 @@ class TitleAgent:
     once. A question without a bridge, or without a last document, is asked with the other one.
 
     Args:
-        questions: Questions with gold titles.
-        texts: Text of a document by title, which tells bridges from last documents.
+        gold: Questions, each with its gold documents: one at least, all with titles.
         protocol: The grammar.
     """
 
     def __init__(
-        self, questions: Sequence[Question], texts: Mapping[str, str], protocol: TagProtocol
+        self, gold: Sequence[tuple[Question, Sequence[Document]]], protocol: TagProtocol
     ) -> None:
         self.protocol = protocol
-        titles = [question.gold_titles for question in questions]
+        titles = [[document.title for document in documents] for _, documents in gold]
         self._queries: dict[str, list[str]] = {}
-        for number, question in enumerate(questions):
-            holds = [
-                contains_answer(f"{title} {texts.get(title, '')}", question.golden_answers)
-                for title in question.gold_titles
-            ]
-            pairs = list(zip(question.gold_titles, holds, strict=True))
+        for number, (question, documents) in enumerate(gold):
+            pairs = [(one.title, _holds_answer(one, question)) for one in documents]
             bridge = [title for title, held in pairs if not held]
             last = [title for title, held in pairs if held]
             others = titles[number + 1 :] + titles[:number]
             miss = [title for other in others for title in other if title not in titles[number]]
             self._queries[question.id] = [
-                (wanted or list(question.gold_titles) or [question.text])[0]
-                for wanted in (bridge, last, miss)
+                (wanted or titles[number])[0] for wanted in (bridge, last, miss)
             ]
         self._begun: defaultdict[str, int] = defaultdict(int)
 
@@ -301,12 +336,14 @@ def _kind(step: Step, question: Question, *, new: bool) -> str:
         return "nothing"
     if not new:
         return "known"
-    holds = [
-        contains_answer(f"{d.title} {d.text}", question.golden_answers) for d in step.documents
-    ]
+    holds = [_holds_answer(document, question) for document in step.documents]
     if any(is_gold(document, question) for document in step.documents):
         return "last" if any(holds) else "bridge"
     return "answer" if any(holds) else "miss"
+
+
+def _holds_answer(document: Document, question: Question) -> bool:
+    return contains_answer(f"{document.title} {document.text}", question.golden_answers)
 
 
 def kinds_table(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list[dict[str, Any]]:
@@ -331,7 +368,8 @@ def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list
 
     The AUC is the probability that a search of the one kind has the higher value, ties counted
     half. Questions are resampled with all their searches, since the searches of a question are
-    alike.
+    alike. There is none where fewer than :data:`MIN_QUESTIONS` questions have the one kind or the
+    other: the few would always be drawn together, and the interval would be far too narrow.
     """
     rows = []
     for name, values in found.items():
@@ -349,16 +387,16 @@ def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list
 
 
 def _auc_with_interval(samples: Sequence[Sample]) -> list[float] | None:
-    whole = auc(*_joined(samples)) if samples else None
-    if whole is None:
+    if any(sum(bool(sample[side]) for sample in samples) < MIN_QUESTIONS for side in (0, 1)):
         return None
     rng = np.random.default_rng(0)
-    again = []
-    for _ in range(RESAMPLES):
-        chosen = [samples[i] for i in rng.integers(0, len(samples), len(samples))]
-        value = auc(*_joined(chosen))
-        if value is not None:
-            again.append(value)
+    size = len(samples)
+    draws = (rng.integers(0, size, size) for _ in range(RESAMPLES))
+    whole, *again = (
+        value
+        for chosen in (range(size), *draws)
+        if (value := auc(*_joined([samples[i] for i in chosen]))) is not None
+    )
     low, high = np.quantile(again, [0.025, 0.975])
     return [whole, float(low), float(high)]
 
@@ -404,10 +442,36 @@ def _with_silver(questions: Sequence[Question], retriever: Retriever) -> list[Qu
     return with_answer_distances(found, retriever.documents, retriever)
 
 
-def _texts(retriever: Retriever) -> dict[str, str]:
+def _title_agent(
+    questions: Sequence[Question], retriever: Retriever, protocol: TagProtocol
+) -> TitleAgent:
+    """The agent that searches for titles, which the index says where the questions do not."""
     if not isinstance(retriever, IndexedRetriever):
-        return {}
-    return {document.title: document.text for document in retriever.documents}
+        raise ValueError(
+            "--constructed reads the gold documents' titles and texts in the index, which "
+            f"{type(retriever).__name__} does not hold; set environment.retriever to an index"
+        )
+    ids = {id_ for question in questions for id_ in question.gold_ids}
+    titles = {title for question in questions for title in question.gold_titles}
+    by_id: dict[str, Document] = {}  # gold documents alone: a corpus may be large
+    by_title: dict[str, Document] = {}
+    for document in retriever.documents:
+        if document.title and (document.id in ids or document.title in titles):
+            by_id[document.id] = by_title[document.title] = document
+    gold = []
+    for question in questions:
+        known, names = (
+            (by_id, question.gold_ids) if question.gold_ids else (by_title, question.gold_titles)
+        )
+        documents = [known[name] for name in names if name in known]
+        if not documents:
+            raise ValueError(
+                f"none of the gold documents of question {question.id!r} is in the index with a "
+                "title, which --constructed searches for; give the index of the questions' corpus, "
+                "or leave the question out"
+            )
+        gold.append((question, documents))
+    return TitleAgent(gold, protocol)
 
 
 def _table_of_kinds(rows: Sequence[Mapping[str, Any]], episodes: int) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igsearch_env import Document, Episode, Question
+from igsearch_env.answers import contains_answer
 from igsearch_env.protocol.names import get_protocol
-from igsearch_env.protocol.tags import PROTOCOLS, Answer, Search
+from igsearch_env.protocol.tags import PROTOCOLS
+from igsearch_env.retrieval.bm25 import BM25Retriever
 from scripts.laboratory import gain_signal
 from scripts.laboratory.gain_signal import (
     TitleAgent,
@@ -24,6 +27,8 @@ from scripts.laboratory.gain_signal import (
     signals,
 )
 from tests.igsearch_env.credit.test_belief_shift import believing
+from trainers.config import load_config
+from trainers.setup import make_world
 
 ASKED = Question(
     "q",
@@ -98,12 +103,30 @@ def test_signals_by_kind() -> None:
     assert first["hindsight"] is None
 
 
-def test_separation_of_one_question_has_no_spread() -> None:
-    rows = {row["signal"]: row for row in separation(BATCH, signals(BATCH))}
+def asked_often(batch: list[Episode], times: int) -> list[Episode]:
+    """The episodes again and again, each time of another question."""
+    return [
+        replace(episode, question=replace(episode.question, id=f"q{number}"))
+        for number in range(times)
+        for episode in batch
+    ]
+
+
+def test_separation() -> None:
+    batch = asked_often(BATCH, 5)
+    rows = {row["signal"]: row for row in separation(batch, signals(batch))}
     assert rows["information gain"]["bridge/miss"] == [1.0, 1.0, 1.0]
     assert rows["silver"]["bridge/miss"] == [0.5, 0.5, 0.5]  # both 0
     assert rows["silver"]["last/miss"] == [1.0, 1.0, 1.0]
     assert rows["distance"]["bridge/miss"] == [1.0, 1.0, 1.0]
+
+
+def test_few_questions_have_no_separation() -> None:
+    """Of five questions one has no miss, so four are left: too few to resample."""
+    batch = asked_often(BATCH, 5)[:-1]
+    rows = {row["signal"]: row for row in separation(batch, signals(batch))}
+    assert rows["information gain"]["bridge/miss"] is None
+    assert rows["hindsight"]["bridge/miss"] is None  # nobody has any
 
 
 @given(st.lists(st.integers(0, 4), min_size=1), st.lists(st.integers(0, 4), min_size=1))
@@ -115,28 +138,30 @@ def test_auc_is_what_counting_pairs_gives(high: list[int], low: list[int]) -> No
 
 
 def test_the_interval_resamples_questions() -> None:
-    """One question of three has all the right searches: some resamples do not draw it."""
+    """Two questions of six have all the right searches: resamples have none to all of them."""
     batch = []
-    for number, gain in enumerate((1.0, -1.0, -1.0)):
+    for number, gain in enumerate((1.0, -1.0, -1.0) * 2):
         episode = found(
             believing(-3.0, ("x", -2.0), ("x", -2.0)), "bridge", "miss", gains=(gain, 0.0)
         )
         batch.append(replace(episode, question=replace(ASKED, id=f"q{number}")))
     (row,) = [r for r in separation(batch, signals(batch)) if r["signal"] == "information gain"]
-    whole, low, high = row["bridge/miss"]
-    assert whole == pytest.approx(1 / 3)
-    assert (low, high) == (0.0, 1.0)
+    # Each bridge is above all misses or below: the AUC is the share of the right questions drawn,
+    # a sixth of a binomial of six draws with probability 1/3, whose quantiles are 0 and 4.
+    assert row["bridge/miss"] == pytest.approx([1 / 3, 0.0, 4 / 6])
 
 
 def test_titles_to_search_for() -> None:
-    other = Question("r", "Who?", ("Ann",), gold_titles=("Ann",))
-    peru = replace(ASKED, gold_titles=("bridge", "last"))
-    agent = TitleAgent([peru, other], TEXTS, PROTOCOLS["refine"])
-    start = replace(BATCH[0], question=peru, steps=(), outcome=None, terminated=False)
+    other = Question("r", "Who?", ("Ann",), gold_ids=("7",))
+    documents = [Document(name, name, TEXTS[name]) for name in ("bridge", "last")]
+    agent = TitleAgent(
+        [(ASKED, documents), (other, [Document("7", "Ann", "")])], PROTOCOLS["refine"]
+    )
+    start = replace(BATCH[0], question=ASKED, steps=(), outcome=None, terminated=False)
     grammar = PROTOCOLS["refine"]
     turns = [str(one) for one in agent.act([start, start, start])]
     assert turns == [grammar.write_search(name) for name in ("bridge", "last", "Ann")]
-    (end,) = agent.act([replace(BATCH[0], question=peru)])
+    (end,) = agent.act([BATCH[0]])
     assert end == grammar.write_answer("unknown")
 
 
@@ -153,12 +178,27 @@ def play(out: Path, *flags: str) -> None:
     [
         (
             ("--questions", "2", "--set", 'credit={method = "outcome"}'),
-            "no search has a gain; set environment.",
+            "credit.method=outcome needs no information gain, so none would be there to show; set ",
         ),
         (("--questions", "100000"), "--questions asks for 100000, but there are "),
-        (  # turns of two tokens are cut before they are searches
+        (
             ("--questions", "2", "--set", "policy.max_new_tokens=2"),
-            r"none of 4 rollouts made a search: .* 'refine-bare'; train it to",
+            r"of their (\d+) turns 0 were answers, \1 were cut before they were complete, ",
+        ),
+        (
+            ("--questions", "2", "--set", "environment.episode_tokens=20"),
+            "none of 4 rollouts made a search: .* 4 rollouts ran out of environment.episode_tokens",
+        ),
+        (
+            ("--questions", "2", "--set", "environment.retriever=http://127.0.0.1:9/retrieve"),
+            r"all \d+ searches of the first questions failed, .* http://127.0.0.1:9/retrieve",
+        ),
+        (
+            (
+                *("--questions", "2", "--constructed"),
+                *("--set", "environment.retriever=http://127.0.0.1:9/retrieve"),
+            ),
+            "--constructed reads the gold documents' titles and texts in the index",
         ),
     ],
 )
@@ -168,6 +208,60 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(ValueError, match=message):
         play(tmp_path, *flags)
     assert not (tmp_path / "results.json").exists()
+
+
+def test_an_index_in_which_nothing_is_found_is_refused(tmp_path: Path) -> None:
+    BM25Retriever.build([Document("z", "Qqx", "Wwx.")]).save(tmp_path / "index")
+    with pytest.raises(ValueError, match=r"none of \d+ searches has a gain, and 0 of them found"):
+        play(
+            tmp_path / "out",
+            *("--questions", "2", "--set", f"environment.retriever={tmp_path / 'index'}"),
+        )
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def questions_file(folder: Path, *left_out: str) -> tuple[str, ...]:
+    """Flags for questions of the world in a file, without some of their columns."""
+    file = folder / "questions.jsonl"
+    with file.open("w", encoding="utf-8") as lines:
+        world = make_world(load_config("trainers/configs/demo.toml", ["world.people=40"]).world)
+        titles = {document.id: document.title for document in world.documents}
+        for number, question in enumerate(world.train_questions[:6]):
+            row = {
+                "id": f"q{number}",
+                "question": question.text,
+                "golden_answers": list(question.golden_answers),
+                "gold_ids": list(question.gold_ids),
+                "gold_titles": [titles[id_] for id_ in question.gold_ids],
+            }
+            lines.write(json.dumps({k: v for k, v in row.items() if k not in left_out}) + "\n")
+    settings = (f"environment.questions={file}", "environment.retriever=world")
+    return ("--questions", "6", *(word for one in settings for word in ("--set", one)))
+
+
+def test_questions_without_gold_documents_are_refused(tmp_path: Path) -> None:
+    flags = questions_file(tmp_path, "gold_ids", "gold_titles")
+    with pytest.raises(ValueError, match="question 'q0' has neither gold_ids nor gold_titles"):
+        play(tmp_path / "out", *flags)
+
+
+@pytest.mark.parametrize("left_out", ["gold_ids", "gold_titles"])
+def test_gold_documents_are_found_by_id_or_by_title(tmp_path: Path, left_out: str) -> None:
+    play(tmp_path / "out", *questions_file(tmp_path, left_out), "--constructed")
+    kinds = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["kinds"]
+    assert sum(row["searches"] for row in kinds) == 18
+    assert {"bridge", "miss"} <= {row["found"] for row in kinds}
+
+
+def test_titles_that_nothing_tells_are_refused(tmp_path: Path) -> None:
+    BM25Retriever.build([Document("z", "Qqx", "Wwx.")]).save(tmp_path / "index")
+    flags = questions_file(tmp_path, "gold_titles")
+    with pytest.raises(ValueError, match="none of the gold documents of question 'q0' is in"):
+        play(
+            tmp_path / "out",
+            *(*flags, "--constructed"),
+            *("--set", f"environment.retriever={tmp_path / 'index'}"),
+        )
 
 
 @pytest.mark.parametrize("constructed", [False, True])
@@ -201,18 +295,22 @@ def test_real_rollouts(
         assert {row["found"] for row in results["kinds"]} & {"bridge", "last"}
 
 
-def test_worked_examples_let_an_untaught_policy_search() -> None:
-    """Each example is made of turns that the protocol reads, with documents, and an answer."""
+def test_worked_examples_are_episodes_as_the_environment_writes_them() -> None:
+    """Searches, then what they found, then an answer that the last document holds."""
     protocol = get_protocol("scripts/laboratory/three_examples.toml")
     *examples, asked = protocol.prompt.strip().split("\n\n")
     assert asked == "question : {question}"
     assert len(examples) == 3
     for example in examples:
-        turns = [protocol.parse(line) for line in example.split("\n") if line.startswith("<s")]
-        assert turns
-        assert all(isinstance(turn, Search) for turn in turns)
-        assert example.count("<documents>") == example.count("</documents>") == len(turns)
-        assert isinstance(protocol.parse(example.split("\n")[-1]), Answer)
+        question = example.partition("\n")[0].removeprefix("question : ")
+        found = re.findall(r"<search> (.+) </search>\n<documents>\n (.+)\n</documents>", example)
+        (answer,) = re.findall("<answer> (.+) </answer>", example)
+        written = PROTOCOLS["refine-bare"].prompt.replace("{question}", question)
+        for query, text in found:
+            written += protocol.write_search(query)
+            written += protocol.render_documents([Document("d", "", text)]).text
+        assert example == written + protocol.write_answer(answer)
+        assert contains_answer(found[-1][1], (answer,))
 
 
 def test_results_are_not_overwritten(tmp_path: Path) -> None:

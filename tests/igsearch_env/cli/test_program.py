@@ -1,10 +1,13 @@
-"""What programs print: nothing of it commands the terminal."""
+"""What programs print, of which nothing commands the terminal, and what they take as a folder."""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 
-from igsearch_env.cli.program import run, say
+from igsearch_env.cli.program import folder, run, say
 
 STRANGE = "http://ann:secret@host/x \x1b]0;title\x07\x1b[2K\rdone\x9b31m\u2028"
 SHOWN = "http://host/x  ]0;title  [2K done 31m\n"
@@ -22,3 +25,13 @@ def test_errors_have_none_either(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(main)
     assert capsys.readouterr().err == f"error: {SHOWN}\n"
+
+
+def test_a_folder_may_have_to_be_made_but_is_no_file_and_not_in_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    assert folder(str(tmp_path / "new" / "one")) == tmp_path / "new" / "one"
+    for path in (tmp_path / "file", tmp_path / "file" / "new" / "one"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"got .*: \S+/file is a file"):
+            folder(str(path))
+    with pytest.raises(argparse.ArgumentTypeError, match="the address http://host"):
+        folder("http://host")
