@@ -173,16 +173,23 @@ def positive(text: str) -> int:
 
 
 def folder(text: str) -> Path:
-    """The path of a folder, for argparse; an address is none, and neither is a file.
+    """The path of a folder, for argparse, which need not exist.
 
-    It need not exist, but it must be one that can be made: no part of it is a file.
+    An address is refused, and so is a path of which a part is there and is no folder.
     """
     if "://" in text:
         raise argparse.ArgumentTypeError(f"expected a folder, got the address {text}")
     path = Path(text)
-    for part in (path, *path.parents):
-        if part.is_file():
-            raise argparse.ArgumentTypeError(f"expected a folder, got {text}: {part} is a file")
+    try:
+        parts = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]
+    except OSError as error:  # such as a name that is too long, or a folder that may not be read
+        raise argparse.ArgumentTypeError(
+            f"expected a folder, got {text}: {error.strerror}; give another path"
+        ) from error
+    if parts:
+        raise argparse.ArgumentTypeError(
+            f"expected a folder, got {text}: {parts[0]} is not one; give another path"
+        )
     return path
 
 

@@ -6,10 +6,12 @@ python -m scripts.laboratory.gain_signal --config trainers/configs/smollm2.toml 
 
 Plays rollouts as training would, computes every signal, and sorts the searches by what they found:
 the last document (gold, with the answer in it), a bridge (gold, without it), the answer in a
-document that is not gold, a miss, nothing new, or nothing. A signal that does not put bridges above
-misses cannot teach them. What a signal costs stands beside it: scored tokens and CPU seconds per
-search, and its share of a training step. --constructed searches for titles instead (that of a
-bridge, that of a last document, and that of a gold document of another question), without a share.
+document that is not gold, a miss, nothing new, or nothing; a search may also have failed. A signal
+that does not put bridges above misses cannot teach them. How often it does is the AUC, which takes
+five questions with the one kind and five with the other. What a signal costs stands beside it:
+scored tokens and CPU seconds per search, and its share of a training step. --constructed searches
+for titles instead (that of a bridge, that of a last document, and that of a gold document of
+another question), without a share.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ from trainers.config import TrainSettings, load_config
 if TYPE_CHECKING:
     from agents.transformers_policy import TransformersPolicy
 
-KINDS = ("last", "bridge", "answer", "miss", "known", "nothing")
+KINDS = ("last", "bridge", "answer", "miss", "known", "nothing", "failed")
 """What a search may have found."""
 
 PAIRS = (("bridge", "miss"), ("last", "miss"))
@@ -90,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = arguments.out / "results.json"
     if results.exists():
         raise ValueError(f"{results} exists already; choose another folder or remove it")
-    arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told now
     config = load_config(arguments.config, arguments.set)
+    arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told now
     episodes, costs = rollouts(config, arguments.questions, constructed=arguments.constructed)
     found = signals(episodes)
     rows = kinds_table(episodes, found)
@@ -129,7 +131,7 @@ def rollouts(
 
     Raises:
         ValueError: If there are fewer questions, or some without gold documents; the credit needs
-            no gains; no rollout searches; all first searches fail; or no search has a gain.
+            no gains; no rollout searches; all searches of a batch fail; or no search has a gain.
     """
     from trainers.setup import (  # loads torch
         group_ids,
@@ -140,26 +142,22 @@ def rollouts(
 
     set_threads(config.run.threads)
     o, engine = config.optimization, make_training_engine(config, config.run.seed)
-    agent = make_agent(config, engine)
     if not engine.num_counterfactuals:
         raise ValueError(
-            f"credit.method={config.credit['method']} needs no information gain, so none would be "
-            "there to show; set credit.method to one that does, such as ig_search"
+            "no search would have a gain: set credit.method to one that needs gains, such as "
+            f"ig_search (it is {config.credit['method']}), and environment.num_counterfactuals to "
+            f"at least 1 (it is {config.environment.num_counterfactuals})"
         )
-    engine = with_protocol(engine, agent.policy.protocol, agent.policy.tokenizer)
     if len(engine.questions) < questions:
         raise ValueError(
             f"--questions asks for {questions}, but there are {len(engine.questions)} of them"
         )
     asked = engine.questions[:questions]
-    for question in asked:
-        if not (question.gold_ids or question.gold_titles):
-            raise ValueError(
-                f"question {question.id!r} has neither gold_ids nor gold_titles, by which its "
-                "searches are sorted; leave it out"
-            )
+    gold = _gold_documents(asked, engine.retriever, constructed=constructed)
+    agent = make_agent(config, engine)
+    engine = with_protocol(engine, agent.policy.protocol, agent.policy.tokenizer)
     asked = _with_silver(asked, engine.retriever)
-    player = _title_agent(asked, engine.retriever, agent.policy.protocol) if constructed else agent
+    player = TitleAgent(gold, agent.policy.protocol) if constructed else agent
     size = 3 if constructed else o.group_size
     episodes: list[Episode] = []
     spent: defaultdict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "tokens": 0.0})
@@ -171,8 +169,7 @@ def rollouts(
             began = time.process_time()
             played = collect(engine, player, [q for q in batch for _ in range(size)], groups)
             spent["rollouts"]["seconds"] += time.process_time() - began
-            if not episodes:  # a server that is not there is told after the first batch
-                _require_answers(played, config.environment.searched)
+            _require_retrieval(played, config.environment.searched)
             settled = []
             for name, settle in (
                 ("belief", partial(settle_belief, information_gain=engine.information_gain)),
@@ -188,8 +185,8 @@ def rollouts(
             episodes += [_merged(*one) for one in zip(*settled, strict=True)]
             agent.policy.memory.clear()
             bar.advance(task, len(batch))
-    searches = sum(len(episode.searches) for episode in episodes)
     _require_gains(episodes)
+    searches = sum(not step.retrieval_failed for e in episodes for step in e.searches)
     costs = {
         name: {of: value / searches for of, value in sums.items()} for name, sums in spent.items()
     }
@@ -202,13 +199,13 @@ def rollouts(
     return episodes, costs
 
 
-def _require_answers(episodes: Sequence[Episode], searched: str) -> None:
+def _require_retrieval(episodes: Sequence[Episode], searched: str) -> None:
     """Refuse to go on with a search engine that answers nothing."""
     steps = [step for episode in episodes for step in episode.searches]
     if steps and all(step.retrieval_failed for step in steps):
         raise ValueError(
-            f"all {len(steps)} searches of the first questions failed, so nothing was measured; "
-            f"see to the search engine, {without_logins(searched)}"
+            f"all {len(steps)} searches of the last questions failed; see to the search engine, "
+            f"{without_logins(searched)}"
         )
 
 
@@ -230,10 +227,11 @@ def _require_gains(episodes: Sequence[Episode]) -> None:
         )
     if all(step.information_gain is None for step in searches):
         full = sum(bool(step.documents) for step in searches)
+        failed = sum(step.retrieval_failed for step in searches)
         raise ValueError(
-            f"none of {len(searches)} searches has a gain, and {full} of them found documents: a "
-            "search has one where it finds documents and others are there to take their place; "
-            "see to environment.retriever, which searched"
+            f"none of {len(searches)} searches has a gain: {failed} failed, and {full} found "
+            "documents. A search has one if it finds documents, and documents of other questions "
+            "are there to take their place; see to environment.retriever and the questions"
         )
 
 
@@ -258,8 +256,11 @@ class TitleAgent:
     once. A question without a bridge, or without a last document, is asked with the other one.
 
     Args:
-        gold: Questions, each with its gold documents: one at least, all with titles.
+        gold: Each question with its gold documents, at least one; every document has a title.
         protocol: The grammar.
+
+    Raises:
+        ValueError: If a question has the gold documents of all others, so that no title is a miss.
     """
 
     def __init__(
@@ -274,6 +275,11 @@ class TitleAgent:
             last = [title for title, held in pairs if held]
             others = titles[number + 1 :] + titles[:number]
             miss = [title for other in others for title in other if title not in titles[number]]
+            if not miss:
+                raise ValueError(
+                    f"no other question has gold documents that question {question.id!r} has not, "
+                    "and one of their titles is searched for as a miss; ask more questions"
+                )
             self._queries[question.id] = [
                 (wanted or titles[number])[0] for wanted in (bridge, last, miss)
             ]
@@ -332,6 +338,8 @@ def kinds_of(episode: Episode) -> list[str]:
 
 
 def _kind(step: Step, question: Question, *, new: bool) -> str:
+    if step.retrieval_failed:
+        return "failed"
     if not step.documents:
         return "nothing"
     if not new:
@@ -368,8 +376,8 @@ def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list
 
     The AUC is the probability that a search of the one kind has the higher value, ties counted
     half. Questions are resampled with all their searches, since the searches of a question are
-    alike. There is none where fewer than :data:`MIN_QUESTIONS` questions have the one kind or the
-    other: the few would always be drawn together, and the interval would be far too narrow.
+    alike. Fewer than :data:`MIN_QUESTIONS` questions of either kind give None: resamples of so few
+    are too much alike, and the interval would be far too narrow.
     """
     rows = []
     for name, values in found.items():
@@ -387,16 +395,17 @@ def separation(episodes: Sequence[Episode], found: Mapping[str, Values]) -> list
 
 
 def _auc_with_interval(samples: Sequence[Sample]) -> list[float] | None:
-    if any(sum(bool(sample[side]) for sample in samples) < MIN_QUESTIONS for side in (0, 1)):
+    few = any(sum(bool(sample[side]) for sample in samples) < MIN_QUESTIONS for side in (0, 1))
+    whole = None if few else auc(*_joined(samples))
+    if whole is None:
         return None
     rng = np.random.default_rng(0)
-    size = len(samples)
-    draws = (rng.integers(0, size, size) for _ in range(RESAMPLES))
-    whole, *again = (
-        value
-        for chosen in (range(size), *draws)
-        if (value := auc(*_joined([samples[i] for i in chosen]))) is not None
-    )
+    again = []
+    for _ in range(RESAMPLES):
+        chosen = [samples[i] for i in rng.integers(0, len(samples), len(samples))]
+        value = auc(*_joined(chosen))
+        if value is not None:
+            again.append(value)
     low, high = np.quantile(again, [0.025, 0.975])
     return [whole, float(low), float(high)]
 
@@ -442,36 +451,58 @@ def _with_silver(questions: Sequence[Question], retriever: Retriever) -> list[Qu
     return with_answer_distances(found, retriever.documents, retriever)
 
 
-def _title_agent(
-    questions: Sequence[Question], retriever: Retriever, protocol: TagProtocol
-) -> TitleAgent:
-    """The agent that searches for titles, which the index says where the questions do not."""
+def _gold_documents(
+    questions: Sequence[Question], retriever: Retriever, *, constructed: bool
+) -> list[tuple[Question, list[Document]]]:
+    """The questions with their gold documents, from the index; none if a server has it.
+
+    Raises:
+        ValueError: If a question names no gold document, or the index holds none of any question;
+            and for titles to search for, if a server has the index, or a question has no gold
+            document with a title in it.
+    """
+    for question in questions:
+        if not (question.gold_ids or question.gold_titles):
+            raise ValueError(
+                f"question {question.id!r} has neither gold_ids nor gold_titles, by which its "
+                "searches are sorted; leave it out"
+            )
     if not isinstance(retriever, IndexedRetriever):
-        raise ValueError(
-            "--constructed reads the gold documents' titles and texts in the index, which "
-            f"{type(retriever).__name__} does not hold; set environment.retriever to an index"
-        )
+        if constructed:
+            raise ValueError(
+                "--constructed reads the gold documents' titles and texts in the index, which "
+                f"{type(retriever).__name__} does not hold; set environment.retriever to an index"
+            )
+        return []
     ids = {id_ for question in questions for id_ in question.gold_ids}
     titles = {title for question in questions for title in question.gold_titles}
     by_id: dict[str, Document] = {}  # gold documents alone: a corpus may be large
     by_title: dict[str, Document] = {}
     for document in retriever.documents:
-        if document.title and (document.id in ids or document.title in titles):
-            by_id[document.id] = by_title[document.title] = document
+        if document.id in ids:
+            by_id[document.id] = document
+        if document.title in titles:
+            by_title[document.title] = document
     gold = []
     for question in questions:
         known, names = (
             (by_id, question.gold_ids) if question.gold_ids else (by_title, question.gold_titles)
         )
-        documents = [known[name] for name in names if name in known]
-        if not documents:
-            raise ValueError(
-                f"none of the gold documents of question {question.id!r} is in the index with a "
-                "title, which --constructed searches for; give the index of the questions' corpus, "
-                "or leave the question out"
-            )
-        gold.append((question, documents))
-    return TitleAgent(gold, protocol)
+        gold.append((question, [known[name] for name in names if name in known]))
+    if not any(documents for _, documents in gold):
+        raise ValueError(
+            f"no gold document of these {len(questions)} questions is in the index, so that every "
+            "search would be a miss; give the index of the questions' corpus"
+        )
+    if constructed:
+        gold = [(question, [one for one in documents if one.title]) for question, documents in gold]
+        for question, documents in gold:
+            if not documents:
+                raise ValueError(
+                    f"no gold document of question {question.id!r} is in the index with a title, "
+                    "which --constructed searches for; leave the question out"
+                )
+    return gold
 
 
 def _table_of_kinds(rows: Sequence[Mapping[str, Any]], episodes: int) -> Table:
@@ -496,13 +527,13 @@ def _table_of_aucs(
         name = row["signal"]
         cost = free if name in ("silver", "distance") else costs[paid.get(name, name)]
         cells = [
-            "" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
+            "–" if row[h] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*row[h]) for h in headings
         ]
         table.append([name, *cells, f"{cost['tokens']:.0f}", f"{cost['seconds']:.3f}"])
         if "update" in costs:
             rest = costs["rollouts"]["seconds"] + costs["update"]["seconds"]
             table[-1].append(f"{cost['seconds'] / (cost['seconds'] + rest):.1%}")
-    title = "AUC with 95 % interval, and cost per search"
+    title = f"AUC, 95 % interval (–: under {MIN_QUESTIONS} questions); cost per search"
     share = ["of a step"] if "update" in costs else []
     return make_table(title, ["signal", *headings, "scored tokens", "CPU s", *share], table)
 

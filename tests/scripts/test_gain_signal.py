@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from scripts.laboratory.gain_signal import (
     signals,
 )
 from tests.igsearch_env.credit.test_belief_shift import believing
+from tests.igsearch_env.retrieval.loopback import LoopbackServer
 from trainers.config import load_config
 from trainers.setup import make_world
 
@@ -178,7 +181,15 @@ def play(out: Path, *flags: str) -> None:
     [
         (
             ("--questions", "2", "--set", 'credit={method = "outcome"}'),
-            "credit.method=outcome needs no information gain, so none would be there to show; set ",
+            r"set credit.method to one that needs gains, such as ig_search \(it is outcome\)",
+        ),
+        (
+            ("--questions", "2", "--set", "environment.num_counterfactuals=0"),
+            r"environment.num_counterfactuals to at least 1 \(it is 0\)",
+        ),
+        (
+            ("--questions", "1", "--constructed"),
+            "no other question has gold documents that question .* has not",
         ),
         (("--questions", "100000"), "--questions asks for 100000, but there are "),
         (
@@ -190,8 +201,13 @@ def play(out: Path, *flags: str) -> None:
             "none of 4 rollouts made a search: .* 4 rollouts ran out of environment.episode_tokens",
         ),
         (
-            ("--questions", "2", "--set", "environment.retriever=http://127.0.0.1:9/retrieve"),
-            r"all \d+ searches of the first questions failed, .* http://127.0.0.1:9/retrieve",
+            (
+                "--questions",
+                "2",
+                "--set",
+                "environment.retriever=http://ann:pw@127.0.0.1:9/retrieve",
+            ),
+            r"all \d+ searches of the last questions failed; .* engine, http://127.0.0.1:9/retrieve",
         ),
         (
             (
@@ -210,9 +226,9 @@ def test_what_cannot_be_measured_is_refused(
     assert not (tmp_path / "results.json").exists()
 
 
-def test_an_index_in_which_nothing_is_found_is_refused(tmp_path: Path) -> None:
+def test_an_index_without_the_gold_documents_is_refused(tmp_path: Path) -> None:
     BM25Retriever.build([Document("z", "Qqx", "Wwx.")]).save(tmp_path / "index")
-    with pytest.raises(ValueError, match=r"none of \d+ searches has a gain, and 0 of them found"):
+    with pytest.raises(ValueError, match="no gold document of these 2 questions is in the index"):
         play(
             tmp_path / "out",
             *("--questions", "2", "--set", f"environment.retriever={tmp_path / 'index'}"),
@@ -220,13 +236,16 @@ def test_an_index_in_which_nothing_is_found_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+WORLD = make_world(load_config("trainers/configs/demo.toml", ["world.people=40"]).world)
+"""The world of :func:`play`."""
+
+
 def questions_file(folder: Path, *left_out: str) -> tuple[str, ...]:
     """Flags for questions of the world in a file, without some of their columns."""
     file = folder / "questions.jsonl"
     with file.open("w", encoding="utf-8") as lines:
-        world = make_world(load_config("trainers/configs/demo.toml", ["world.people=40"]).world)
-        titles = {document.id: document.title for document in world.documents}
-        for number, question in enumerate(world.train_questions[:6]):
+        titles = {document.id: document.title for document in WORLD.documents}
+        for number, question in enumerate(WORLD.train_questions[:6]):
             row = {
                 "id": f"q{number}",
                 "question": question.text,
@@ -237,6 +256,12 @@ def questions_file(folder: Path, *left_out: str) -> tuple[str, ...]:
             lines.write(json.dumps({k: v for k, v in row.items() if k not in left_out}) + "\n")
     settings = (f"environment.questions={file}", "environment.retriever=world")
     return ("--questions", "6", *(word for one in settings for word in ("--set", one)))
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The questions of :func:`questions_file`."""
+    with (folder / "questions.jsonl").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def test_questions_without_gold_documents_are_refused(tmp_path: Path) -> None:
@@ -254,14 +279,63 @@ def test_gold_documents_are_found_by_id_or_by_title(tmp_path: Path, left_out: st
 
 
 def test_titles_that_nothing_tells_are_refused(tmp_path: Path) -> None:
-    BM25Retriever.build([Document("z", "Qqx", "Wwx.")]).save(tmp_path / "index")
+    """The index has the gold documents of the other questions, and of this one without titles."""
     flags = questions_file(tmp_path, "gold_titles")
-    with pytest.raises(ValueError, match="none of the gold documents of question 'q0' is in"):
+    untitled = set(read_rows(tmp_path)[0]["gold_ids"])
+    BM25Retriever.build(
+        [replace(one, title="") if one.id in untitled else one for one in WORLD.documents]
+    ).save(tmp_path / "index")
+    with pytest.raises(ValueError, match="no gold document of question 'q0' is in the index with"):
         play(
             tmp_path / "out",
             *(*flags, "--constructed"),
             *("--set", f"environment.retriever={tmp_path / 'index'}"),
         )
+
+
+def test_searches_that_find_nothing_are_refused(tmp_path: Path) -> None:
+    """The gold documents are in the index, with other words than the questions."""
+    flags = questions_file(tmp_path, "gold_titles")
+    ids = {id_ for row in read_rows(tmp_path) for id_ in row["gold_ids"]}
+    BM25Retriever.build([Document(id_, "Qqx", "Wwx.") for id_ in sorted(ids)]).save(
+        tmp_path / "index"
+    )
+    with pytest.raises(ValueError, match=r"none of \d+ searches has a gain: 0 failed, and 0 found"):
+        play(tmp_path / "out", *flags, "--set", f"environment.retriever={tmp_path / 'index'}")
+
+
+def test_a_server_that_is_lost(tmp_path: Path) -> None:
+    """Searches that failed are counted; the run ends once none of a batch is answered."""
+    index = BM25Retriever.build(WORLD.documents)
+    requests = 0
+
+    def answer(body: dict[str, Any]) -> tuple[int, Any]:
+        nonlocal requests
+        requests += 1
+        if requests > 1:
+            return 500, {}
+        found = index.search(body["queries"], body["topk"])
+        shown = [[{"id": d.id, "contents": f'"{d.title}"\n{d.text}'} for d in one] for one in found]
+        return 200, {"result": [[{"document": d, "score": 1.0} for d in one] for one in shown]}
+
+    server = LoopbackServer(answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    flags = (
+        *questions_file(tmp_path, "gold_titles"),
+        *("--set", f"environment.retriever={server.url}"),
+    )
+    play(tmp_path / "partly", *flags, "--questions", "4")
+    requests = 0
+    one_each = ("--set", "optimization.questions_per_step=1")
+    with pytest.raises(ValueError, match=r"all \d+ searches of the last questions failed; see to"):
+        play(tmp_path / "lost", *flags, *one_each)
+    server.shutdown()
+    server.server_close()
+    assert not (tmp_path / "lost" / "results.json").exists()
+    kinds = json.loads((tmp_path / "partly" / "results.json").read_text(encoding="utf-8"))["kinds"]
+    found = {row["found"] for row in kinds}
+    assert "failed" in found
+    assert found & {"bridge", "miss", "last"}
 
 
 @pytest.mark.parametrize("constructed", [False, True])

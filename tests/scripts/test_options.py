@@ -110,3 +110,22 @@ def test_a_mistyped_setting_is_refused_before_anything_slow_is_loaded(tmp_path: 
         assert not {"torch", "transformers", "trl"} & {*one.loaded}, words
         assert one.errors.count("\n") == 1, words
         assert "stepz" in one.errors, words
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_slow_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "help").mkdir()
+    shown = run(tmp_path / "help", [(*program, "--help") for program in PROGRAMS])
+    (tmp_path / "file").write_text("kept")
+    commands = [
+        (*program, option, str(tmp_path / "file" / "in"))
+        for program, one in zip(PROGRAMS, shown, strict=True)
+        for option in ("--out", "--report")
+        if f" {option} " in one.output
+    ]
+    assert len(commands) > 20
+    for words, one in zip(commands, run(tmp_path, commands), strict=True):
+        assert (one.output, one.code, one.loaded) == ("", 2, []), words
+        assert f": expected a folder, got {tmp_path}/file/in: {tmp_path}/file is" in one.errors
+        assert one.errors.count("\n") == 1, words

@@ -27,11 +27,15 @@ def test_errors_have_none_either(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == f"error: {SHOWN}\n"
 
 
-def test_a_folder_may_have_to_be_made_but_is_no_file_and_not_in_one(tmp_path: Path) -> None:
+def test_a_folder_may_have_to_be_made_but_nothing_else_is_in_its_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     assert folder(str(tmp_path / "new" / "one")) == tmp_path / "new" / "one"
     for path in (tmp_path / "file", tmp_path / "file" / "new" / "one"):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"got .*: \S+/file is a file"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"got .*: \S+/file is not one"):
             folder(str(path))
+    with pytest.raises(argparse.ArgumentTypeError, match="/dev/null: /dev/null is not one"):
+        folder("/dev/null")
+    with pytest.raises(argparse.ArgumentTypeError, match="a: File name too long; give another"):
+        folder(str(tmp_path / ("a" * 300)))
     with pytest.raises(argparse.ArgumentTypeError, match="the address http://host"):
         folder("http://host")
