@@ -188,7 +188,7 @@ def folder(text: str) -> Path:
         ) from error
     if parts:
         raise argparse.ArgumentTypeError(
-            f"expected a folder, got {text}: {parts[0]} is not one; give another path"
+            f"expected a folder, got {text}: {parts[0]} is not a folder; give another path"
         )
     return path
 

@@ -71,7 +71,7 @@ def test_how_to_fuse_may_be_said(corpus: Path, tmp_path: Path) -> None:
         (["--corpus", "CORPUS", "--factory", "Flat"], r"BM25 \(there is no --model\) has no"),
         (["--corpus", "CORPUS", "--model", "x", "--k1", "2"], r"a dense index .* has no --k1"),
         (["--corpus", "CORPUS", "--model", "nowhere/at-all"], "cannot load 'nowhere/at-all'"),
-        (["--fuse", "CORPUS"], "is not an index"),
+        (["--fuse", "FOLDER"], "is not an index"),
         (["--corpus", "CORPUS", "--threads", "1"], r"BM25 .* has no --threads"),
         (["--corpus", "CORPUS", "--depth", "9"], r"BM25 .* has no --depth"),
         (["--corpus", "CORPUS", "--model", "x", "--constant", "9"], "has no --constant"),
@@ -88,7 +88,7 @@ def test_errors_say_what_to_mend(
 ) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"id": 1}\n')
-    places = {"CORPUS": str(corpus), "BAD": str(bad)}
+    places = {"CORPUS": str(corpus), "BAD": str(bad), "FOLDER": str(tmp_path)}
     given = [places.get(argument, argument) for argument in arguments]
     with pytest.raises(ValueError, match=message):
         main([*given, "--out", str(tmp_path / "index")])

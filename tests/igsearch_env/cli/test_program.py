@@ -31,9 +31,9 @@ def test_a_folder_may_have_to_be_made_but_nothing_else_is_in_its_place(tmp_path:
     (tmp_path / "file").write_text("kept")
     assert folder(str(tmp_path / "new" / "one")) == tmp_path / "new" / "one"
     for path in (tmp_path / "file", tmp_path / "file" / "new" / "one"):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"got .*: \S+/file is not one"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"got .*: \S+/file is not a folder"):
             folder(str(path))
-    with pytest.raises(argparse.ArgumentTypeError, match="/dev/null: /dev/null is not one"):
+    with pytest.raises(argparse.ArgumentTypeError, match="/dev/null: /dev/null is not a folder"):
         folder("/dev/null")
     with pytest.raises(argparse.ArgumentTypeError, match="a: File name too long; give another"):
         folder(str(tmp_path / ("a" * 300)))
