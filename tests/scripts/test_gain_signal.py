@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from igsearch_env import Document, Episode, Question
 from igsearch_env.answers import contains_answer
+from igsearch_env.data.world import World
 from igsearch_env.protocol.names import get_protocol
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.retrieval.bm25 import BM25Retriever
@@ -236,16 +238,18 @@ def test_an_index_without_the_gold_documents_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-WORLD = make_world(load_config("trainers/configs/demo.toml", ["world.people=40"]).world)
-"""The world of :func:`play`."""
+@cache
+def world() -> World:
+    """The world of :func:`play`."""
+    return make_world(load_config("trainers/configs/demo.toml", ["world.people=40"]).world)
 
 
 def questions_file(folder: Path, *left_out: str) -> tuple[str, ...]:
     """Flags for questions of the world in a file, without some of their columns."""
     file = folder / "questions.jsonl"
     with file.open("w", encoding="utf-8") as lines:
-        titles = {document.id: document.title for document in WORLD.documents}
-        for number, question in enumerate(WORLD.train_questions[:6]):
+        titles = {document.id: document.title for document in world().documents}
+        for number, question in enumerate(world().train_questions[:6]):
             row = {
                 "id": f"q{number}",
                 "question": question.text,
@@ -278,12 +282,12 @@ def test_gold_documents_are_found_by_id_or_by_title(tmp_path: Path, left_out: st
     assert {"bridge", "miss"} <= {row["found"] for row in kinds}
 
 
-def test_titles_that_nothing_tells_are_refused(tmp_path: Path) -> None:
+def test_questions_whose_gold_documents_have_no_titles_are_refused(tmp_path: Path) -> None:
     """The index has the gold documents of the other questions, and of this one without titles."""
     flags = questions_file(tmp_path, "gold_titles")
     untitled = set(read_rows(tmp_path)[0]["gold_ids"])
     BM25Retriever.build(
-        [replace(one, title="") if one.id in untitled else one for one in WORLD.documents]
+        [replace(one, title="") if one.id in untitled else one for one in world().documents]
     ).save(tmp_path / "index")
     with pytest.raises(ValueError, match="no gold document of question 'q0' is in the index with"):
         play(
@@ -306,7 +310,7 @@ def test_searches_that_find_nothing_are_refused(tmp_path: Path) -> None:
 
 def test_a_server_that_is_lost(tmp_path: Path) -> None:
     """Searches that failed are counted; the run ends once none of a batch is answered."""
-    index = BM25Retriever.build(WORLD.documents)
+    index = BM25Retriever.build(world().documents)
     requests = 0
 
     def answer(body: dict[str, Any]) -> tuple[int, Any]:
