@@ -24,9 +24,19 @@ NOT_BEHIND = -0.02
 Result = Mapping[str, Any]
 
 
-def endpoint(run: Result) -> float:
-    """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %."""
-    return float(np.mean([one["em"] for one in run["evaluations"][1:]]))
+def endpoint(run: Result, hops: str | None = None) -> float:
+    """The primary endpoint: mean sampled EM over the evaluations at 25, 50, 75 and 100 %.
+
+    Args:
+        run: A run.
+        hops: Of questions with so many hops alone; of all by default.
+    """
+    return float(np.mean(_ems(run, hops)[1:]))
+
+
+def _ems(run: Result, hops: str | None) -> list[float]:
+    """EM at each evaluation, shape (evaluations,)."""
+    return [one["em"] if hops is None else one["em_by_hops"][hops] for one in run["evaluations"]]
 
 
 def gold_documents(run: Result) -> float | None:
@@ -35,7 +45,9 @@ def gold_documents(run: Result) -> float | None:
     return None if None in rates else float(np.mean(rates))
 
 
-def endpoint_at(run: Result, costs: Sequence[float], budget: Sequence[float]) -> float:
+def endpoint_at(
+    run: Result, costs: Sequence[float], budget: Sequence[float], hops: str | None = None
+) -> float:
     """The endpoint where training has cost what a budget allows.
 
     Args:
@@ -44,9 +56,9 @@ def endpoint_at(run: Result, costs: Sequence[float], budget: Sequence[float]) ->
             from 0. EM between them is linear in it.
         budget: What it may have cost at each but the first, shape (evaluations - 1,). Beyond the
             whole cost the last EM stands.
+        hops: Of questions with so many hops alone; of all by default.
     """
-    ems = [one["em"] for one in run["evaluations"]]
-    return float(np.mean(np.interp(budget, costs, ems)))
+    return float(np.mean(np.interp(budget, costs, _ems(run, hops))))
 
 
 def collapsed(run: Result) -> bool:
@@ -114,12 +126,12 @@ def _settings_tried(runs: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]:
-    runs, baseline = by_arm[arm], by_arm.get("grpo", {})
+    runs, baseline = by_arm[arm], by_arm.get("grpo", {}) if arm != "grpo" else {}
     paired = sorted(runs.keys() & baseline.keys())
     row: dict[str, Any] = {
         "seeds": len(runs),
         "first_and_last_seed": [min(runs), max(runs)],
-        "em": list(t_interval([endpoint(run) for run in runs.values()])),
+        **_against(baseline, runs),
         "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
         "collapses": sum(map(collapsed, runs.values())),
         "cpu_seconds": _cpu(list(runs.values()))[-1],
@@ -129,14 +141,17 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
     rates = [rate for rate in found.values() if rate is not None]
     if len(rates) == len(runs):
         row["gold_documents"] = list(t_interval(rates))
-    if arm != "grpo" and paired:
+        row["gold_documents_curve"] = _mean_columns(
+            [[one["gold_documents"] for one in run["evaluations"]] for run in runs.values()]
+        )
+    groups = sorted(
+        {hops for run in runs.values() for hops in run["evaluations"][-1]["em_by_hops"]}
+    )
+    if len(groups) > 1:
+        row["by_hops"] = {hops: _against(baseline, runs, hops) for hops in groups}
+    if paired:
         deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
-        costs = _cpu([runs[seed] for seed in paired])
-        budget = _cpu([baseline[seed] for seed in paired])[1:]
-        equal = [endpoint_at(runs[s], costs, budget) - endpoint(baseline[s]) for s in paired]
         row |= {
-            "delta_em": list(t_interval(deltas)),
-            "delta_em_equal_cpu": list(t_interval(equal)),
             "sign_flip_p": sign_flip_test(deltas),
             "deltas": [round(delta, 4) for delta in deltas],
         }
@@ -152,6 +167,33 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         more = [rate - other for rate, other in pairs if rate is not None and other is not None]
         if len(more) == len(pairs):
             row["delta_gold_documents"] = list(t_interval(more))
+    return row
+
+
+def _against(
+    baseline: Mapping[int, Result], runs: Mapping[int, Result], hops: str | None = None
+) -> dict[str, list[float]]:
+    """EM over the budget and, over the seeds that a baseline shares, the differences to it.
+
+    Each is its mean with an interval: at equal rollouts, and at equal CPU.
+    """
+    row = {"em": list(t_interval([endpoint(run, hops) for run in runs.values()]))}
+    paired = sorted(runs.keys() & baseline.keys())
+    if paired:
+        pairs = [(runs[seed], baseline[seed]) for seed in paired]
+        costs = _cpu([run for run, _ in pairs])
+        budget = _cpu([other for _, other in pairs])[1:]
+        row["delta_em"] = list(
+            t_interval([endpoint(run, hops) - endpoint(other, hops) for run, other in pairs])
+        )
+        row["delta_em_equal_cpu"] = list(
+            t_interval(
+                [
+                    endpoint_at(run, costs, budget, hops) - endpoint(other, hops)
+                    for run, other in pairs
+                ]
+            )
+        )
     return row
 
 
@@ -224,22 +266,26 @@ def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
 NOTE = (
     "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
     "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone. The "
-    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three."
+    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three. "
+    "`settings_tried` in the JSON file beside this page has every setting of the development seeds."
 )
 HEADINGS = (
     *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "of the oracle's lead"),
     *("hops found", "CPU s", "collapses"),
     *("gold documents", "Δ gold documents"),
 )
+HOPS_HEADINGS = ("hops of the question", "arm", "EM", "Δ GRPO", "Δ equal CPU")
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """One table per regime."""
+    """One table per regime, and one by hops where its questions differ in these."""
     made = []
     for name, regime in summary["regimes"].items():
         rows = _rows(regime)
         made.append(make_table(_title(name, summary), HEADINGS[: len(rows[0])], rows))
         made[-1].caption = _caption(regime, summary)
+        if by_hops := _rows_by_hops(regime):
+            made.append(make_table(f"{name}: by hops of the question", HOPS_HEADINGS, by_hops))
     return made
 
 
@@ -248,11 +294,18 @@ def markdown(summary: Mapping[str, Any]) -> str:
     parts = ["# Results of the credit laboratory", NOTE]
     for name, regime in summary["regimes"].items():
         rows = _rows(regime)
-        lines = [HEADINGS[: len(rows[0])], ("---",) * len(rows[0]), *rows]
         parts.append(f"## {_title(name, summary)}")
         parts.append(f"{_caption(regime, summary)}.")
-        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        parts.append(_markdown_table(HEADINGS[: len(rows[0])], rows))
+        if by_hops := _rows_by_hops(regime):
+            parts.append(f"### {name}: by hops of the question")
+            parts.append(_markdown_table(HOPS_HEADINGS, by_hops))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ("---",) * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _title(name: str, summary: Mapping[str, Any]) -> str:
@@ -287,6 +340,22 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _rows_by_hops(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of a regime's table by hops; none where all questions have as many."""
+    rows = [
+        (
+            hops,
+            arm,
+            _interval(one["em"]),
+            _interval(one.get("delta_em"), signed=True),
+            _interval(one.get("delta_em_equal_cpu"), signed=True),
+        )
+        for arm, row in regime["arms"].items()
+        for hops, one in row.get("by_hops", {}).items()
+    ]
+    return sorted(rows, key=lambda cells: int(cells[0]))  # arms keep their order
+
+
 def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
     if values is None or np.isnan(values[0]):
         return ""
@@ -298,12 +367,26 @@ def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
 
 
 def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
-    """Per regime, each arm's difference to GRPO with its interval, and the EM curves."""
+    """Per regime, each arm's difference to GRPO with its interval, and the curves over training.
+
+    Curves are those of EM and, where the runs kept it, of the rate of gold documents.
+    """
     regimes = summary["regimes"]
+    curves = {"em_curve": "sampled EM", "gold_documents_curve": "gold documents found"}
+    kept = [
+        name
+        for name in curves
+        if any(name in row for regime in regimes.values() for row in regime["arms"].values())
+    ]
     figure, axes = plt.subplots(
-        len(regimes), 2, figsize=(11, 1.2 + 3.6 * len(regimes)), layout="constrained", squeeze=False
+        len(regimes),
+        1 + len(kept),
+        figsize=(1 + 5 * (1 + len(kept)), 1.2 + 3.6 * len(regimes)),
+        layout="constrained",
+        squeeze=False,
     )
-    for (left, right), (name, regime) in zip(axes, regimes.items(), strict=True):
+    for row_of_axes, (name, regime) in zip(axes, regimes.items(), strict=True):
+        left, *rest = row_of_axes
         arms = {arm: row for arm, row in regime["arms"].items() if "delta_em" in row}
         for place, (arm, row) in enumerate(reversed(arms.items())):
             mean, low, high = row["delta_em"]
@@ -313,13 +396,17 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
         left.axvline(0, color="#202124", linewidth=0.8)
         left.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=8)
         left.set_title(f"{name}: EM against GRPO at equal rollouts", fontsize=10, loc="left")
-        for arm in dict.fromkeys(("grpo", regime["primary"], "paper", "oracle", "placebo")):
-            if arm in regime["arms"]:
-                curve = regime["arms"][arm]["em_curve"]
-                right.plot(np.linspace(0, 100, len(curve)), curve, marker=".", label=arm)
-        right.set_title(f"{name}: sampled EM over the budget (%)", fontsize=10, loc="left")
-        right.legend(frameon=False, fontsize=8)
-        for axis in (left, right):
+        shown = dict.fromkeys(("grpo", regime["primary"], "paper", "oracle", "placebo"))
+        for axis, curve_name in zip(rest, kept, strict=True):
+            for arm in shown:
+                curve = regime["arms"].get(arm, {}).get(curve_name)
+                if curve:
+                    axis.plot(np.linspace(0, 100, len(curve)), curve, marker=".", label=arm)
+            title = f"{name}: {curves[curve_name]} over the budget (%)"
+            axis.set_title(title, fontsize=10, loc="left")
+            if axis.lines:
+                axis.legend(frameon=False, fontsize=8)
+        for axis in row_of_axes:
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)
     figure.suptitle(summary["caveat"], fontsize=9)

@@ -656,6 +656,36 @@ def test_gold_documents_have_columns_where_they_were_kept() -> None:
     assert len(tables(summary)[0].columns) == 11
 
 
+def test_questions_of_several_hops_have_a_table_by_hops(tmp_path: Path) -> None:
+    study = with_one_primary()
+    primary = study.regimes["no_second_try"].primary
+    runs = []
+    for seed in range(2):
+        runs.append(a_run("grpo", seed, [0.0] + [0.2] * 4))
+        runs.append(a_run(primary, seed, [0.0, 0.1, 0.2, 0.3, 0.4], cpu=200.0))
+    assert "by hops" not in markdown(summarise(study, runs, {}))  # all of two hops
+    for run in runs:
+        for evaluation in run["evaluations"]:
+            evaluation["em_by_hops"] = {"1": 2 * evaluation["em"], "10": 0.0, "2": 0.0}
+    summary = summarise(study, runs, {})
+    by_hops = summary["regimes"]["no_second_try"]["arms"][primary]["by_hops"]
+    assert by_hops["1"]["em"] == pytest.approx([0.5, 0.5, 0.5])
+    assert by_hops["1"]["delta_em"] == pytest.approx([0.1, 0.1, 0.1])
+    # Twice the CPU: where GRPO has spent its quarters, this arm is at an eighth, a quarter, ...
+    equal = np.mean([0.1, 0.2, 0.3, 0.4]) - 0.4
+    assert by_hops["1"]["delta_em_equal_cpu"] == pytest.approx([equal] * 3)
+    assert by_hops["2"]["delta_em_equal_cpu"] == [0.0, 0.0, 0.0]
+    page = markdown(summary)
+    rows = page[page.index("by hops of the question") :].splitlines()[2:]
+    assert rows[2] == "| 1 | grpo | 0.400 [0.400, 0.400] |  |  |"
+    assert rows[3] == (
+        f"| 1 | {primary} | 0.500 [0.500, 0.500] | +0.100 [+0.100, +0.100] "
+        "| -0.150 [-0.150, -0.150] |"
+    )
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 1", "| 1", "| 2", "| 2", "| 10", "| 10"]
+    assert [table.row_count for table in tables(summary)] == [2, 6]
+
+
 def test_the_study_of_real_questions_can_be_read() -> None:
     study = load_study(STUDY.with_name("study_real.toml"))
     for arm in study.arms:
