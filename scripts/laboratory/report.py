@@ -144,9 +144,7 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         row["gold_documents_curve"] = _mean_columns(
             [[one["gold_documents"] for one in run["evaluations"]] for run in runs.values()]
         )
-    groups = sorted(
-        {hops for run in runs.values() for hops in run["evaluations"][-1]["em_by_hops"]}
-    )
+    groups = _hops([*runs.values(), *baseline.values()])
     if len(groups) > 1:
         row["by_hops"] = {hops: _against(baseline, runs, hops) for hops in groups}
     if paired:
@@ -168,6 +166,12 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         if len(more) == len(pairs):
             row["delta_gold_documents"] = list(t_interval(more))
     return row
+
+
+def _hops(runs: Sequence[Result]) -> list[str]:
+    """The numbers of hops that every evaluation of these runs has questions of, ascending."""
+    found = [set(one["em_by_hops"]) for run in runs for one in run["evaluations"]]
+    return sorted(set.intersection(*found), key=int)
 
 
 def _against(
@@ -218,8 +222,7 @@ def _details(runs: Sequence[Result]) -> dict[str, Any]:
             k: float(np.mean([one["pass_at"][k] for one in last])) for k in last[0]["pass_at"]
         },
         "em_by_hops": {
-            hops: float(np.mean([one["em_by_hops"][hops] for one in last]))
-            for hops in last[0]["em_by_hops"]
+            hops: float(np.mean([one["em_by_hops"][hops] for one in last])) for hops in _hops(runs)
         },
     }
     names = {name for run in runs for quarter in run["training"] for name in quarter}
@@ -344,7 +347,7 @@ def _rows_by_hops(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of a regime's table by hops; none where all questions have as many."""
     rows = [
         (
-            hops,
+            int(hops),
             arm,
             _interval(one["em"]),
             _interval(one.get("delta_em"), signed=True),
@@ -353,7 +356,8 @@ def _rows_by_hops(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for arm, row in regime["arms"].items()
         for hops, one in row.get("by_hops", {}).items()
     ]
-    return sorted(rows, key=lambda cells: int(cells[0]))  # arms keep their order
+    rows.sort(key=lambda cells: cells[0])  # arms keep their order
+    return [(str(hops or "not told"), *cells) for hops, *cells in rows]
 
 
 def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:

@@ -666,7 +666,8 @@ def test_questions_of_several_hops_have_a_table_by_hops(tmp_path: Path) -> None:
     assert "by hops" not in markdown(summarise(study, runs, {}))  # all of two hops
     for run in runs:
         for evaluation in run["evaluations"]:
-            evaluation["em_by_hops"] = {"1": 2 * evaluation["em"], "10": 0.0, "2": 0.0}
+            evaluation["em_by_hops"] = {"1": 2 * evaluation["em"], "10": 0.0, "0": 0.0}
+    runs[0]["evaluations"][2]["em_by_hops"]["3"] = 0.5  # asked once, compared with nothing
     summary = summarise(study, runs, {})
     by_hops = summary["regimes"]["no_second_try"]["arms"][primary]["by_hops"]
     assert by_hops["1"]["em"] == pytest.approx([0.5, 0.5, 0.5])
@@ -674,15 +675,16 @@ def test_questions_of_several_hops_have_a_table_by_hops(tmp_path: Path) -> None:
     # Twice the CPU: where GRPO has spent its quarters, this arm is at an eighth, a quarter, ...
     equal = np.mean([0.1, 0.2, 0.3, 0.4]) - 0.4
     assert by_hops["1"]["delta_em_equal_cpu"] == pytest.approx([equal] * 3)
-    assert by_hops["2"]["delta_em_equal_cpu"] == [0.0, 0.0, 0.0]
+    assert by_hops["10"]["delta_em_equal_cpu"] == [0.0, 0.0, 0.0]
     page = markdown(summary)
-    rows = page[page.index("by hops of the question") :].splitlines()[2:]
+    rows = page[page.index("by hops of the question") :].splitlines()[4:]
     assert rows[2] == "| 1 | grpo | 0.400 [0.400, 0.400] |  |  |"
     assert rows[3] == (
         f"| 1 | {primary} | 0.500 [0.500, 0.500] | +0.100 [+0.100, +0.100] "
         "| -0.150 [-0.150, -0.150] |"
     )
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 1", "| 1", "| 2", "| 2", "| 10", "| 10"]
+    hops = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    assert hops == ["not told", "not told", "1", "1", "10", "10"]
     assert [table.row_count for table in tables(summary)] == [2, 6]
 
 
