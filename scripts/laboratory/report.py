@@ -41,8 +41,8 @@ def _ems(run: Result, hops: str | None) -> list[float]:
 
 def gold_documents(run: Result) -> float | None:
     """Mean gold-document rate over the same evaluations; None for runs that did not keep it."""
-    rates = [one.get("gold_documents") for one in run["evaluations"][1:]]
-    return None if None in rates else float(np.mean(rates))
+    rates = [one.get("gold_documents") for one in run["evaluations"]]
+    return None if None in rates else float(np.mean(rates[1:]))
 
 
 def endpoint_at(
@@ -110,14 +110,19 @@ def summarise(
 
 
 def _settings_tried(runs: Sequence[Result]) -> list[dict[str, Any]]:
-    """What was run on development seeds: each setting with its endpoints by seed."""
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    """What was run on development seeds: each setting with its endpoints by seed.
+
+    A seed has several where the starting policy changed in between.
+    """
+    found: defaultdict[str, defaultdict[str, list[float]]]
+    found = defaultdict(lambda: defaultdict(list))
     for run in runs:
         trial, config = run["trial"], dict(run["config"])
         config["world"] = {**config["world"], "seed": None}
         config["run"] = {**config["run"], "seed": None}
         setting = [trial["regime"], trial["arm"], list(run["changes"]), config]
-        found[json.dumps(setting, sort_keys=True)][str(trial["seed"])] = round(endpoint(run), 4)
+        by_seed = found[json.dumps(setting, sort_keys=True)]
+        by_seed[str(trial["seed"])].append(round(endpoint(run), 4))
     tried = [(*json.loads(setting)[:3], endpoints) for setting, endpoints in found.items()]
     return [
         {"regime": regime, "arm": arm, "changes": changes, "em_by_seed": endpoints}
@@ -129,8 +134,6 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
     runs, baseline = by_arm[arm], by_arm.get("grpo", {}) if arm != "grpo" else {}
     paired = sorted(runs.keys() & baseline.keys())
     row: dict[str, Any] = {
-        "seeds": len(runs),
-        "first_and_last_seed": [min(runs), max(runs)],
         **_against(baseline, runs),
         "final_em": float(np.mean([run["evaluations"][-1]["em"] for run in runs.values()])),
         "collapses": sum(map(collapsed, runs.values())),
@@ -144,20 +147,22 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
         row["gold_documents_curve"] = _mean_columns(
             [[one["gold_documents"] for one in run["evaluations"]] for run in runs.values()]
         )
-    groups = _hops([*runs.values(), *baseline.values()])
+    everything = [
+        one for some in by_arm.values() for run in some.values() for one in run["evaluations"]
+    ]
+    groups = sorted({hops for one in everything for hops in one["em_by_hops"]}, key=int)
     if len(groups) > 1:
-        row["by_hops"] = {hops: _against(baseline, runs, hops) for hops in groups}
+        by_hops = {hops: _against(baseline, runs, hops) for hops in groups}
+        row["by_hops"] = {hops: compared for hops, compared in by_hops.items() if compared}
     if paired:
-        deltas = [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
-        row |= {
-            "sign_flip_p": sign_flip_test(deltas),
-            "deltas": [round(delta, 4) for delta in deltas],
-        }
+        row["sign_flip_p"] = sign_flip_test(
+            [endpoint(runs[seed]) - endpoint(baseline[seed]) for seed in paired]
+        )
         best = by_arm.get("oracle", {})
-        compared = [seed for seed in paired if seed in best]
-        if arm != "oracle" and len(compared) > 1:
+        shared = [seed for seed in paired if seed in best]
+        if arm != "oracle" and len(shared) > 1:
             lead, whole = (
-                [endpoint(one[seed]) - endpoint(baseline[seed]) for seed in compared]
+                [endpoint(one[seed]) - endpoint(baseline[seed]) for seed in shared]
                 for one in (runs, best)
             )
             row["share_of_oracle"] = [round(value, 4) for value in share_interval(lead, whole)]
@@ -168,36 +173,48 @@ def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]
     return row
 
 
-def _hops(runs: Sequence[Result]) -> list[str]:
-    """The numbers of hops that every evaluation of these runs has questions of, ascending."""
-    found = [set(one["em_by_hops"]) for run in runs for one in run["evaluations"]]
-    return sorted(set.intersection(*found), key=int)
-
-
 def _against(
     baseline: Mapping[int, Result], runs: Mapping[int, Result], hops: str | None = None
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
     """EM over the budget and, over the seeds that a baseline shares, the differences to it.
 
     Each is its mean with an interval: at equal rollouts, and at equal CPU.
+
+    Args:
+        baseline: GRPO's runs by seed; none for GRPO itself.
+        runs: An arm's runs by seed.
+        hops: Questions with so many hops alone, in runs that had some at every evaluation; empty
+            where none had.
     """
-    row = {"em": list(t_interval([endpoint(run, hops) for run in runs.values()]))}
+    runs, baseline = (
+        {
+            seed: run
+            for seed, run in some.items()
+            if hops is None or all(hops in one["em_by_hops"] for one in run["evaluations"])
+        }
+        for some in (runs, baseline)
+    )
+    if not runs:
+        return {}
+    row: dict[str, Any] = {
+        "seeds": len(runs),
+        "first_and_last_seed": [min(runs), max(runs)],
+        "em": list(t_interval([endpoint(run, hops) for run in runs.values()])),
+    }
     paired = sorted(runs.keys() & baseline.keys())
     if paired:
-        pairs = [(runs[seed], baseline[seed]) for seed in paired]
-        costs = _cpu([run for run, _ in pairs])
-        budget = _cpu([other for _, other in pairs])[1:]
-        row["delta_em"] = list(
-            t_interval([endpoint(run, hops) - endpoint(other, hops) for run, other in pairs])
-        )
-        row["delta_em_equal_cpu"] = list(
-            t_interval(
-                [
-                    endpoint_at(run, costs, budget, hops) - endpoint(other, hops)
-                    for run, other in pairs
-                ]
-            )
-        )
+        costs = _cpu([runs[seed] for seed in paired])
+        budget = _cpu([baseline[seed] for seed in paired])[1:]
+        deltas, equal = [], []
+        for seed in paired:
+            other = endpoint(baseline[seed], hops)
+            deltas.append(endpoint(runs[seed], hops) - other)
+            equal.append(endpoint_at(runs[seed], costs, budget, hops) - other)
+        row |= {
+            "delta_em": list(t_interval(deltas)),
+            "delta_em_equal_cpu": list(t_interval(equal)),
+            "deltas": [round(delta, 4) for delta in deltas],
+        }
     return row
 
 
@@ -220,9 +237,6 @@ def _details(runs: Sequence[Result]) -> dict[str, Any]:
         "query_tokens": float(np.mean([one["query_tokens"] for one in last])),
         "pass_at": {
             k: float(np.mean([one["pass_at"][k] for one in last])) for k in last[0]["pass_at"]
-        },
-        "em_by_hops": {
-            hops: float(np.mean([one["em_by_hops"][hops] for one in last])) for hops in _hops(runs)
         },
     }
     names = {name for run in runs for quarter in run["training"] for name in quarter}
@@ -269,15 +283,14 @@ def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
 NOTE = (
     "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
     "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone. The "
-    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three. "
-    "`settings_tried` in the JSON file beside this page has every setting of the development seeds."
+    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three."
 )
 HEADINGS = (
     *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "of the oracle's lead"),
     *("hops found", "CPU s", "collapses"),
     *("gold documents", "Δ gold documents"),
 )
-HOPS_HEADINGS = ("hops of the question", "arm", "EM", "Δ GRPO", "Δ equal CPU")
+HOPS_HEADINGS = ("arm", "hops of the question", "seeds", "EM", "Δ GRPO", "Δ equal CPU")
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
@@ -325,10 +338,7 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             arm + (" *" if arm == regime["primary"] else ""),
-            "{} ({}-{})".format(row["seeds"], *row["first_and_last_seed"]),
-            _interval(row["em"]),
-            _interval(row.get("delta_em"), signed=True),
-            _interval(row.get("delta_em_equal_cpu"), signed=True),
+            *_compared(row),
             _interval(row.get("share_of_oracle")),
             " ".join(f"{hit:.2f}" for hit in row["hop_hits"]),
             f"{row['cpu_seconds']:.0f}",
@@ -344,20 +354,25 @@ def _rows(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _rows_by_hops(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The cells of a regime's table by hops; none where all questions have as many."""
-    rows = [
-        (
-            int(hops),
-            arm,
-            _interval(one["em"]),
-            _interval(one.get("delta_em"), signed=True),
-            _interval(one.get("delta_em_equal_cpu"), signed=True),
-        )
-        for arm, row in regime["arms"].items()
-        for hops, one in row.get("by_hops", {}).items()
+    """The cells of a regime's table by hops; none where all questions have equally many."""
+    arms = [(arm, row.get("by_hops", {})) for arm, row in regime["arms"].items()]
+    groups = sorted({int(hops) for _, by_hops in arms for hops in by_hops})
+    return [
+        (arm, str(hops or "not told"), *_compared(by_hops[str(hops)]))
+        for hops in groups
+        for arm, by_hops in arms
+        if str(hops) in by_hops
     ]
-    rows.sort(key=lambda cells: cells[0])  # arms keep their order
-    return [(str(hops or "not told"), *cells) for hops, *cells in rows]
+
+
+def _compared(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Seeds, EM and the differences to GRPO, as cells."""
+    return (
+        "{} ({}-{})".format(row["seeds"], *row["first_and_last_seed"]),
+        _interval(row["em"]),
+        _interval(row.get("delta_em"), signed=True),
+        _interval(row.get("delta_em_equal_cpu"), signed=True),
+    )
 
 
 def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
@@ -402,12 +417,15 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
         left.set_title(f"{name}: EM against GRPO at equal rollouts", fontsize=10, loc="left")
         shown = dict.fromkeys(("grpo", regime["primary"], "paper", "oracle", "placebo"))
         for axis, curve_name in zip(rest, kept, strict=True):
-            for arm in shown:
-                curve = regime["arms"].get(arm, {}).get(curve_name)
-                if curve:
-                    axis.plot(np.linspace(0, 100, len(curve)), curve, marker=".", label=arm)
+            for number, arm in enumerate(shown):
+                row = regime["arms"].get(arm, {})
+                if curve := row.get(curve_name):
+                    label = f"{arm}, {row['seeds']} seeds"
+                    budget = np.linspace(0, 100, len(curve))
+                    axis.plot(budget, curve, marker=".", color=f"C{number}", label=label)
             title = f"{name}: {curves[curve_name]} over the budget (%)"
             axis.set_title(title, fontsize=10, loc="left")
+            axis.set_visible(bool(axis.lines))
             if axis.lines:
                 axis.legend(frameon=False, fontsize=8)
         for axis in row_of_axes:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.image import imread
 
 from agents.loading import CHECKOUT
 from igsearch_env.credit import IGSearch
@@ -25,7 +26,15 @@ from igsearch_env.episode import Episode
 from scripts.laboratory import compare_credit
 from scripts.laboratory import trial as trial_module
 from scripts.laboratory.compare_credit import STUDY, verdict_of
-from scripts.laboratory.report import collapsed, endpoint, endpoint_at, markdown, summarise, tables
+from scripts.laboratory.report import (
+    collapsed,
+    endpoint,
+    endpoint_at,
+    markdown,
+    plot_differences,
+    summarise,
+    tables,
+)
 from scripts.laboratory.statistics import holm, share_interval, sign_flip_test, t_interval
 from scripts.laboratory.store import ResultStore
 from scripts.laboratory.study import (
@@ -269,11 +278,12 @@ def test_the_summary_lists_every_setting_that_was_tried() -> None:
         tried.append({**run, "changes": list(changes), "config": config})
     other = json.loads(json.dumps(tried[0]))  # the regime itself was another one at first
     other["config"]["world"]["people"] = 100
-    found = summarise(study, [], {}, [*tried, other])["settings_tried"]
+    another_start = {**tried[0], **a_run("ig", 100, [0.0] + [0.4] * 4, stage="develop")}
+    found = summarise(study, [], {}, [*tried, other, another_start])["settings_tried"]
     assert [(row["changes"], row["em_by_seed"]) for row in found] == [
-        ([], {"100": 0.1, "101": 0.2}),
-        (["optimization.kl=0.01"], {"100": 0.3}),
-        ([], {"100": 0.1}),
+        ([], {"100": [0.1, 0.4], "101": [0.2]}),
+        (["optimization.kl=0.01"], {"100": [0.3]}),
+        ([], {"100": [0.1]}),
     ]
 
 
@@ -641,22 +651,31 @@ def test_a_study_has_files_by_its_name(tmp_path: Path) -> None:
     assert not (tmp_path / "credit_runs.jsonl").exists()
 
 
-def test_gold_documents_have_columns_where_they_were_kept() -> None:
+def test_gold_documents_have_columns_and_a_plot_where_they_were_kept(tmp_path: Path) -> None:
     study = load_study(STUDY)
     plain = [a_run("grpo", 0, [0.1] * 5), a_run("oracle", 0, [0.2] * 5)]
     assert "gold documents" not in markdown(summarise(study, plain, {}))
+    plot_differences(summarise(study, plain, {}), tmp_path / "without.png")
     for run, rate in zip(plain, (0.25, 0.5), strict=True):
-        for evaluation in run["evaluations"]:
-            evaluation["gold_documents"] = rate
+        for number, evaluation in enumerate(run["evaluations"]):
+            evaluation["gold_documents"] = rate * (number > 0)
     summary = summarise(study, plain, {})
     arms = summary["regimes"]["no_second_try"]["arms"]
     assert arms["oracle"]["gold_documents"][0] == 0.5
+    assert arms["oracle"]["gold_documents_curve"] == [0, 0.5, 0.5, 0.5, 0.5]
     assert arms["oracle"]["delta_gold_documents"][0] == 0.25
     assert "| 0.500 | +0.250 |" in markdown(summary)
     assert len(tables(summary)[0].columns) == 11
+    plot_differences(summary, tmp_path / "with.png")
+    without, with_them = (imread(tmp_path / f"{name}.png") for name in ("without", "with"))
+    assert with_them.shape[1] > without.shape[1]
+    plain[1]["evaluations"][0]["gold_documents"] = None
+    arms = summarise(study, plain, {})["regimes"]["no_second_try"]["arms"]
+    assert "gold_documents" in arms["grpo"]
+    assert "gold_documents" not in arms["oracle"]
 
 
-def test_questions_of_several_hops_have_a_table_by_hops(tmp_path: Path) -> None:
+def test_questions_of_several_hops_have_a_table_by_hops() -> None:
     study = with_one_primary()
     primary = study.regimes["no_second_try"].primary
     runs = []
@@ -666,25 +685,29 @@ def test_questions_of_several_hops_have_a_table_by_hops(tmp_path: Path) -> None:
     assert "by hops" not in markdown(summarise(study, runs, {}))  # all of two hops
     for run in runs:
         for evaluation in run["evaluations"]:
-            evaluation["em_by_hops"] = {"1": 2 * evaluation["em"], "10": 0.0, "0": 0.0}
+            evaluation["em_by_hops"] = {"2": 2 * evaluation["em"], "10": 0.0, "0": 0.0}
     runs[0]["evaluations"][2]["em_by_hops"]["3"] = 0.5  # asked once, compared with nothing
+    del runs[2]["evaluations"][4]["em_by_hops"]["10"]  # GRPO's second seed
     summary = summarise(study, runs, {})
-    by_hops = summary["regimes"]["no_second_try"]["arms"][primary]["by_hops"]
-    assert by_hops["1"]["em"] == pytest.approx([0.5, 0.5, 0.5])
-    assert by_hops["1"]["delta_em"] == pytest.approx([0.1, 0.1, 0.1])
+    arms = summary["regimes"]["no_second_try"]["arms"]
+    by_hops = arms[primary]["by_hops"]
+    assert by_hops["2"]["em"] == pytest.approx([0.5, 0.5, 0.5])
+    assert by_hops["2"]["delta_em"] == pytest.approx([0.1, 0.1, 0.1])
     # Twice the CPU: where GRPO has spent its quarters, this arm is at an eighth, a quarter, ...
     equal = np.mean([0.1, 0.2, 0.3, 0.4]) - 0.4
-    assert by_hops["1"]["delta_em_equal_cpu"] == pytest.approx([equal] * 3)
-    assert by_hops["10"]["delta_em_equal_cpu"] == [0.0, 0.0, 0.0]
+    assert by_hops["2"]["delta_em_equal_cpu"] == pytest.approx([equal] * 3)
+    assert by_hops["0"]["delta_em_equal_cpu"] == [0.0, 0.0, 0.0]
+    assert (by_hops["10"]["seeds"], by_hops["10"]["deltas"]) == (2, [0.0])
+    assert arms["grpo"]["by_hops"]["10"]["first_and_last_seed"] == [0, 0]
     page = markdown(summary)
     rows = page[page.index("by hops of the question") :].splitlines()[4:]
-    assert rows[2] == "| 1 | grpo | 0.400 [0.400, 0.400] |  |  |"
+    assert rows[2] == "| grpo | 2 | 2 (0-1) | 0.400 [0.400, 0.400] |  |  |"
     assert rows[3] == (
-        f"| 1 | {primary} | 0.500 [0.500, 0.500] | +0.100 [+0.100, +0.100] "
+        f"| {primary} | 2 | 2 (0-1) | 0.500 [0.500, 0.500] | +0.100 [+0.100, +0.100] "
         "| -0.150 [-0.150, -0.150] |"
     )
-    hops = [row.split(" | ")[0].removeprefix("| ") for row in rows]
-    assert hops == ["not told", "not told", "1", "1", "10", "10"]
+    hops = [row.split(" | ")[1] for row in rows]
+    assert hops == ["not told", "not told", "2", "2", "10", "10"]
     assert [table.row_count for table in tables(summary)] == [2, 6]
 
 
