@@ -40,7 +40,10 @@ def _ems(run: Result, hops: str | None) -> list[float]:
 
 
 def gold_documents(run: Result) -> float | None:
-    """Mean gold-document rate over the same evaluations; None for runs that did not keep it."""
+    """Mean gold-document rate over the same evaluations.
+
+    None where an evaluation, that of the start too, did not keep it.
+    """
     rates = [one.get("gold_documents") for one in run["evaluations"]]
     return None if None in rates else float(np.mean(rates[1:]))
 
@@ -95,14 +98,16 @@ def summarise(
                 "qualified": qualified.get(name, {}),
                 "arms": {arm: _arm(by_arm, arm) for arm in study.arms if arm in by_arm},
             }
-    kept = [  # a regime without a verdict yet may still be one
-        regime
+    kept = {  # a regime without a verdict yet may still be one
+        name: regime
         for name, regime in study.regimes.items()
         if qualified.get(name, {}).get("qualified", True)
-    ]
-    _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept))
+    }
+    _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept.values()))
+    planned = sum(len(study.seeds_of(name, arm)) for name in kept for arm in study.arms)
     return {
         "caveat": study.title,
+        "runs": {"done": sum(run["trial"]["regime"] in kept for run in runs), "planned": planned},
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
         "settings_tried": _settings_tried(tried),
         "regimes": regimes,
@@ -131,7 +136,8 @@ def _settings_tried(runs: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _arm(by_arm: Mapping[str, Mapping[int, Result]], arm: str) -> dict[str, Any]:
-    runs, baseline = by_arm[arm], by_arm.get("grpo", {}) if arm != "grpo" else {}
+    runs = by_arm[arm]
+    baseline = by_arm.get("grpo", {}) if arm != "grpo" else {}
     paired = sorted(runs.keys() & baseline.keys())
     row: dict[str, Any] = {
         **_against(baseline, runs),
@@ -283,7 +289,8 @@ def _test_primaries(regimes: dict[str, Any], tests: int) -> None:
 NOTE = (
     "`*` marks the primary arm of a regime. Δ is paired, over the seeds that an arm shares with "
     "GRPO; EM is over the seeds in brackets, and compares arms with the same ones alone. The "
-    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three."
+    "oracle's lead is its Δ to GRPO; an arm's share of it is over the seeds of all three. CPU s "
+    "is the median of an arm's own seeds; at equal CPU, medians of the shared seeds count."
 )
 HEADINGS = (
     *("arm", "seeds", "EM", "Δ GRPO", "Δ equal CPU", "of the oracle's lead"),
@@ -307,7 +314,11 @@ def tables(summary: Mapping[str, Any]) -> list[Table]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The same tables as a page of Markdown."""
-    parts = ["# Results of the credit laboratory", NOTE]
+    parts = [f"# Results of the credit laboratory: {summary['caveat']}"]
+    parts.append(
+        "{done} of the study's {planned} runs on fresh seeds are done.".format(**summary["runs"])
+    )
+    parts.append(NOTE)
     for name, regime in summary["regimes"].items():
         rows = _rows(regime)
         parts.append(f"## {_title(name, summary)}")
@@ -357,6 +368,8 @@ def _rows_by_hops(regime: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The cells of a regime's table by hops; none where all questions have equally many."""
     arms = [(arm, row.get("by_hops", {})) for arm, row in regime["arms"].items()]
     groups = sorted({int(hops) for _, by_hops in arms for hops in by_hops})
+    if len(groups) < 2:
+        return []
     return [
         (arm, str(hops or "not told"), *_compared(by_hops[str(hops)]))
         for hops in groups
@@ -423,8 +436,8 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
                     label = f"{arm}, {row['seeds']} seeds"
                     budget = np.linspace(0, 100, len(curve))
                     axis.plot(budget, curve, marker=".", color=f"C{number}", label=label)
-            title = f"{name}: {curves[curve_name]} over the budget (%)"
-            axis.set_title(title, fontsize=10, loc="left")
+            axis.set_title(f"{name}: {curves[curve_name]}", fontsize=10, loc="left")
+            axis.set_xlabel("% of the budget", fontsize=8)
             axis.set_visible(bool(axis.lines))
             if axis.lines:
                 axis.legend(frameon=False, fontsize=8)
