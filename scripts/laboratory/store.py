@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class ResultStore:
             workers: Processes; None for as many as there are free cores.
 
         Raises:
-            ValueError: If a run on a fresh seed was made with other settings.
+            ValueError: If a run on a fresh seed was made with other settings, or a process was
+                killed.
         """
         paths = {trial: self._path(trial) for trial in trials}
         from scripts.laboratory.trial import UNFINISHED, run_and_keep  # loads torch
@@ -69,6 +71,12 @@ class ResultStore:
                 for future in as_completed(futures):
                     future.result()
                     bar.update(task, advance=1, note=futures[future].name)
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "a process that made runs was killed: out of memory? What has ended is kept; "
+                    "give the command again, with fewer --workers if memory was short, and the "
+                    "rest goes on from its last quarter"
+                ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         return [_read(path) for path in paths.values()]

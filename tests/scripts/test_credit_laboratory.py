@@ -632,6 +632,21 @@ def test_a_run_that_has_ended_leaves_its_result_alone(tmp_path: Path) -> None:
     assert [one.name for one in folder.iterdir()] == [kept.name]
 
 
+class Deadly(Study):
+    """A study that kills the process that receives it, as a machine without memory would."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_is_killed_is_told_with_how_to_go_on(tmp_path: Path) -> None:
+    study = Deadly(**vars(shortened(load_study(STUDY))))
+    trials = [Trial("develop", "no_second_try", arm, 100) for arm in ("grpo", "oracle")]
+    store = ResultStore(tmp_path, tmp_path / "record.jsonl")
+    with pytest.raises(ValueError, match=r"was killed.*again, with fewer --workers"):
+        store.run(study, trials, 1)
+
+
 def test_questions_without_gold_documents_are_refused_before_anything_runs(
     with_files: Study, tmp_path: Path
 ) -> None:
