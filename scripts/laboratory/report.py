@@ -105,9 +105,10 @@ def summarise(
     }
     _test_primaries(regimes, sum(1 + len(regime.primaries_before) for regime in kept.values()))
     planned = sum(len(study.seeds_of(name, arm)) for name in kept for arm in study.arms)
+    shown = [row for name in kept.keys() & regimes.keys() for row in regimes[name]["arms"].values()]
     return {
         "caveat": study.title,
-        "runs": {"done": sum(run["trial"]["regime"] in kept for run in runs), "planned": planned},
+        "runs": {"done": sum(row["seeds"] for row in shown), "planned": planned},
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
         "settings_tried": _settings_tried(tried),
         "regimes": regimes,

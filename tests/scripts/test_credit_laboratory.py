@@ -209,7 +209,7 @@ def test_the_summary_pairs_by_seed_and_tests_the_primary_arm_alone() -> None:
         runs.append(a_run(primary, seed, [0.0] + [0.1 * seed + 0.05 + 0.01 * seed] * 4, cpu=200.0))
     runs.append(a_run("oracle", 2, [0.0] + [0.9] * 4))
     verdicts = {name: {"qualified": name == "no_second_try"} for name in study.regimes}
-    summary = summarise(study, runs, verdicts)
+    summary = summarise(study, [*runs, runs[0]], verdicts)  # one was run twice
     regime = summary["regimes"]["no_second_try"]
     ig, oracle = regime["arms"][primary], regime["arms"]["oracle"]
     assert ig["delta_em"][0] == pytest.approx(0.06)
