@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +37,13 @@ class ResultStore:
     def run(self, study: Study, trials: Sequence[Trial], workers: int | None) -> list[Result]:
         """The results of trials, in their order; those that are missing are run.
 
+        Each run has a process of its own, since one that made several would hold more memory with
+        each. Where a run fails, those under way end first and are kept; no others begin.
+
         Args:
             study: The study.
             trials: What is to be run.
-            workers: Processes; None for as many as there are free cores.
+            workers: Runs at a time; None for as many as there are free cores.
 
         Raises:
             ValueError: If a run on a fresh seed was made with other settings, or a process was
@@ -56,26 +59,26 @@ class ResultStore:
                 shutil.rmtree(rest, ignore_errors=True)  # another process may be removing it
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.laboratory.trial"])
-        with (
-            ProcessPoolExecutor(
-                workers or free_cores(), mp_context=context, initializer=end_with_parent
-            ) as pool,
-            progress_bar() as bar,
-        ):
+
+        def run_in_process(trial: Trial) -> None:
+            with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as process:
+                process.submit(run_and_keep, study, trial, paths[trial]).result()
+
+        with ThreadPoolExecutor(workers or free_cores()) as pool, progress_bar() as bar:
             done = len(trials) - len(missing)
             task = bar.add_task("runs", total=len(trials), completed=done, note="")
-            futures = {
-                pool.submit(run_and_keep, study, trial, paths[trial]): trial for trial in missing
-            }
+            futures = {pool.submit(run_in_process, trial): trial for trial in missing}
             try:
                 for future in as_completed(futures):
+                    failed = future.exception() is not None
+                    note = " failed; those under way end first" if failed else ""
+                    bar.update(task, advance=not failed, note=futures[future].name + note)
                     future.result()
-                    bar.update(task, advance=1, note=futures[future].name)
             except BrokenProcessPool as error:
                 raise ValueError(
-                    "a process that made runs was killed: out of memory? What has ended is kept; "
-                    "give the command again, with fewer --workers if memory was short, and the "
-                    "rest goes on from its last quarter"
+                    f"the process of {futures[future].name} was killed: out of memory? What has "
+                    "ended is kept; give the command again, with fewer --workers if memory was "
+                    "short, and the rest goes on from its last quarter"
                 ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -632,19 +632,49 @@ def test_a_run_that_has_ended_leaves_its_result_alone(tmp_path: Path) -> None:
     assert [one.name for one in folder.iterdir()] == [kept.name]
 
 
-class Deadly(Study):
-    """A study that kills the process that receives it, as a machine without memory would."""
+class Deadly(Trial):
+    """A run that kills the process that receives it, as a machine without memory would."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (1,)
 
 
-def test_a_process_that_is_killed_is_told_with_how_to_go_on(tmp_path: Path) -> None:
-    study = Deadly(**vars(shortened(load_study(STUDY))))
-    trials = [Trial("develop", "no_second_try", arm, 100) for arm in ("grpo", "oracle")]
+def test_a_process_that_is_killed_is_told_and_the_run_beside_it_is_kept(tmp_path: Path) -> None:
+    study = shortened(load_study(STUDY))
+    grpo = Deadly("develop", "no_second_try", "grpo", 100)
+    oracle = Trial("develop", "no_second_try", "oracle", 100)
     store = ResultStore(tmp_path, tmp_path / "record.jsonl")
-    with pytest.raises(ValueError, match=r"was killed.*again, with fewer --workers"):
-        store.run(study, trials, 1)
+    with pytest.raises(ValueError, match=rf"{grpo.name} was killed.*again, with fewer --workers"):
+        store.run(study, [grpo, oracle], 2)
+    assert not store.has(study, grpo)
+    assert store.has(study, oracle)
+
+
+@dataclass(frozen=True)
+class Noted(Trial):
+    """A run whose process notes its number when it receives it."""
+
+    note: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = Trial(self.stage, self.regime, self.arm, self.seed)
+        return note_process, (self.note, plain)
+
+
+def note_process(note: str, plain: Trial) -> Trial:
+    with open(note, "a") as file:
+        print(os.getpid(), file=file)
+    return plain
+
+
+def test_each_run_has_a_process_of_its_own(tmp_path: Path) -> None:
+    study = shortened(load_study(STUDY))
+    note = tmp_path / "processes"
+    trials = [
+        Noted("develop", "no_second_try", arm, 100, note=str(note)) for arm in ("grpo", "oracle")
+    ]
+    ResultStore(tmp_path, tmp_path / "record.jsonl").run(study, trials, 1)
+    assert len(set(note.read_text().split())) == 2
 
 
 def test_questions_without_gold_documents_are_refused_before_anything_runs(
