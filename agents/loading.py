@@ -71,8 +71,8 @@ def load_policy(
             checkpoint's own, or else ``"refine"``.
         device: Where it is to run.
         precision: What it multiplies in: ``"float32"`` for the type of its weights,
-            ``"bfloat16-autocast"`` for bfloat16 with these weights, or ``"bfloat16"`` to round the
-            weights, too.
+            ``"bfloat16-autocast"`` for bfloat16 with these weights, ``"bfloat16"`` to round the
+            weights, too, or ``"auto"``; see :func:`resolve_precision`.
         **options: See :meth:`TransformersPolicy.from_pretrained`.
 
     Raises:
@@ -84,6 +84,7 @@ def load_policy(
     check_device(device)
     if path in POLICIES:
         return POLICIES[path](protocol, device=device, **options)
+    precision = resolve_precision(precision, device)
     if precision == "bfloat16":
         options["dtype"] = torch.bfloat16
     options["autocast"] = torch.bfloat16 if precision == "bfloat16-autocast" else None
@@ -191,6 +192,52 @@ def hub_folder(name: str) -> Path:
     """Where the files of a model of the hub lie, once it has been loaded."""
     found: Any = cached_file(name, "config.json", local_files_only=True)
     return Path(found).parent
+
+
+def resolve_precision(precision: Precision, device: str) -> Precision:
+    """What ``"auto"`` means on a device; other precisions stay as they are.
+
+    Processors that do not multiply bfloat16 themselves can be asked to, and take several times as
+    long as in float32.
+
+    Args:
+        precision: A precision.
+        device: Where it is to be computed in.
+
+    Returns:
+        For ``"auto"``: ``"bfloat16-autocast"`` where the device multiplies bfloat16 itself (CPUs
+        with AMX, AVX512-BF16 or the BF16 instructions of ARM, NVIDIA GPUs since Ampere), or else
+        ``"float32"``. A GPU that is not here counts as one that does; other kinds of device, and
+        CPUs in a torch that cannot say, as ones that do not.
+
+    Raises:
+        ValueError: If ``"auto"`` is asked of what is no device.
+    """
+    if precision != "auto":
+        return precision
+    kind = parse_device(device)
+    if kind.type == "cuda":
+        multiplies = not torch.cuda.is_available()  # it is planned for, and will be a recent one
+        if torch.cuda.is_available():
+            with torch.cuda.device(kind):
+                multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        ask = getattr(torch.cpu, "get_capabilities", None) if kind.type == "cpu" else None
+        found = ask() if ask else {}
+        multiplies = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return "bfloat16-autocast" if multiplies else "float32"
+
+
+def parse_device(device: str) -> torch.device:
+    """A device by its name, whether or not it is here.
+
+    Raises:
+        ValueError: If torch knows no such name.
+    """
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"cannot use the device {device!r} ({error})") from error
 
 
 def check_device(device: str) -> None:

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     real.add_argument("--max-new-tokens", type=int, default=32, help="longest turn, saved with it")
     real.add_argument("--batch-size", type=int, help="demonstrations per update")
     real.add_argument("--learning-rate", type=float)
-    real.add_argument("--precision", choices=get_args(Precision), default="bfloat16-autocast")
+    real.add_argument("--precision", choices=get_args(Precision), default="auto")
     real.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resume", action="store_true", help="go on where a run was cut short")
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
     import torch
 
-    from agents.loading import load_policy
+    from agents.loading import load_policy, resolve_precision
     from trainers.local.checkpoint import save_policy
     from trainers.warm_start.real_questions import RealWarmStart, RealWarmStartSettings
 
@@ -130,12 +130,13 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
         console.print(f"{len(questions) - len(known)} questions without gold titles are left out")
     if not known:
         raise ValueError("none of the questions has gold titles, which demonstrations search for")
+    precision = resolve_precision(arguments.precision, arguments.device)
     policy = load_policy(
         arguments.policy,
         arguments.protocol,
         dtype=torch.float32,
         device=arguments.device,
-        precision=arguments.precision,
+        precision=precision,
         max_new_tokens=arguments.max_new_tokens,
         trained_in=EnvironmentSettings(
             top_k=arguments.top_k, max_searches=arguments.max_searches, counterfactual="documents"
@@ -166,7 +167,8 @@ def _on_real_questions(arguments: argparse.Namespace, folder: Path, checkpoint: 
     save_policy(folder, policy)
     checkpoint.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - started, 1)
-    write_json(arguments.out / "results.json", {"seconds": seconds, "losses": losses})
+    found = {"seconds": seconds, "precision": precision, "losses": losses}
+    write_json(arguments.out / "results.json", found)
     console.print(f"policy: {folder}")
 
 

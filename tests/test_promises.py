@@ -239,6 +239,10 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/laboratory.md": {
+        "Where they are others, `compare` refuses to add to the record.": (
+            "tests/scripts/test_credit_laboratory.py::"
+            "test_a_study_on_another_machine_is_not_begun_anew_unasked",
+        ),
         "It refuses to start without step 2": (
             "tests/scripts/test_credit_laboratory.py::test_stages_in_order_and_nothing_twice",
         ),

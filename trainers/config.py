@@ -105,8 +105,9 @@ class PolicySettings:
         device: Where it runs.
         precision: What sampling, scoring and the update multiply in: ``"float32"``;
             ``"bfloat16-autocast"``, two to three times as fast where the processor multiplies
-            bfloat16, with float32 weights; or ``"bfloat16"``, whose weights are bfloat16 too, with
-            an optimizer that keeps what rounding loses.
+            bfloat16 itself, and slower elsewhere, with float32 weights; ``"bfloat16"``, whose
+            weights are bfloat16 too, with an optimizer that keeps what rounding loses; or
+            ``"auto"``, the faster one of the first two.
         lora: Adapters that are trained instead of the weights.
     """
 
@@ -274,10 +275,11 @@ class TrainSettings:
                 "bfloat16 weight away; use 'adamw', which keeps what rounding loses, train "
                 "adapters (policy.lora.rank), or set policy.precision to 'bfloat16-autocast'"
             )
-        if policy.lora.rank and policy.precision == "bfloat16-autocast":
+        if policy.lora.rank and policy.precision in ("auto", "bfloat16-autocast"):
             raise ValueError(
                 "the weights under adapters (policy.lora.rank) are not trained and need no float32 "
-                "copy; set policy.precision to 'bfloat16'"
+                "copy; set policy.precision to 'bfloat16', or to 'float32' where the processor "
+                "does not multiply bfloat16"
             )
         self._check_world()
         object.__setattr__(self, "credit", {"method": "ig_search", **self.credit})

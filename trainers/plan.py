@@ -22,12 +22,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.inference import decoder, decoder_config
-from agents.loading import checkpoint_folder
+from agents.loading import checkpoint_folder, parse_device
 from agents.lora import add_adapters
 from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
 from igsearch_env.protocol.names import get_protocol, variant_of
 from trainers.config import LoraSettings, PolicySettings, TrainSettings, make_credit_from
+from trainers.setup import with_precision
 
 GIB = 1 << 30
 DOCUMENT_TOKENS = 200
@@ -82,6 +83,7 @@ def plan(
         raise ValueError(
             f"a document has from 1 to {LONGEST_DOCUMENT:,} tokens, got {document_tokens:,}"
         )
+    config = with_precision(config)
     o, e = config.optimization, config.environment
     autocast = config.policy.precision == "bfloat16-autocast"
     longest = longest or longest_transcript(config, document_tokens)
@@ -193,9 +195,9 @@ def memory_of(device: str) -> int:
     """Bytes of a device's memory; for a CPU, of the machine.
 
     Raises:
-        ValueError: If the device cannot be asked.
+        ValueError: If the device cannot be asked, or is none.
     """
-    kind = torch.device(device)
+    kind = parse_device(device)
     if kind.type != "cpu":
         if kind.type != "cuda" or not torch.cuda.is_available():
             raise ValueError(
@@ -214,6 +216,7 @@ def cheapest_changes(
         Each as words for ``--set``, with the peak that it leads to, in bytes. They end with the
         first that makes the run fit; changes that help nothing are left out.
     """
+    config = with_precision(config)
     found: list[tuple[str, int]] = []
     peak = plan(config, document_tokens).peak
     for words, changed in _changes(config, document_tokens):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from agents.grpo_agent import GRPOAgent
-from agents.loading import checkpoint_folder, load_policy, taught_protocol
+from agents.loading import checkpoint_folder, load_policy, resolve_precision, taught_protocol
 from agents.lora import add_adapters
 from agents.transformers_policy import TransformersPolicy
 from igsearch_env.budgets import TokenCounter
@@ -100,6 +100,13 @@ def _corpus(retriever: Retriever) -> Iterable[Document]:
             "hold one; give an index or a corpus, or questions that come with it"
         )
     return retriever.documents
+
+
+def with_precision(config: TrainSettings) -> TrainSettings:
+    """The settings with what ``"auto"`` means on their device in its place."""
+    policy = config.policy
+    precision = resolve_precision(policy.precision, policy.device)
+    return replace(config, policy=replace(policy, precision=precision))
 
 
 def make_policy(

@@ -18,7 +18,7 @@ MANNER = (
 )
 """Settings of how an evaluation is made, not of what; they may change when it is resumed."""
 
-Precision = Literal["float32", "bfloat16-autocast", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16-autocast", "bfloat16"]
 """What a policy multiplies matrices in; in ``"bfloat16"`` its weights are rounded, too."""
 
 MIN_TEMPERATURE = 0.001
@@ -66,7 +66,8 @@ class EvaluationSettings:
             kill they are played again (default: 16 for a checkpoint on a CPU, or else 128).
         device: Where a checkpoint runs, such as ``cuda``.
         precision: What a checkpoint multiplies in: ``float32`` (the type of its weights),
-            ``bfloat16-autocast``, or ``bfloat16``, which rounds its weights, too.
+            ``bfloat16-autocast``, or ``bfloat16``, which rounds its weights, too; ``auto`` takes
+            ``bfloat16-autocast`` where the device multiplies bfloat16 itself, or else ``float32``.
         threads: Threads of torch; 0 for as many as there are free cores.
         model: Name of the endpoint's model (default: the only one that it serves).
         api: Of the endpoint: completions continues the transcript as it is, chat sends messages.

@@ -329,11 +329,12 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
     # A kill loses what is under way: on a CPU, a minute's work of a small model.
     batch_size = config.batch_size or (CPU_BATCH if config.device == "cpu" else BATCH)
     say(f"loading the model {config.agent}")
+    precision = loading.resolve_precision(config.precision, config.device)
     policy = loading.load_policy(
         config.agent,
         config.protocol,
         device=config.device,
-        precision=config.precision,
+        precision=precision,
         max_new_tokens=config.max_new_tokens,
         batch_size=batch_size,
         temperature=config.temperature,
@@ -346,7 +347,11 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
     return Player(
         lambda chunk: policy.fresh(chunk.seed, greedy=config.greedy),
         policy.protocol,
-        {"checkpoint_sha256": sha256, "max_new_tokens": policy.max_new_tokens},
+        {
+            "checkpoint_sha256": sha256,
+            "max_new_tokens": policy.max_new_tokens,
+            "precision": precision,
+        },
         batch_size,
         policy.trained_in,
         policy.scorer(),

@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: Command line arguments; None for those of the process.
     """
+    from trainers.setup import with_precision  # loads torch
+
     arguments = _parser().parse_args(argv)
-    config = load_config(arguments.config, arguments.set)
+    config = with_precision(load_config(arguments.config, arguments.set))
     size = arguments.questions * config.optimization.group_size
     if wrong := [rows for rows in arguments.rows if size % rows]:
         raise ValueError(f"--rows must divide the {size} episodes of a step, got {wrong[0]}")

@@ -94,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"{results} exists already; choose another folder or remove it")
     config = load_config(arguments.config, arguments.set)
     arguments.out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is told now
+    from trainers.setup import with_precision  # loads torch
+
+    config = with_precision(config)
     episodes, costs = rollouts(config, arguments.questions, constructed=arguments.constructed)
     found = signals(episodes)
     rows = kinds_table(episodes, found)

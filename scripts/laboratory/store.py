@@ -15,7 +15,7 @@ from typing import Any
 from igsearch_env.cli.console import progress_bar
 from igsearch_env.files import write_json, write_whole
 from igsearch_env.threads import free_cores
-from scripts.laboratory.study import Study, Trial, is_result_of
+from scripts.laboratory.study import Study, Trial, differences, is_result_of
 from scripts.laboratory.workers import end_with_parent
 
 Result = dict[str, Any]
@@ -98,7 +98,8 @@ class ResultStore:
         """Whether a trial has been run; a development run with other settings does not count.
 
         Raises:
-            ValueError: If a run on a fresh seed was made with other settings.
+            ValueError: If a run on a fresh seed was made with other settings, or is in the record
+                from another checkpoint or other data.
         """
         path = self._path(trial)
         if path.is_file():
@@ -109,11 +110,23 @@ class ResultStore:
                     f"{path} was run with other settings or another checkpoint; start again in "
                     "another folder"
                 )
+        other: list[str] = []
         for run in self._known:  # a setting that was tried may be the study's own by now
             same = replace(trial_of(run), changes=trial.changes) == trial
-            if same and is_result_of(run, study, trial):
+            if not same:
+                continue
+            changed = differences(run, study, trial)
+            if not changed:
                 write_json(path, run)
                 return True
+            if trial.stage == "compare" and {*changed} <= {"checkpoint", "data"}:
+                other = changed
+        if other:
+            raise ValueError(
+                f"the record {self._record} has {trial.name} with other {' and '.join(other)}, and "
+                "runs of both cannot be compared; put back what it was made with, or begin a "
+                "record of its own with another --report"
+            )
         return False
 
 

@@ -270,23 +270,33 @@ def settings_record(config: TrainSettings) -> dict[str, Any]:
 
 
 def is_result_of(run: Mapping[str, Any], study: Study, trial: Trial) -> bool:
-    """Whether a kept run is what the study asks for now: settings, checkpoint, data, evaluations.
+    """Whether a kept run is what the study asks for now; see :func:`differences`."""
+    return not differences(run, study, trial)
+
+
+def differences(run: Mapping[str, Any], study: Study, trial: Trial) -> list[str]:
+    """In what a kept run is not what the study asks for now.
 
     A checkpoint, question files or an index that are not here cannot be compared, and count as the
     same: a report can be made of a record alone.
+
+    Returns:
+        Some of ``"settings"``, ``"checkpoint"``, ``"data"`` and ``"evaluations"``.
     """
     config = trial_settings(study, trial)
     sizes = [evaluation_size(study, trial, quarter) for quarter in range(QUARTERS + 1)]
     try:
         kept = settings_record(_as_fixed(run["config"]))
     except ValueError:  # it has settings that there are no more
-        return False
-    return (
-        kept == settings_record(config)
-        and checkpoint_hash(config.policy.path) in (run.get("checkpoint"), config.policy.path)
-        and all(run.get("data", {}).get(k, v) == v for k, v in data_hashes(config).items())
-        and [(one["questions"], one["samples"]) for one in run["evaluations"]] == sizes
-    )
+        return ["settings"]
+    same = {
+        "settings": kept == settings_record(config),
+        "checkpoint": checkpoint_hash(config.policy.path)
+        in (run.get("checkpoint"), config.policy.path),
+        "data": all(run.get("data", {}).get(k, v) == v for k, v in data_hashes(config).items()),
+        "evaluations": [(one["questions"], one["samples"]) for one in run["evaluations"]] == sizes,
+    }
+    return [part for part, as_now in same.items() if not as_now]
 
 
 def settings_hash(study: Study, regime: str) -> str:
@@ -326,8 +336,19 @@ def shortened(study: Study) -> Study:
 
 
 def trial_settings(study: Study, trial: Trial) -> TrainSettings:
-    """The training settings of a run."""
-    return _as_fixed(_settings_of(study, trial))
+    """The training settings of a run.
+
+    Raises:
+        ValueError: If they leave the precision to the machine.
+    """
+    config = _as_fixed(_settings_of(study, trial))
+    if config.policy.precision == "auto":
+        raise ValueError(
+            "the runs of a study are compared across machines, and policy.precision = 'auto' is "
+            "another precision on some; name one in the base, or in the settings of regime "
+            f"{trial.regime!r}"
+        )
+    return config
 
 
 def _as_fixed(data: dict[str, Any]) -> TrainSettings:

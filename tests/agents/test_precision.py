@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from agents.inference import compute_dtype, computing_in, evaluating
-from agents.loading import load_policy
+from agents.loading import load_policy, resolve_precision
 from agents.scoring.one_by_one import OneByOneScorer
 from agents.scoring.trie_scorer import TrieScorer
 from agents.transformers_policy import TransformersPolicy
@@ -86,8 +87,63 @@ def test_the_type_of_arithmetic_ends_with_its_context(
     assert compute_dtype(model) == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("found", "meant"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False}, "float32"),
+        ({"architecture": "x86_64", "avx512_bf16": True}, "bfloat16-autocast"),
+        ({"architecture": "x86_64", "amx_bf16": True}, "bfloat16-autocast"),
+        ({"architecture": "aarch64", "bf16": True}, "bfloat16-autocast"),
+        ({"architecture": "aarch64", "bf16": False}, "float32"),
+        (None, "float32"),  # an older torch does not say
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    found: dict[str, Any] | None,
+    meant: str,
+    taught_policy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stand-ins of processors that are not here."""
+    if found is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert resolve_precision("auto", "cpu") == meant
+    policy = load_policy(str(taught_policy), precision="auto")
+    assert policy.autocast == (BF16 if meant == "bfloat16-autocast" else None)
+    assert policy.model.dtype == torch.float32
+    for named in ("float32", "bfloat16-autocast", "bfloat16"):
+        assert resolve_precision(cast(Precision, named), "cpu") == named
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_auto_on_a_gpu(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins of GPUs: of one that is not here, and of one that is."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_precision("auto", "cuda:1") == "bfloat16-autocast"  # it is planned for
+
+    def is_supported(including_emulation: bool = True) -> bool:
+        return multiplies or including_emulation
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    monkeypatch.setattr(torch.cuda, "device", lambda one: asked.append(str(one)) or nullcontext())
+    found = resolve_precision("auto", "cuda:1")
+    assert found == ("bfloat16-autocast" if multiplies else "float32")
+    assert asked == ["cuda:1"]
+
+
+def test_auto_elsewhere() -> None:
+    assert resolve_precision("auto", "mps") == "float32"
+    with pytest.raises(ValueError, match="cannot use the device 'gpu'"):
+        resolve_precision("auto", "gpu")
+
+
 def test_weights_are_rounded_if_asked_for(taught_policy: Path) -> None:
-    policies = [load_policy(str(taught_policy), precision=p) for p in get_args(Precision)]
+    named = [p for p in get_args(Precision) if p != "auto"]
+    policies = [load_policy(str(taught_policy), precision=p) for p in named]
     assert [policy.model.dtype for policy in policies] == [torch.float32, torch.float32, BF16]
     contexts, answers = [episode.transcript for episode in begun(3)], ["Alba", "Borgo", "Dunwich"]
     exact, *rounded = [policy.scorer().log_probs(contexts, answers) for policy in policies]

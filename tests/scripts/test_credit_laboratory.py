@@ -42,6 +42,7 @@ from scripts.laboratory.study import (
     Study,
     Trial,
     checkpoint_hash,
+    data_hashes,
     evaluation_size,
     is_result_of,
     load_study,
@@ -401,6 +402,7 @@ def kept_run(study: Study, trial: Trial) -> dict[str, Any]:
     run = {
         "config": settings_record(config),
         "checkpoint": checkpoint_hash(config.policy.path),
+        "data": data_hashes(config),
         "evaluations": [{"questions": asked, "samples": samples} for asked, samples in sizes],
     }
     read: dict[str, Any] = json.loads(json.dumps(run))
@@ -766,6 +768,42 @@ def test_the_study_of_real_questions_can_be_read() -> None:
         assert getattr(credit, "new_only", True)
         assert not config.environment.added_only
         assert config.policy.path == "runs/smollm2-warm/policy"
+
+
+def test_a_study_on_another_machine_is_not_begun_anew_unasked(
+    with_files: Study, tmp_path: Path
+) -> None:
+    trial = Trial("compare", "no_second_try", "grpo", 0)
+    run = {**a_run("grpo", 0, [0.1] * 5), **kept_run(with_files, trial)}
+    lost = {**run, "checkpoint": "lost weights"}
+    record = tmp_path / "record"
+
+    def has(*known: dict[str, Any], trial: Trial = trial) -> bool:
+        record.write_text("".join(json.dumps(one) + "\n" for one in known))
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return ResultStore(tmp_path / "out", record).has(with_files, trial)
+
+    with pytest.raises(ValueError, match=r"grpo-0 with other checkpoint, .* put back"):
+        has(lost)
+    data = {**run["data"], "questions": "other questions"}
+    with pytest.raises(ValueError, match="with other checkpoint and data, "):
+        has({**lost, "data": data})
+    assert has(lost, run)  # both were made, and the study's own counts
+    assert not has(lost, trial=replace(trial, seed=1))
+    assert not has({**lost, "config": {**run["config"], "run": {}}})  # of another study
+    develop = Trial("develop", "no_second_try", "grpo", 100)
+    tried = a_run("grpo", 100, [0.1] * 5, stage="develop") | kept_run(with_files, develop)
+    assert not has({**tried, "checkpoint": "lost weights"}, trial=develop)
+
+
+def test_a_study_names_its_precision() -> None:
+    study = load_study(STUDY)
+    trial = Trial("compare", "no_second_try", "grpo", 0)
+    regime = study.regimes["no_second_try"]
+    settings = merged(regime.settings, {"policy": {"precision": "auto"}})
+    study = replace(study, regimes={"no_second_try": replace(regime, settings=settings)})
+    with pytest.raises(ValueError, match=r"another precision on some; .* regime 'no_second_try'"):
+        trial_settings(study, trial)
 
 
 def test_a_setting_that_was_tried_is_not_run_again_once_it_is_the_protocols(

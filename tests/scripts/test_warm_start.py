@@ -60,6 +60,22 @@ def test_the_checkpoint_loads_with_the_auto_classes(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_pretrained_model_is_taught_in_what_the_processor_multiplies(
+    multiplies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins of two processors."""
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"amx_bf16": multiplies}, raising=False
+    )
+    given = ("--policy", "agents/world-tiny", "--questions", "world-train", "--index", "world")
+    assert warm_start(monkeypatch, "--out", str(tmp_path), "--smoke", *given) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["precision"] == ("bfloat16-autocast" if multiplies else "float32")
+    assert len(results["losses"]) == 2
+    assert (tmp_path / "policy/model.safetensors").is_file()
+
+
 def test_bad_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

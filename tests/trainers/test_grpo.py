@@ -429,6 +429,24 @@ def test_a_folder_in_use_is_left_alone(make_trainer: MakeTrainer) -> None:
         make_trainer("optimization.steps=1")
 
 
+def test_a_run_keeps_the_precision_that_it_began_in(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins of two processors."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    trainer = make_trainer("optimization.steps=1", "policy.precision=auto")
+    trainer.run()
+    assert trainer.updater.autocast == trainer.policy.autocast == torch.bfloat16
+    written = read_sealed(trainer.out / "config.json")
+    assert written["policy"]["precision"] == "bfloat16-autocast"
+    make_trainer("optimization.steps=1", "policy.precision=auto", resume=True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    with pytest.raises(
+        ValueError, match=r"policy.precision was 'bfloat16-autocast', got 'float32'"
+    ):
+        make_trainer("optimization.steps=1", "policy.precision=auto", resume=True)
+
+
 def test_a_finished_run_can_be_resumed_and_says_the_same(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     last = trainer.run()

@@ -86,9 +86,10 @@ def test_a_run_with_adapters_leaves_the_weights_and_ends_with_a_whole_policy(
     assert float((again - trained).abs().max()) < 0.05 * float(trained.abs().max())
 
 
-def test_adapters_want_weights_without_a_float32_copy() -> None:
+@pytest.mark.parametrize("precision", ["auto", "bfloat16-autocast"])
+def test_adapters_want_weights_without_a_float32_copy(precision: str) -> None:
     with pytest.raises(ValueError, match=r"set policy.precision to 'bfloat16'"):
-        load_config(None, ["policy.lora.rank=8", "policy.precision=bfloat16-autocast"])
+        load_config(None, ["policy.lora.rank=8", f"policy.precision={precision}"])
 
 
 def test_moments_in_8_bits_are_refused_where_rounding_would_lose_the_update() -> None:

@@ -298,6 +298,25 @@ def test_a_turn_is_as_long_as_the_checkpoint_says_unless_the_settings_do(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_auto_is_planned_as_what_it_means_here(
+    multiplies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-ins of two processors."""
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx512_bf16": multiplies}, raising=False
+    )
+    meant = "bfloat16-autocast" if multiplies else "float32"
+    auto, named = (load_config(None, [f"policy.precision={p}"]) for p in ("auto", meant))
+    assert plan(auto) == plan(named)
+    assert cheapest_changes(auto, 1) == cheapest_changes(named, 1)
+
+
+def test_the_memory_of_what_is_no_device_cannot_be_asked() -> None:
+    with pytest.raises(ValueError, match="cannot use the device 'gpu'"):
+        memory_of("gpu")
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
 def test_the_memory_of_a_device_that_is_not_here_has_to_be_said(device: str) -> None:
     with pytest.raises(ValueError, match=f"the memory of '{device}' is not known here.* --memory"):

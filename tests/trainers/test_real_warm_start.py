@@ -95,6 +95,10 @@ def test_it_learns_what_it_is_shown_and_goes_on_after_a_kill(
     other = replace(SETTINGS, learning_rate=1e-3)
     with pytest.raises(ValueError, match="other settings"):
         RealWarmStart(other, fresh(), engine_for()).run(lambda n, loss: None, cut)
+    rounded = fresh()
+    rounded.autocast = torch.bfloat16
+    with pytest.raises(ValueError, match="in another precision"):
+        RealWarmStart(SETTINGS, rounded, engine_for()).run(lambda n, loss: None, cut)
 
 
 def test_questions_without_gold_titles_are_refused(engine_for: MakeEngine, world: World) -> None:

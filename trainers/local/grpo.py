@@ -54,6 +54,7 @@ from trainers.setup import (
     make_agent,
     make_questions,
     make_training_engine,
+    with_precision,
     with_protocol,
 )
 from trainers.steady import RetrieverLostError, collect_steadily
@@ -93,6 +94,7 @@ class GRPOTrainer:
     """
 
     def __init__(self, config: TrainSettings, out: str | Path, *, resume: bool = False) -> None:
+        config = with_precision(config)  # that of the whole run, wherever it goes on
         self.config, self.out = config, Path(out)
         saved = self._check_folder(resume)
         self._newest = step_of(saved[0]) if saved else 0

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -236,14 +237,18 @@ class RealWarmStart:
     def _save(self, checkpoint: Path, done: int) -> None:
         state = {
             "done": done,
-            "settings": asdict(self.settings),
+            "settings": self._kept_settings(),
             "model": self.policy.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
         write_state(checkpoint, state)
 
+    def _kept_settings(self) -> dict[str, Any]:
+        types = [str(self.policy.model.dtype), str(self.policy.autocast)]
+        return {**asdict(self.settings), "precision": types}
+
     def _restore(self, checkpoint: Path) -> int:
-        state = read_state(checkpoint, asdict(self.settings))
+        state = read_state(checkpoint, self._kept_settings())
         if state is None:
             return 0
         self.policy.model.load_state_dict(state["model"])

@@ -142,6 +142,7 @@ def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path:
     assert manifest["config"]["environment"] == {}
     assert manifest["inputs"]["protocol"] == "refine-bare"
     assert manifest["inputs"]["model"]["max_new_tokens"] == 16
+    assert manifest["inputs"]["model"]["precision"] == "float32"
     records = read_records(tmp_path / "own" / "episodes.jsonl")
     assert all(record["prompt"]["text"].startswith("question : ") for record in records)
     turns = [step["turn"] for record in records for step in record["steps"]]
