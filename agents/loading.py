@@ -211,7 +211,8 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
         CPUs in a torch that cannot say, as ones that do not.
 
     Raises:
-        ValueError: If ``"auto"`` is asked of what is no device.
+        ValueError: If ``"auto"`` is asked of what is no device, or of a GPU that is missing beside
+            others.
     """
     if precision != "auto":
         return precision
@@ -219,6 +220,7 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
     if kind.type == "cuda":
         multiplies = not torch.cuda.is_available()  # it is planned for, and will be a recent one
         if torch.cuda.is_available():
+            check_device(device)
             with torch.cuda.device(kind):
                 multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from agents import loading
 from agents.inference import compute_dtype, computing_in, evaluating
 from agents.loading import load_policy, resolve_precision
 from agents.scoring.one_by_one import OneByOneScorer
@@ -128,6 +129,9 @@ def test_auto_on_a_gpu(multiplies: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="cannot use the device 'cuda:99'"):
+        resolve_precision("auto", "cuda:99")
+    monkeypatch.setattr(loading, "check_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     monkeypatch.setattr(torch.cuda, "device", lambda one: asked.append(str(one)) or nullcontext())
     found = resolve_precision("auto", "cuda:1")
