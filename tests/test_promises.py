@@ -239,9 +239,9 @@ PROMISES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "docs/guides/laboratory.md": {
-        "Where they are others, `compare` refuses to add to the record.": (
+        "Where they are others, `qualify` and `compare` refuse to go on with the record.": (
             "tests/scripts/test_credit_laboratory.py::"
-            "test_a_study_on_another_machine_is_not_begun_anew_unasked",
+            "test_a_record_with_another_start_is_refused_before_anything_is_written",
         ),
         "It refuses to start without step 2": (
             "tests/scripts/test_credit_laboratory.py::test_stages_in_order_and_nothing_twice",

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.inference import decoder, decoder_config
-from agents.loading import checkpoint_folder, parse_device
+from agents.loading import checkpoint_folder, parse_device, resolve_precision
 from agents.lora import add_adapters
 from igsearch_env.checkpoint_settings import CheckpointSettings
 from igsearch_env.hub import without_waiting
@@ -240,7 +240,9 @@ def _changes(config: TrainSettings, document_tokens: int) -> Iterator[tuple[str,
     def policy(**fields: Any) -> Any:
         return lambda c: replace(c, policy=replace(c.policy, **fields))
 
-    if config.policy.precision == "float32":
+    # Where the device does not multiply bfloat16 itself, it takes several times as long.
+    faster = resolve_precision("auto", config.policy.device) == "bfloat16-autocast"
+    if config.policy.precision == "float32" and faster and not config.policy.lora.rank:
         yield "policy.precision=bfloat16-autocast", policy(precision="bfloat16-autocast")
     yield (
         f"optimization.micro_batch_tokens={longest}",

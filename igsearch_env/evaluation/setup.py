@@ -350,7 +350,7 @@ def _checkpoint(config: EvaluationSettings, say: Callable[[str], None]) -> Playe
         {
             "checkpoint_sha256": sha256,
             "max_new_tokens": policy.max_new_tokens,
-            "precision": precision,
+            **({"precision": precision} if config.precision == "auto" else {}),
         },
         batch_size,
         policy.trained_in,

@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     unknown |= set(arguments.arms or ()) - study.arms.keys()
     if unknown:
         raise ValueError(f"the study has no {', '.join(sorted(unknown))}")
+    if arguments.stage in ("qualify", "compare"):
+        store.check_same_start(study)
     stages = {"develop": develop, "qualify": qualify, "compare": compare, "report": report}
     stages[arguments.stage](study, store, arguments)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.console import progress_bar
+from igsearch_env.cli.console import console, progress_bar
 from igsearch_env.files import write_json, write_whole
 from igsearch_env.threads import free_cores
 from scripts.laboratory.study import Study, Trial, differences, is_result_of
@@ -38,7 +40,7 @@ class ResultStore:
         """The results of trials, in their order; those that are missing are run.
 
         Each run has a process of its own, since one that made several would hold more memory with
-        each. Where a run fails, those under way end first and are kept; no others begin.
+        each. Where a run fails, those under way end and are kept, and no others begin.
 
         Args:
             study: The study.
@@ -59,29 +61,33 @@ class ResultStore:
                 shutil.rmtree(rest, ignore_errors=True)  # another process may be removing it
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.laboratory.trial"])
-
-        def run_in_process(trial: Trial) -> None:
-            with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as process:
-                process.submit(run_and_keep, study, trial, paths[trial]).result()
-
-        with ThreadPoolExecutor(workers or free_cores()) as pool, progress_bar() as bar:
+        waiting = missing[::-1]
+        running: dict[Future[None], tuple[Trial, ProcessPoolExecutor]] = {}
+        with progress_bar() as bar, ExitStack() as processes:
             done = len(trials) - len(missing)
             task = bar.add_task("runs", total=len(trials), completed=done, note="")
-            futures = {pool.submit(run_in_process, trial): trial for trial in missing}
-            try:
-                for future in as_completed(futures):
-                    failed = future.exception() is not None
-                    note = " failed; those under way end first" if failed else ""
-                    bar.update(task, advance=not failed, note=futures[future].name + note)
-                    future.result()
-            except BrokenProcessPool as error:
-                raise ValueError(
-                    f"the process of {futures[future].name} was killed: out of memory? What has "
-                    "ended is kept; give the command again, with fewer --workers if memory was "
-                    "short, and the rest goes on from its last quarter"
-                ) from error
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            while waiting or running:
+                while waiting and len(running) < (workers or free_cores()):
+                    trial = waiting.pop()
+                    process = processes.enter_context(
+                        ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
+                    )
+                    future = process.submit(run_and_keep, study, trial, paths[trial])
+                    running[future] = trial, process
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    trial, process = running.pop(future)
+                    process.shutdown()
+                    if future.exception() and running:
+                        console.print(f"{trial.name} failed; those under way end first")
+                    try:
+                        future.result()
+                    except BrokenProcessPool as error:
+                        raise ValueError(
+                            f"the process of {trial.name} was killed: out of memory? What has "
+                            "ended is kept; give the command again, with fewer --workers if memory "
+                            "was short, and the rest goes on from its last quarter"
+                        ) from error
+                    bar.update(task, advance=1, note=trial.name)
         return [_read(path) for path in paths.values()]
 
     def record(self) -> list[Result]:
@@ -98,8 +104,7 @@ class ResultStore:
         """Whether a trial has been run; a development run with other settings does not count.
 
         Raises:
-            ValueError: If a run on a fresh seed was made with other settings, or is in the record
-                from another checkpoint or other data.
+            ValueError: If a run on a fresh seed was made with other settings.
         """
         path = self._path(trial)
         if path.is_file():
@@ -110,24 +115,33 @@ class ResultStore:
                     f"{path} was run with other settings or another checkpoint; start again in "
                     "another folder"
                 )
-        other: list[str] = []
         for run in self._known:  # a setting that was tried may be the study's own by now
             same = replace(trial_of(run), changes=trial.changes) == trial
-            if not same:
-                continue
-            changed = differences(run, study, trial)
-            if not changed:
+            if same and is_result_of(run, study, trial):
                 write_json(path, run)
                 return True
-            if trial.stage == "compare" and {*changed} <= {"checkpoint", "data"}:
-                other = changed
-        if other:
-            raise ValueError(
-                f"the record {self._record} has {trial.name} with other {' and '.join(other)}, and "
-                "runs of both cannot be compared; put back what it was made with, or begin a "
-                "record of its own with another --report"
-            )
         return False
+
+    def check_same_start(self, study: Study) -> None:
+        """Refuse to go on with a record whose fresh seeds have another starting policy or data.
+
+        Raises:
+            ValueError: If, for a regime and a seed, it has such runs and none as the study is now.
+        """
+        found: defaultdict[tuple[str, int], list[list[str]]] = defaultdict(list)
+        for run in self._known:
+            trial = trial_of(run)
+            known = trial.regime in study.regimes and trial.arm in study.arms
+            if known and trial.stage == "compare":
+                found[trial.regime, trial.seed].append(differences(run, study, trial))
+        for (regime, seed), changes in found.items():
+            others = [changed for changed in changes if {*changed} <= {"checkpoint", "data"}]
+            if others and [] not in others:
+                raise ValueError(
+                    f"the record {self._record} has runs of {regime!r} on seed {seed} with other "
+                    f"{' and '.join(others[0])}, and runs of both cannot be compared; put back "
+                    "what they were made with, or begin a record of its own with another --report"
+                )
 
 
 def trial_of(run: Mapping[str, Any]) -> Trial:

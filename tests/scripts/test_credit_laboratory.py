@@ -634,24 +634,6 @@ def test_a_run_that_has_ended_leaves_its_result_alone(tmp_path: Path) -> None:
     assert [one.name for one in folder.iterdir()] == [kept.name]
 
 
-class Deadly(Trial):
-    """A run that kills the process that receives it, as a machine without memory would."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (1,)
-
-
-def test_a_process_that_is_killed_is_told_and_the_run_beside_it_is_kept(tmp_path: Path) -> None:
-    study = shortened(load_study(STUDY))
-    grpo = Deadly("develop", "no_second_try", "grpo", 100)
-    oracle = Trial("develop", "no_second_try", "oracle", 100)
-    store = ResultStore(tmp_path, tmp_path / "record.jsonl")
-    with pytest.raises(ValueError, match=rf"{grpo.name} was killed.*again, with fewer --workers"):
-        store.run(study, [grpo, oracle], 2)
-    assert not store.has(study, grpo)
-    assert store.has(study, oracle)
-
-
 @dataclass(frozen=True)
 class Noted(Trial):
     """A run whose process notes its number when it receives it."""
@@ -667,6 +649,26 @@ def note_process(note: str, plain: Trial) -> Trial:
     with open(note, "a") as file:
         print(os.getpid(), file=file)
     return plain
+
+
+class Deadly(Trial):
+    """A run that kills the process that receives it, as a machine without memory would."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_process_that_is_killed_is_told_and_the_run_beside_it_is_kept(tmp_path: Path) -> None:
+    study = shortened(load_study(STUDY))
+    grpo = Deadly("develop", "no_second_try", "grpo", 100)
+    oracle = Trial("develop", "no_second_try", "oracle", 100)
+    never = [Noted("develop", "no_second_try", "ig", 100, note=str(tmp_path / "begun"))]
+    store = ResultStore(tmp_path, tmp_path / "record.jsonl")
+    with pytest.raises(ValueError, match=rf"{grpo.name} was killed.*again, with fewer --workers"):
+        store.run(study, [grpo, oracle, *never], 2)
+    assert not store.has(study, grpo)
+    assert store.has(study, oracle)
+    assert not (tmp_path / "begun").exists()
 
 
 def test_each_run_has_a_process_of_its_own(tmp_path: Path) -> None:
@@ -778,22 +780,39 @@ def test_a_study_on_another_machine_is_not_begun_anew_unasked(
     lost = {**run, "checkpoint": "lost weights"}
     record = tmp_path / "record"
 
-    def has(*known: dict[str, Any], trial: Trial = trial) -> bool:
+    def check(*known: dict[str, Any]) -> None:
         record.write_text("".join(json.dumps(one) + "\n" for one in known))
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        return ResultStore(tmp_path / "out", record).has(with_files, trial)
+        ResultStore(tmp_path / "out", record).check_same_start(with_files)
 
-    with pytest.raises(ValueError, match=r"grpo-0 with other checkpoint, .* put back"):
-        has(lost)
+    with pytest.raises(ValueError, match=r"on seed 0 with other checkpoint, .* put back"):
+        check(lost)
     data = {**run["data"], "questions": "other questions"}
     with pytest.raises(ValueError, match="with other checkpoint and data, "):
-        has({**lost, "data": data})
-    assert has(lost, run)  # both were made, and the study's own counts
-    assert not has(lost, trial=replace(trial, seed=1))
-    assert not has({**lost, "config": {**run["config"], "run": {}}})  # of another study
+        check({**lost, "data": data})
+    other_seed = Trial("compare", "no_second_try", "grpo", 1)
+    with pytest.raises(ValueError, match="on seed 0 with other checkpoint, "):
+        check(a_run("grpo", 1, [0.1] * 5) | kept_run(with_files, other_seed), lost)
+    check(lost, run)  # both were made, and the study's own count
+    check({**lost, "config": {**run["config"], "run": {}}})  # of another study
+    check({**lost, "trial": {**run["trial"], "arm": "of another study"}})
     develop = Trial("develop", "no_second_try", "grpo", 100)
     tried = a_run("grpo", 100, [0.1] * 5, stage="develop") | kept_run(with_files, develop)
-    assert not has({**tried, "checkpoint": "lost weights"}, trial=develop)
+    check({**tried, "checkpoint": "lost weights"})
+
+
+@pytest.mark.parametrize("stage", ["qualify", "compare"])
+def test_a_record_with_another_start_is_refused_before_anything_is_written(
+    stage: str, tmp_path: Path
+) -> None:
+    study = load_study(STUDY)
+    seed = study.seeds_of("no_second_try", "grpo")[0]
+    trial = Trial("compare", "no_second_try", "grpo", seed)
+    lost = a_run("grpo", seed, [0.1] * 5) | kept_run(study, trial) | {"checkpoint": "lost weights"}
+    (tmp_path / "credit_runs.jsonl").write_text(json.dumps(lost) + "\n")
+    folders = ["--out", str(tmp_path / "out"), "--report", str(tmp_path)]
+    with pytest.raises(ValueError, match="put back what they were made with"):
+        compare_credit.main([stage, *folders, "--arms", "ig"])
+    assert [path.name for path in tmp_path.rglob("*")] == ["credit_runs.jsonl"]
 
 
 def test_a_study_names_its_precision() -> None:

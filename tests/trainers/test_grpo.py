@@ -26,7 +26,7 @@ from igsearch_env.outcome import COMPONENTS, Component
 from igsearch_env.protocol.tags import PROTOCOLS
 from igsearch_env.retrieval.base import RetrievalError
 from igsearch_env.rollout import collect
-from trainers.config import load_config
+from trainers.config import from_dict, load_config, read_settings
 from trainers.local.checkpoint import checkpoints
 from trainers.local.grpo import GRPOTrainer
 from trainers.local.run_log import read_log
@@ -440,11 +440,14 @@ def test_a_run_keeps_the_precision_that_it_began_in(
     written = read_sealed(trainer.out / "config.json")
     assert written["policy"]["precision"] == "bfloat16-autocast"
     make_trainer("optimization.steps=1", "policy.precision=auto", resume=True)
+    own = from_dict(read_settings(trainer.out / "config.json"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     with pytest.raises(
         ValueError, match=r"policy.precision was 'bfloat16-autocast', got 'float32'"
     ):
         make_trainer("optimization.steps=1", "policy.precision=auto", resume=True)
+    resumed = GRPOTrainer(own, trainer.out, resume=True)  # as by --resume alone
+    assert resumed.policy.autocast == torch.bfloat16
 
 
 def test_a_finished_run_can_be_resumed_and_says_the_same(make_trainer: MakeTrainer) -> None:

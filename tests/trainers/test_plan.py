@@ -297,7 +297,6 @@ def test_a_turn_is_as_long_as_the_checkpoint_says_unless_the_settings_do(
     assert longest_turn(elsewhere) == CheckpointSettings().max_new_tokens
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("multiplies", [True, False])
 def test_auto_is_planned_as_what_it_means_here(
     multiplies: bool, monkeypatch: pytest.MonkeyPatch
@@ -310,6 +309,11 @@ def test_auto_is_planned_as_what_it_means_here(
     auto, named = (load_config(None, [f"policy.precision={p}"]) for p in ("auto", meant))
     assert plan(auto) == plan(named)
     assert cheapest_changes(auto, 1) == cheapest_changes(named, 1)
+    adapted = load_config(None, ["policy.precision=float32", "policy.lora.rank=4"])
+    exact = load_config(None, ["policy.precision=float32"])
+    words = "policy.precision=bfloat16-autocast"
+    assert (words in dict(cheapest_changes(exact, 1))) == multiplies  # it would only be slower
+    assert words not in dict(cheapest_changes(adapted, 1))  # adapters refuse it
 
 
 def test_the_memory_of_what_is_no_device_cannot_be_asked() -> None:
@@ -317,6 +321,7 @@ def test_the_memory_of_what_is_no_device_cannot_be_asked() -> None:
         memory_of("gpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
 def test_the_memory_of_a_device_that_is_not_here_has_to_be_said(device: str) -> None:
     with pytest.raises(ValueError, match=f"the memory of '{device}' is not known here.* --memory"):

@@ -97,7 +97,9 @@ def test_it_learns_what_it_is_shown_and_goes_on_after_a_kill(
         RealWarmStart(other, fresh(), engine_for()).run(lambda n, loss: None, cut)
     rounded = fresh()
     rounded.autocast = torch.bfloat16
-    with pytest.raises(ValueError, match="in another precision"):
+    with pytest.raises(
+        ValueError, match=r"in float32, and this one is in bfloat16-autocast; .* --precision"
+    ):
         RealWarmStart(SETTINGS, rounded, engine_for()).run(lambda n, loss: None, cut)
 
 

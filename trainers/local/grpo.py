@@ -94,7 +94,7 @@ class GRPOTrainer:
     """
 
     def __init__(self, config: TrainSettings, out: str | Path, *, resume: bool = False) -> None:
-        config = with_precision(config)  # that of the whole run, wherever it goes on
+        config = with_precision(config)  # what "auto" means here is the run's from now on
         self.config, self.out = config, Path(out)
         saved = self._check_folder(resume)
         self._newest = step_of(saved[0]) if saved else 0

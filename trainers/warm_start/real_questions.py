@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -237,20 +236,29 @@ class RealWarmStart:
     def _save(self, checkpoint: Path, done: int) -> None:
         state = {
             "done": done,
-            "settings": self._kept_settings(),
+            "settings": asdict(self.settings),
+            "precision": self._precision(),
             "model": self.policy.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
         }
         write_state(checkpoint, state)
 
-    def _kept_settings(self) -> dict[str, Any]:
-        types = [str(self.policy.model.dtype), str(self.policy.autocast)]
-        return {**asdict(self.settings), "precision": types}
+    def _precision(self) -> str:
+        kept, computed = self.policy.model.dtype, self.policy.autocast
+        if computed is None:
+            return str(kept).removeprefix("torch.")
+        return f"{computed}-autocast".removeprefix("torch.")
 
     def _restore(self, checkpoint: Path) -> int:
-        state = read_state(checkpoint, self._kept_settings())
+        state = read_state(checkpoint, asdict(self.settings))
         if state is None:
             return 0
+        precision = state.get("precision", self._precision())  # older ones do not say
+        if precision != self._precision():
+            raise ValueError(
+                f"{checkpoint} is of a warm start in {precision}, and this one is in "
+                f"{self._precision()}; go on in that --precision, or remove it"
+            )
         self.policy.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         return int(state["done"])

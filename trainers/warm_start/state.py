@@ -46,7 +46,6 @@ def read_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         raise ValueError(f"{path} is damaged ({name}); remove it to begin anew") from error
     if written != settings:
         raise ValueError(
-            f"{path} is of a warm start with other settings or in another precision; go on with "
-            "its own, or remove it"
+            f"{path} is of a warm start with other settings; go on with its own, or remove it"
         )
     return state

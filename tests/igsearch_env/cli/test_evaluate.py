@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from agents.loading import resolve_precision
 from igsearch_env.cli.view import main as view
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
@@ -142,7 +143,10 @@ def test_a_checkpoint_brings_its_protocol_and_scorer(checkpoint: Path, tmp_path:
     assert manifest["config"]["environment"] == {}
     assert manifest["inputs"]["protocol"] == "refine-bare"
     assert manifest["inputs"]["model"]["max_new_tokens"] == 16
-    assert manifest["inputs"]["model"]["precision"] == "float32"
+    auto = ("--agent", checkpoint, "--limit", 2, "--precision", "auto")
+    assert evaluate(*WORLD, *auto, "--out", tmp_path / "auto") == 0
+    model = read_json(tmp_path / "auto" / "manifest.json")["inputs"]["model"]
+    assert model["precision"] == resolve_precision("auto", "cpu")
     records = read_records(tmp_path / "own" / "episodes.jsonl")
     assert all(record["prompt"]["text"].startswith("question : ") for record in records)
     turns = [step["turn"] for record in records for step in record["steps"]]
