@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -68,8 +69,27 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _read_request(connection: socket.socket) -> bool:
+    """Read a whole request; whether there was one.
+
+    A connection that is closed with bytes unread is reset, and the client may lose the answer.
+    """
+    read = b""
+    while (end := read.find(b"\r\n\r\n")) < 0:
+        if not (more := connection.recv(65536)):
+            return False
+        read += more
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", read[:end])
+    missing = (int(found[1]) if found else 0) - len(read[end + 4 :])
+    while missing > 0:
+        if not (more := connection.recv(65536)):
+            return False
+        missing -= len(more)
+    return True
+
+
 class RawServer:
-    """Meets each connection, once a request has begun, with the next behaviour; the last stays."""
+    """Meets each connection, once a request is read, with the next behaviour; the last stays."""
 
     def __init__(self, behaviours: tuple[Behaviour, ...]) -> None:
         self._behaviours = list(behaviours)
@@ -91,7 +111,7 @@ class RawServer:
 
     def _meet(self, connection: socket.socket, behaviour: Behaviour) -> None:
         try:
-            if connection.recv(65536):
+            if _read_request(connection):
                 behaviour(connection)
         except OSError:
             pass  # the client has gone
