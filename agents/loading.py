@@ -217,15 +217,15 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
     if precision != "auto":
         return precision
     kind = parse_device(device)
-    if kind.type == "cuda":
-        multiplies = not torch.cuda.is_available()  # it is planned for, and will be a recent one
-        if torch.cuda.is_available():
-            check_device(device)
-            with torch.cuda.device(kind):
-                multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        ask = getattr(torch.cpu, "get_capabilities", None) if kind.type == "cpu" else None
-        found = ask() if ask else {}
+    multiplies = False
+    if kind.type == "cuda" and torch.cuda.is_available():
+        check_device(device)
+        with torch.cuda.device(kind):
+            multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind.type == "cuda":
+        multiplies = True  # a run is planned for a GPU elsewhere, which will be a recent one
+    elif kind.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
         multiplies = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return "bfloat16-autocast" if multiplies else "float32"
 

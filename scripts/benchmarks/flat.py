@@ -47,6 +47,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
+from agents.loading import check_device
 from igsearch_env.cli.console import progress_bar
 from igsearch_env.data.questions import load_questions
 from igsearch_env.files import write_json
@@ -87,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     torch.set_num_threads(arguments.threads)
     import_faiss().omp_set_num_threads(arguments.threads)
-    devices = [torch.device(name) for name in arguments.device.split(",")]
+    names = arguments.device.split(",")
+    for name in names:
+        check_device(name)
+    devices = [torch.device(name) for name in names]
     if arguments.random:
         rows = bench_random(arguments.random, arguments.dimension, devices)
         print_rows(f"{arguments.random:,} random vectors", rows, RANDOM_COLUMNS)

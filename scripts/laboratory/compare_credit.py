@@ -10,9 +10,9 @@ on development seeds which regimes can tell arms apart. `compare` runs the quali
 fresh seeds, and refuses to go on once the study has been changed. `report` makes tables, file
 and plots of what the record has, and runs nothing. Runs are kept as they end, and none is repeated
 while its settings are the same; credit_runs.jsonl, in the folder of --report, holds all that were
-ever made, so that another machine can go on from it. A study's files are called by its name:
-those of --study scripts/laboratory/study_real.toml are credit_real_runs.jsonl, credit_real.json and
-so on. Give each study an --out of its own.
+ever made, so that another machine can go on from it, with the same starting policy and data. A
+study's files are called by its name: those of --study scripts/laboratory/study_real.toml are
+credit_real_runs.jsonl, credit_real.json and so on. Give each study an --out of its own.
 """
 
 from __future__ import annotations

@@ -61,13 +61,14 @@ class ResultStore:
                 shutil.rmtree(rest, ignore_errors=True)  # another process may be removing it
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["scripts.laboratory.trial"])
+        most = workers or free_cores()  # counted once: later the runs themselves keep cores busy
         waiting = missing[::-1]
         running: dict[Future[None], tuple[Trial, ProcessPoolExecutor]] = {}
         with progress_bar() as bar, ExitStack() as processes:
             done = len(trials) - len(missing)
             task = bar.add_task("runs", total=len(trials), completed=done, note="")
             while waiting or running:
-                while waiting and len(running) < (workers or free_cores()):
+                while waiting and len(running) < most:
                     trial = waiting.pop()
                     process = processes.enter_context(
                         ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)

@@ -42,6 +42,11 @@ def test_every_arm_finds_the_same(
         main([*command, "--index", str(tmp_path / "graph")])
 
 
+def test_what_is_no_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot use the device 'gpu'"):
+        main(["--out", str(tmp_path / "out"), "--random", "5000", "--device", "cpu,gpu"])
+
+
 def test_random_vectors_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flat, "RANDOM_SECONDS", 0.0)
     main(["--out", str(tmp_path / "out"), "--random", "5000", "--dimension", "16"])
