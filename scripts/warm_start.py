@@ -21,8 +21,8 @@ from typing import Any, get_args
 
 from igsearch_env.cli.program import (
     Parser,
-    folder,
     on_interrupt,
+    output_folder,
     parse_early,
     quiet_transformers,
     run,
@@ -33,7 +33,7 @@ from igsearch_env.evaluation.settings import Precision
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(None, __doc__)
     parser.add_argument(
-        "--out", type=folder, required=True, help="folder for policy and results.json"
+        "--out", type=output_folder, required=True, help="folder for policy and results.json"
     )
     parser.add_argument("--steps", type=int, help="updates")
     parser.add_argument("--seed", type=int, default=0)

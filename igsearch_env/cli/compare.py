@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from igsearch_env.cli.program import Parser, folder, say
+from igsearch_env.cli.program import Parser, folder, output_folder, say
 from igsearch_env.evaluation.comparison import FinishedEvaluation, compare
 from igsearch_env.evaluation.metrics import METRICS
 from igsearch_env.files import write_json
@@ -42,7 +42,9 @@ def _parser() -> Parser:
     parser = Parser("igsearch compare", __doc__)
     parser.add_argument("before", type=folder, metavar="A", help="folder of an evaluation")
     parser.add_argument("after", type=folder, metavar="B", help="folder of another one")
-    parser.add_argument("--out", type=folder, help="folder for results.json, with every flip")
+    parser.add_argument(
+        "--out", type=output_folder, help="folder for results.json, with every flip"
+    )
     parser.add_argument(
         "--show",
         type=int,

@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from igsearch_env.cli.program import Parser, folder, positive, say
+from igsearch_env.cli.program import Parser, output_folder, positive, say
 from igsearch_env.data.judged import BRIGHT_DOMAINS, write_bright, write_browsecomp_plus
 from igsearch_env.data.paragraphs import PARAGRAPH_SETS, write_paragraph_sets
 
@@ -84,7 +84,7 @@ def _parser() -> Parser:
     add("--bright", metavar="SOURCE", help="hf:REPO, or a folder with the files of that data set")
     add("--browsecomp-plus", metavar="FILE", help="the decrypted rows")
     add("--corpus", help="corpus of BrowseComp-Plus (default: the documents that its rows hold)")
-    add("--out", type=folder, required=True, help="folder of the files")
+    add("--out", type=output_folder, required=True, help="folder of the files")
     add("--limit", type=positive, help="questions per set and split, the first ones (default: all)")
     add(
         "--split",

@@ -18,7 +18,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
+from igsearch_env.cli.program import (
+    Parser,
+    add_import,
+    add_settings,
+    on_interrupt,
+    output_folder,
+    say,
+)
 from igsearch_env.episode import Episode
 from igsearch_env.evaluation.folder import EvaluationFolder, check_unchanged, read_episodes
 from igsearch_env.evaluation.metrics import METRICS
@@ -131,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> Parser:
     parser = Parser("igsearch evaluate", __doc__)
     add = parser.add_argument
-    add("--out", type=folder, required=True, help="folder for the records and the results")
+    add("--out", type=output_folder, required=True, help="folder for the records and the results")
     add("--resume", action="store_true", help="go on after what was played, with the same settings")
     add("--smoke", action="store_true", help="a few questions, to see that it works")
     add_import(parser)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igsearch_env.answers import bootstrap_interval, exact_match
-from igsearch_env.cli.program import Parser, folder, positive, say
+from igsearch_env.cli.program import Parser, folder, output_folder, positive, say
 from igsearch_env.evaluation.agreement import agreement
 from igsearch_env.evaluation.folder import read_episodes
 from igsearch_env.files import write_json, write_whole
@@ -223,7 +223,7 @@ def _parser() -> Parser:
     add("--labels", type=Path, help="JSONL file of answers that people have judged")
     add("--judge", required=True, help="address of an OpenAI-compatible server")
     add("--model", help="name of its model (default: the only one that it serves)")
-    add("--cache", type=folder, help="folder of verdicts, which runs may share")
+    add("--cache", type=output_folder, help="folder of verdicts, which runs may share")
     add(
         "--concurrency",
         type=positive,
@@ -236,5 +236,5 @@ def _parser() -> Parser:
         default=8,
         help="how often a request that fails is repeated (default: %(default)s)",
     )
-    add("--out", type=folder, help="folder for agreement.json and verdicts.jsonl")
+    add("--out", type=output_folder, help="folder for agreement.json and verdicts.jsonl")
     return parser

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import io
+import os
 import re
 import signal
 import sys
@@ -193,10 +194,23 @@ def folder(text: str) -> Path:
     return path
 
 
+def output_folder(text: str) -> Path:
+    """A :func:`folder` that may be written to: told before a long run, and not at its end."""
+    path = folder(text)
+    there = next(part for part in (path, *path.parents) if part.exists())
+    # The rights of sudo and of setuid programs count; Windows knows no such rights.
+    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise argparse.ArgumentTypeError(
+            f"expected a folder to write to, got {text}: {there} may not be written to; "
+            "give another path, or change its permissions"
+        )
+    return path
+
+
 def run_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser of what every program that trains takes: --out, --resume and --set."""
     parser = Parser(None, description)
-    parser.add_argument("--out", type=folder, required=True, help="folder of the results")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the results")
     parser.add_argument("--resume", action="store_true", help="go on with what is in the folder")
     parser.add_argument(
         "--set",

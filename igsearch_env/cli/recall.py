@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from igsearch_env.answers import bootstrap_interval, bootstrap_means, percentile_interval
-from igsearch_env.cli.program import Parser, add_import, folder, positive
+from igsearch_env.cli.program import Parser, add_import, output_folder, positive
 from igsearch_env.data.questions import QuestionSet, load_question_set
 from igsearch_env.data.rows import source_stem
 from igsearch_env.episode import Question
@@ -241,5 +241,5 @@ def _parser() -> Parser:
         "--split", help="ask only the questions of this split; in BEIR's layout, of qrels/SPLIT.tsv"
     )
     add("--tokenizer", help="folder or name of a model whose tokens fill the context")
-    add("--out", type=folder, required=True, help="folder of the results")
+    add("--out", type=output_folder, required=True, help="folder of the results")
     return parser

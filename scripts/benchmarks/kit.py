@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from igsearch_env.cli.program import Parser, folder, positive
+from igsearch_env.cli.program import Parser, output_folder, positive
 from igsearch_env.episode import Episode
 
 Case = TypeVar("Case")
@@ -27,7 +27,7 @@ GIB = 1 << 30
 def benchmark_parser(description: str | None) -> Parser:
     """A parser with --out and --threads; the description is the docstring of the benchmark."""
     parser = Parser(None, description)
-    parser.add_argument("--out", type=folder, required=True, help="folder of the results")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the results")
     parser.add_argument("--threads", type=positive, default=1, help="threads (default: 1)")
     return parser
 

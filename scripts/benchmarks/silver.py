@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
+from igsearch_env.cli.program import Parser, output_folder, parse_early, positive, run
 
 
 def _parser() -> Parser:
     parser = Parser(None, __doc__)
     add = parser.add_argument
-    add("--out", type=folder, required=True, help="folder of results.json")
+    add("--out", type=output_folder, required=True, help="folder of results.json")
     add("--questions", type=Path, nargs="+", required=True, help="files of questions")
     add("--corpus", type=Path, required=True, help="file of documents")
     add("--documents", type=positive, nargs="+", help="sizes of the corpus (default: as it is)")

@@ -36,7 +36,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
+from igsearch_env.cli.program import Parser, output_folder, parse_early, positive, run
 
 PROXY_FAULTS = ("close", "reset", "garbage", "half", "status", "shape", "slow")
 PROGRAMS = ("training", "evaluation", "index building", "serving")
@@ -47,12 +47,12 @@ PATIENCE = 600.0
 def _parser() -> Parser:
     parser = Parser(None, __doc__)
     add = parser.add_argument
-    add("--out", type=folder, required=True, help="folder of the campaign")
+    add("--out", type=output_folder, required=True, help="folder of the campaign")
     add("--kills", type=positive, default=51, help="kills of each program (default: %(default)s)")
     add("--others", type=positive, default=12, help="cases of each other fault (default: 12)")
     add("--seed", type=int, default=0)
     add("--program", action="append", choices=PROGRAMS, help="only this one (may be repeated)")
-    add("--report", type=folder, help="folder to write faults.json and faults.md into")
+    add("--report", type=output_folder, help="folder to write faults.json and faults.md into")
     return parser
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from igsearch_env.answers import contains_answer, cover_exact_match, exact_match, f1_score
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
+from igsearch_env.cli.program import Parser, output_folder, parse_early, positive, run
 from igsearch_env.completion import Completion
 from igsearch_env.data.corpus import load_corpus
 from igsearch_env.data.questions import load_questions
@@ -427,7 +427,12 @@ TARGETS = {target.__name__: target for target in SHARES}
 def _parser() -> Parser:
     arguments = Parser(None, __doc__)
     add = arguments.add_argument
-    add("--out", type=folder, default=Path("runs/fuzz"), help="folder of findings and corpora")
+    add(
+        "--out",
+        type=output_folder,
+        default=Path("runs/fuzz"),
+        help="folder of findings and corpora",
+    )
     add("--inputs", type=positive, default=1_050_000, help="in total (default: %(default)s)")
     add("--target", choices=sorted(TARGETS), help="only this one")
     add("--file", type=Path, help="play one file, with --target")

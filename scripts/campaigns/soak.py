@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, folder, parse_early, run
+from igsearch_env.cli.program import Parser, output_folder, parse_early, run
 
 SAMPLES = 100
 QUANTITIES = {
@@ -41,10 +41,15 @@ NAMES = ("environment", "training", "server")
 def _parser() -> Parser:
     parser = Parser(None, __doc__)
     add = parser.add_argument
-    add("--out", type=folder, required=True, help="folder of samples, and of the training run")
+    add(
+        "--out",
+        type=output_folder,
+        required=True,
+        help="folder of samples, and of the training run",
+    )
     add("--scale", type=float, default=1.0, help="length of all parts (default: %(default)s)")
     add("--part", action="append", choices=NAMES, help="only this one (may be repeated)")
-    add("--report", type=folder, help="folder to write soak.json and soak.md into")
+    add("--report", type=output_folder, help="folder to write soak.json and soak.md into")
     return parser
 
 

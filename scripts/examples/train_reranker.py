@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run, say
+from igsearch_env.cli.program import Parser, output_folder, parse_early, positive, run, say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--questions", nargs="+", required=True, help="question sets with gold_ids")
     add("--index", type=Path, required=True, help="saved index: the first stage")
     add("--model", required=True, help="encoder or cross-encoder to begin with")
-    add("--out", type=folder, required=True, help="folder of the trained model")
+    add("--out", type=output_folder, required=True, help="folder of the trained model")
     add("--negatives", type=positive, default=5, help="of each question (default: 5)")
     add(
         "--depth",

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
+from igsearch_env.cli.program import Parser, folder, output_folder, parse_early, positive, run
 
 STUDY = Path(__file__).with_name("study.toml")
 
@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(None, __doc__)
     parser.add_argument("stage", choices=("develop", "qualify", "compare", "report"))
     parser.add_argument("--out", type=folder, required=True, help="folder of the runs")
-    parser.add_argument("--report", type=folder, help="folder of the tables' file and the plots")
+    parser.add_argument(
+        "--report", type=output_folder, help="folder of the tables' file and the plots"
+    )
     parser.add_argument("--study", type=Path, default=STUDY, help="the study's file")
     parser.add_argument("--regimes", nargs="+", help="these regimes only")
     parser.add_argument("--arms", nargs="+", help="these arms only")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from igsearch_env.cli.program import Parser, folder, parse_early, positive, run
+from igsearch_env.cli.program import Parser, output_folder, parse_early, positive, run
 
 
 def _parser() -> Parser:
@@ -28,7 +28,7 @@ def _parser() -> Parser:
     add("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     add("--questions", type=positive, default=150, help="questions, G rollouts of each")
     add("--constructed", action="store_true", help="search for titles, not as the policy does")
-    add("--out", type=folder, required=True, help="folder of results.json")
+    add("--out", type=output_folder, required=True, help="folder of results.json")
     return parser
 
 

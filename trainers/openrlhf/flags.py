@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from igsearch_env.cli.program import Parser, folder
+from igsearch_env.cli.program import Parser, output_folder
 from igsearch_env.data.questions import BUILTIN_QUESTIONS
 from igsearch_env.plugins import import_plugin, lasting_name
 from trainers.rollout_settings import RolloutSettings
@@ -135,7 +135,7 @@ def read_flags(argv: Sequence[str], description: str | None = None) -> Flags:
 
 def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = Parser(None, description)
-    parser.add_argument("--out", type=folder, required=True, help="folder of the results")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the results")
     parser.add_argument("--config", type=Path, help="TOML file whose tables stand for flags")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--check", action="store_true", help="check everything, start nothing")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from igsearch_env.cli.program import folder, run, say
+from igsearch_env.cli.program import folder, output_folder, run, say
 
 STRANGE = "http://ann:secret@host/x \x1b]0;title\x07\x1b[2K\rdone\x9b31m\u2028"
 SHOWN = "http://host/x  ]0;title  [2K done 31m\n"
@@ -39,3 +41,20 @@ def test_a_folder_may_have_to_be_made_but_nothing_else_is_in_its_place(tmp_path:
         folder(str(tmp_path / ("a" * 300)))
     with pytest.raises(argparse.ArgumentTypeError, match="the address http://host"):
         folder("http://host")
+
+
+def test_a_folder_of_results_that_may_not_be_written_to_is_refused_before_the_work() -> None:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folders are closed to other users
+        os.chmod(made, 0o555)
+        mine = os.geteuid()
+        if mine == 0:  # root may write everywhere
+            os.seteuid(65534)
+        try:
+            for path in (made, f"{made}/new/one"):
+                with pytest.raises(argparse.ArgumentTypeError, match=f"{path}: {made} may not"):
+                    output_folder(path)
+                assert folder(path) == Path(path)  # one that is only read
+        finally:
+            os.seteuid(mine)
+        os.chmod(made, 0o755)
+        assert output_folder(f"{made}/new") == Path(made, "new")
