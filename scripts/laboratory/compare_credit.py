@@ -129,7 +129,6 @@ def develop(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
     headings = (*names, "mean", "by seed", "last EM", "first hop at half")
     title = "development seeds: mean EM over the budget, by seed"
     print_table(make_table(title, headings, rows, text=names))
-    store.record()
 
 
 def _development_seeds(study: Study, arguments: argparse.Namespace) -> Sequence[int]:
@@ -169,7 +168,6 @@ def qualify(study: Study, store: ResultStore, arguments: argparse.Namespace) -> 
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         console.print(f"{regime}: {verdict} ({numbers})")
     write_json(path, verdicts)
-    store.record()
 
 
 def verdict_of(

@@ -40,7 +40,8 @@ class ResultStore:
         """The results of trials, in their order; those that are missing are run.
 
         Each run has a process of its own, since one that made several would hold more memory with
-        each. Where a run fails, those under way end and are kept, and no others begin.
+        each, and joins the record as it ends. Where a run fails, those under way end and are kept,
+        and no others begin.
 
         Args:
             study: The study.
@@ -65,6 +66,7 @@ class ResultStore:
         waiting = missing[::-1]
         running: dict[Future[None], tuple[Trial, ProcessPoolExecutor]] = {}
         with progress_bar() as bar, ExitStack() as processes:
+            processes.callback(self.record)  # called last, of runs too that end beside a failed one
             done = len(trials) - len(missing)
             task = bar.add_task("runs", total=len(trials), completed=done, note="")
             while waiting or running:
@@ -89,6 +91,7 @@ class ResultStore:
                             "was short, and the rest goes on from its last quarter"
                         ) from error
                     bar.update(task, advance=1, note=trial.name)
+                    self.record()
         return [_read(path) for path in paths.values()]
 
     def record(self) -> list[Result]:

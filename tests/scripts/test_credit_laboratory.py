@@ -669,6 +669,8 @@ def test_a_process_that_is_killed_is_told_and_the_run_beside_it_is_kept(tmp_path
         store.run(study, [grpo, oracle, *never], 2)
     assert not store.has(study, grpo)
     assert store.has(study, oracle)
+    (row,) = (tmp_path / "record.jsonl").read_text().splitlines()
+    assert json.loads(row)["trial"]["arm"] == "oracle"
     assert not (tmp_path / "begun").exists()
 
 
@@ -682,6 +684,20 @@ def test_each_run_has_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(store_module, "free_cores", lambda: next(free))
     ResultStore(tmp_path, tmp_path / "record.jsonl").run(study, trials, None)
     assert len(set(note.read_text().split())) == 2
+
+
+def test_a_run_joins_the_record_as_it_ends(tmp_path: Path) -> None:
+    study = shortened(load_study(STUDY))
+    first, last = (Trial("develop", "no_second_try", arm, 100) for arm in ("grpo", "oracle"))
+    found: list[str] = []
+
+    class Watched(ResultStore):
+        def record(self) -> list[dict[str, Any]]:
+            found.append(" ".join(run["trial"]["arm"] for run in super().record()))
+            return []
+
+    Watched(tmp_path, tmp_path / "record.jsonl").run(study, [first, last], 1)
+    assert found == ["grpo", "grpo oracle", "grpo oracle"]
 
 
 def test_questions_without_gold_documents_are_refused_before_anything_runs(
