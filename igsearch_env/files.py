@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,33 @@ def write_whole(path: Path, text: str) -> None:
         except BaseException:
             unfinished.unlink(missing_ok=True)  # a full disk needs its room
             raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that files can be made in a folder, before a long run and not at its end.
+
+    Args:
+        folder: It need not exist; what it would lie in must then be writable.
+
+    Raises:
+        FileNotFoundError: If a part of the path is a link that leads nowhere.
+        PermissionError: If files cannot be made there.
+    """
+    parts = (folder, *folder.parents)
+    for part in parts:
+        if part.is_symlink() and not part.exists():
+            raise FileNotFoundError(
+                f"cannot write to {folder}: the link {part} leads nowhere; give another path, or "
+                "make the folder that it leads to"
+            )
+    there = next((part for part in parts if part.exists()), folder)
+    # sudo and setuid programs have rights of their own; Windows does not know them.
+    effective = os.access in os.supports_effective_ids
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
+        raise PermissionError(
+            f"cannot write to {folder}: no files can be made in {there}; give another path, or "
+            "change its permissions"
+        )
 
 
 def sha256_of(path: Path) -> str:

@@ -31,7 +31,6 @@ from igsearch_env.cli.program import (
     add_settings,
     folder,
     on_interrupt,
-    output_folder,
     say,
 )
 from igsearch_env.data.corpus import read_corpus
@@ -238,7 +237,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--out",
         required=True,
-        type=output_folder,
+        type=folder,
         help="folder to write; an index there is replaced",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")

@@ -223,7 +223,7 @@ def _parser() -> Parser:
     add("--labels", type=Path, help="JSONL file of answers that people have judged")
     add("--judge", required=True, help="address of an OpenAI-compatible server")
     add("--model", help="name of its model (default: the only one that it serves)")
-    add("--cache", type=output_folder, help="folder of verdicts, which runs may share")
+    add("--cache", type=folder, help="folder of verdicts, which runs may share")
     add(
         "--concurrency",
         type=positive,

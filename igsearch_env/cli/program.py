@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import io
-import os
 import re
 import signal
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from igsearch_env.files import check_writable
 from igsearch_env.plugins import import_plugin
 from igsearch_env.text import clean_text, without_logins
 
@@ -197,13 +197,10 @@ def folder(text: str) -> Path:
 def output_folder(text: str) -> Path:
     """A :func:`folder` that may be written to: told before a long run, and not at its end."""
     path = folder(text)
-    there = next(part for part in (path, *path.parents) if part.exists())
-    # The rights of sudo and of setuid programs count; Windows knows no such rights.
-    if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise argparse.ArgumentTypeError(
-            f"expected a folder to write to, got {text}: {there} may not be written to; "
-            "give another path, or change its permissions"
-        )
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return path
 
 

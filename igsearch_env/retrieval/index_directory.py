@@ -23,7 +23,7 @@ from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
-from igsearch_env.files import names_file, seal
+from igsearch_env.files import check_writable, names_file, seal
 from igsearch_env.text import read_json
 
 MANIFEST = "manifest.json"
@@ -112,10 +112,12 @@ def check_replaceable(path: Path) -> None:
 
     Raises:
         FileExistsError: If there is something other than an index or an empty folder.
+        PermissionError: If the folder that it lies in may not be written to.
         ValueError: If the path does not end with the folder's name.
     """
     if path.name in ("", ".."):  # it is put in its place under that name
         raise ValueError(f"an index needs a folder with a name, got {str(path)!r}; give its name")
+    check_writable(place_of(path).parent)  # indexes are built beside their place
     if path.is_dir():
         if not any(path.iterdir()) or _claims_to_be_index(path):
             return

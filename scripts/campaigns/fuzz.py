@@ -430,7 +430,7 @@ def _parser() -> Parser:
     add(
         "--out",
         type=output_folder,
-        default=Path("runs/fuzz"),
+        default="runs/fuzz",
         help="folder of findings and corpora",
     )
     add("--inputs", type=positive, default=1_050_000, help="in total (default: %(default)s)")

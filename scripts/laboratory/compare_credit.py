@@ -61,7 +61,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from igsearch_env.cli.console import console, make_table, print_table
-from igsearch_env.files import write_json, write_whole
+from igsearch_env.files import check_writable, write_json, write_whole
 from scripts.laboratory.report import endpoint, markdown, plot_differences, summarise, tables
 from scripts.laboratory.store import ResultStore
 from scripts.laboratory.study import (
@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Command line arguments; None for those of the process.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.stage != "report" or arguments.report is None:  # else --out is only read
+        check_writable(arguments.out)
     study = load_study(arguments.study)
     if arguments.smoke:
         study = shortened(study)

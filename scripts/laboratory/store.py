@@ -33,8 +33,11 @@ class ResultStore:
 
     def __init__(self, folder: Path, record: Path) -> None:
         self.folder, self._record = folder, record
-        text = record.read_text(encoding="utf-8") if record.is_file() else ""
-        self._known = [json.loads(line) for line in text.split("\n") if line]
+        self._known = self._read_record()
+
+    def _read_record(self) -> list[Result]:
+        text = self._record.read_text(encoding="utf-8") if self._record.is_file() else ""
+        return [json.loads(line) for line in text.split("\n") if line]
 
     def run(self, study: Study, trials: Sequence[Trial], workers: int | None) -> list[Result]:
         """The results of trials, in their order; those that are missing are run.
@@ -65,8 +68,9 @@ class ResultStore:
         most = workers or free_cores()  # counted once: later the runs themselves keep cores busy
         waiting = missing[::-1]
         running: dict[Future[None], tuple[Trial, ProcessPoolExecutor]] = {}
+        failed: dict[Trial, BaseException] = {}
+        self.record()  # runs that a killed program has kept; a file that is closed is told now
         with progress_bar() as bar, ExitStack() as processes:
-            processes.callback(self.record)  # called last, of runs too that end beside a failed one
             done = len(trials) - len(missing)
             task = bar.add_task("runs", total=len(trials), completed=done, note="")
             while waiting or running:
@@ -80,23 +84,28 @@ class ResultStore:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     trial, process = running.pop(future)
                     process.shutdown()
-                    if future.exception() and running:
-                        console.print(f"{trial.name} failed; those under way end first")
-                    try:
-                        future.result()
-                    except BrokenProcessPool as error:
-                        raise ValueError(
-                            f"the process of {trial.name} was killed: out of memory? What has "
-                            "ended is kept; give the command again, with fewer --workers if memory "
-                            "was short, and the rest goes on from its last quarter"
-                        ) from error
+                    if error := future.exception():
+                        failed[trial] = error
+                        waiting.clear()
+                        then = "; those under way end first" if running else ""
+                        console.print(f"{trial.name} failed{then}")
+                        continue
                     bar.update(task, advance=1, note=trial.name)
                     self.record()
+        for trial, error in failed.items():  # the first; the names of all have been printed
+            if isinstance(error, BrokenProcessPool):
+                raise ValueError(
+                    f"the process of {trial.name} was killed: out of memory? What has ended is "
+                    "kept; give the command again, with fewer --workers if memory was short, and "
+                    "the rest goes on from its last quarter"
+                ) from error
+            raise error
         return [_read(path) for path in paths.values()]
 
     def record(self) -> list[Result]:
         """Every run that was ever made; those that are kept here join the record."""
         kept = [_read(path) for path in sorted(self.folder.glob("runs/*/*.json"))]
+        self._known = self._read_record()  # another program may have added runs of its own
         lines = dict.fromkeys(json.dumps(run, sort_keys=True) for run in [*self._known, *kept])
         write_whole(self._record, "".join(line + "\n" for line in lines))
         return [json.loads(line) for line in lines]

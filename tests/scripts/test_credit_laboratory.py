@@ -697,7 +697,18 @@ def test_a_run_joins_the_record_as_it_ends(tmp_path: Path) -> None:
             return []
 
     Watched(tmp_path, tmp_path / "record.jsonl").run(study, [first, last], 1)
-    assert found == ["grpo", "grpo oracle", "grpo oracle"]
+    assert found == ["", "grpo", "grpo oracle"]
+
+
+def test_runs_that_another_program_adds_to_the_record_stay_there(tmp_path: Path) -> None:
+    ours = ResultStore(tmp_path / "ours", tmp_path / "record.jsonl")
+    theirs = json.dumps(a_run("grpo", 1, [0.1] * 5), sort_keys=True)
+    (tmp_path / "record.jsonl").write_text(theirs + "\n")
+    mine = a_run("grpo", 0, [0.1] * 5)
+    (tmp_path / "ours/runs/compare").mkdir(parents=True)
+    (tmp_path / "ours/runs/compare/grpo.json").write_text(json.dumps(mine))
+    assert len(ours.record()) == 2
+    assert (tmp_path / "record.jsonl").read_text().startswith(theirs)
 
 
 def test_questions_without_gold_documents_are_refused_before_anything_runs(

@@ -51,10 +51,14 @@ def test_a_folder_of_results_that_may_not_be_written_to_is_refused_before_the_wo
             os.seteuid(65534)
         try:
             for path in (made, f"{made}/new/one"):
-                with pytest.raises(argparse.ArgumentTypeError, match=f"{path}: {made} may not"):
+                with pytest.raises(argparse.ArgumentTypeError, match=f"{path}: no .* in {made};"):
                     output_folder(path)
                 assert folder(path) == Path(path)  # one that is only read
         finally:
             os.seteuid(mine)
         os.chmod(made, 0o755)
         assert output_folder(f"{made}/new") == Path(made, "new")
+        Path(made, "link").symlink_to(Path(made, "nowhere"))
+        for path in (f"{made}/link", f"{made}/link/new"):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"{path}: the link {made}/link "):
+                output_folder(path)
