@@ -76,7 +76,7 @@ def summarise(
     qualified: Mapping[str, Mapping[str, Any]],
     tried: Sequence[Result] = (),
 ) -> dict[str, Any]:
-    """Every regime's table, as JSON-ready data.
+    """Every regime's table, as JSON-ready data, where None stands for a number that there is not.
 
     Args:
         study: The study.
@@ -111,8 +111,17 @@ def summarise(
         "runs": {"done": sum(row["seeds"] for row in shown), "planned": planned},
         "endpoint": "mean sampled EM at 25, 50, 75 and 100 % of the budget",
         "settings_tried": _settings_tried(tried),
-        "regimes": regimes,
+        "regimes": _without_nan(regimes),
     }
+
+
+def _without_nan(data: Any) -> Any:
+    """The same with None for NaN, which JSON does not know: the bounds of one seed, for example."""
+    if isinstance(data, Mapping):
+        return {name: _without_nan(value) for name, value in data.items()}
+    if isinstance(data, list):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and np.isnan(data) else data
 
 
 def _settings_tried(runs: Sequence[Result]) -> list[dict[str, Any]]:
@@ -389,12 +398,12 @@ def _compared(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
     )
 
 
-def _interval(values: Sequence[float] | None, *, signed: bool = False) -> str:
-    if values is None or np.isnan(values[0]):
+def _interval(values: Sequence[float | None] | None, *, signed: bool = False) -> str:
+    if values is None or values[0] is None:
         return ""
     mean, low, high = values
     form = "{:+.3f}" if signed else "{:.3f}"
-    if np.isnan(low):
+    if low is None:
         return form.format(mean)
     return f"{form} [{form}, {form}]".format(mean, low, high)
 
@@ -424,7 +433,8 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
         for place, (arm, row) in enumerate(reversed(arms.items())):
             mean, low, high = row["delta_em"]
             color = "#1a73e8" if arm == regime["primary"] else "#5f6368"
-            left.plot([low, high], [place, place], color=color, linewidth=2)
+            if low is not None:  # of one seed, it is the mean alone
+                left.plot([low, high], [place, place], color=color, linewidth=2)
             left.plot(mean, place, "o", color=color, markersize=5)
         left.axvline(0, color="#202124", linewidth=0.8)
         left.set_yticks(range(len(arms)), list(reversed(arms)), fontsize=8)
@@ -434,7 +444,7 @@ def plot_differences(summary: Mapping[str, Any], path: Path) -> None:
             for number, arm in enumerate(shown):
                 row = regime["arms"].get(arm, {})
                 if curve := row.get(curve_name):
-                    label = f"{arm}, {row['seeds']} seeds"
+                    label = f"{arm}, {row['seeds']} seed{'s' * (row['seeds'] > 1)}"
                     budget = np.linspace(0, 100, len(curve))
                     axis.plot(budget, curve, marker=".", color=f"C{number}", label=label)
             axis.set_title(f"{name}: {curves[curve_name]}", fontsize=10, loc="left")

@@ -756,6 +756,25 @@ def test_gold_documents_have_columns_and_a_plot_where_they_were_kept(tmp_path: P
     assert "gold_documents" not in arms["oracle"]
 
 
+def test_an_arm_with_one_seed_has_no_interval_and_its_report_is_json(tmp_path: Path) -> None:
+    study = load_study(STUDY)
+    seeds = [0, 1]
+    runs = [a_run("grpo", seed, [0.1] * 5) for seed in seeds] + [a_run("oracle", 0, [0.2] * 5)]
+    # The oracle is behind on the second seed, so no share of its lead can be told.
+    runs += [a_run("oracle", 1, [0.0] * 5), a_run("ig", 0, [0.3] * 5), a_run("ig", 1, [0.3] * 5)]
+    for kept in (runs[:3], runs):
+        summary = summarise(study, kept, {})
+        json.dumps(summary, allow_nan=False)
+        plot_differences(summary, tmp_path / "plot.png")
+    one = summarise(study, runs[:3], {})
+    arms = one["regimes"]["no_second_try"]["arms"]
+    assert arms["oracle"]["delta_em"] == [pytest.approx(0.1), None, None]
+    assert "| oracle | 1 (0-0) | 0.200 | +0.100 | +0.100 |" in markdown(one)
+    arms = summary["regimes"]["no_second_try"]["arms"]
+    assert arms["ig"]["share_of_oracle"] == [None, None, None]
+    assert [table.row_count for table in tables(summary)] == [3]
+
+
 def test_questions_of_several_hops_have_a_table_by_hops() -> None:
     study = with_one_primary()
     primary = study.regimes["no_second_try"].primary
