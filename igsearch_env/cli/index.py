@@ -25,14 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from igsearch_env.cli.program import (
-    Parser,
-    add_import,
-    add_settings,
-    folder,
-    on_interrupt,
-    say,
-)
+from igsearch_env.cli.program import Parser, add_import, add_settings, folder, on_interrupt, say
 from igsearch_env.data.corpus import read_corpus
 from igsearch_env.files import names_file
 from igsearch_env.retrieval.adopting import adopt_index
@@ -235,10 +228,7 @@ def _parser() -> Parser:
         "is",
     )
     parser.add_argument(
-        "--out",
-        required=True,
-        type=folder,
-        help="folder to write; an index there is replaced",
+        "--out", required=True, type=folder, help="folder to write; an index there is replaced"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_import(parser)

@@ -427,12 +427,7 @@ TARGETS = {target.__name__: target for target in SHARES}
 def _parser() -> Parser:
     arguments = Parser(None, __doc__)
     add = arguments.add_argument
-    add(
-        "--out",
-        type=output_folder,
-        default="runs/fuzz",
-        help="folder of findings and corpora",
-    )
+    add("--out", type=output_folder, default="runs/fuzz", help="folder of findings and corpora")
     add("--inputs", type=positive, default=1_050_000, help="in total (default: %(default)s)")
     add("--target", choices=sorted(TARGETS), help="only this one")
     add("--file", type=Path, help="play one file, with --target")
